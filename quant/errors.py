@@ -1,0 +1,55 @@
+"""What can go wrong, as one small tree; only the command line turns these into text.
+
+    QuantError              anything a user can cause and mend; the message is one line and names file, model or op
+    ├── ModelError          a model directory, program or parameter file that can't be used
+    ├── DataError           a dataset that can't be read, or that doesn't fit the model
+    ├── OptionError         an option, op type, op id or name that doesn't exist
+    ├── OutputError         a place that can't be written, or that would lose what is there
+    ├── ConversionError     a conversion whose result would not be what was asked for
+    └── ChildError          a child process that died, hung or printed no result
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ChildError", "ConversionError", "DataError", "ModelError", "OptionError", "OutputError", "QuantError",
+    "check_choice",
+]  # fmt: skip
+
+
+class QuantError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class ModelError(QuantError):
+    """A model directory, program or parameter file that can't be used."""
+
+
+class DataError(QuantError):
+    """A dataset that can't be read, or that doesn't fit the model."""
+
+
+class OptionError(QuantError):
+    """An option, op type, op id or name that doesn't exist."""
+
+
+class OutputError(QuantError):
+    """A place that can't be written, or that would lose what is there."""
+
+
+class ConversionError(QuantError):
+    """A conversion whose result would not be what was asked for."""
+
+
+class ChildError(QuantError):
+    """A child process that died, hung or printed no result."""
+
+
+def check_choice(kind: str, value: str, valid: Iterable[str]) -> None:
+    """Raise OptionError, with the nearest valid name, unless `value` is one of `valid`."""
+    names = list(valid)
+    if value not in names:
+        near = difflib.get_close_matches(value, names, 1, 0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(names)}"
+        raise OptionError(f"unknown {kind} {value!r}; {hint}")

@@ -1,0 +1,472 @@
+"""Legacy Paddle programs as values, and the only code that knows their file formats.
+
+A `Graph` is one block of ops with its parameters in NumPy. It is never changed in place: passes build new ones.
+Programs and parameters are parsed here in Python rather than by Paddle's loader, because Paddle ends the whole
+process on a damaged file.
+
+Formats: paddle/fluid/framework/framework.proto (ProgramDesc) and paddle/phi/core/framework/dense_tensor_tostream.cc
+(one parameter: uint32 version | uint64 LoD levels, each uint64 bytes + data | uint32 version | int32 length of a
+TensorDesc | TensorDesc | raw data; a combined file is these in the order of the sorted names).
+"""
+
+import math
+import os
+import shutil
+import struct
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quant.errors import ModelError, OutputError
+
+os.environ.setdefault("FLAGS_enable_pir_api", "0")  # before Paddle loads: the INT8 tooling is legacy-format only
+
+from google.protobuf.message import DecodeError
+from paddle.base.proto import framework_pb2 as proto
+
+__all__ = ["Attr", "Graph", "Op", "Pass", "Var", "files_of", "fresh_dir", "load_dir", "run_passes", "save_dir"]
+
+Array = NDArray[Any]
+
+_DTYPES = {
+    proto.VarType.BOOL: "bool", proto.VarType.INT16: "int16", proto.VarType.INT32: "int32",
+    proto.VarType.INT64: "int64", proto.VarType.FP16: "float16", proto.VarType.FP32: "float32",
+    proto.VarType.FP64: "float64", proto.VarType.UINT8: "uint8", proto.VarType.INT8: "int8",
+    proto.VarType.BF16: "uint16",
+}  # fmt: skip
+_DTYPE_NUMBERS = {name: number for number, name in _DTYPES.items()}
+
+# AttrType number -> the field of OpDesc.Attr that carries it. Blocks are absent: control flow is refused on load.
+_ATTR_FIELDS = {
+    proto.INT: "i", proto.FLOAT: "f", proto.STRING: "s", proto.INTS: "ints", proto.FLOATS: "floats",
+    proto.STRINGS: "strings", proto.BOOLEAN: "b", proto.BOOLEANS: "bools", proto.LONG: "l", proto.LONGS: "longs",
+    proto.FLOAT64S: "float64s", proto.VAR: "var_name", proto.VARS: "vars_name", proto.FLOAT64: "float64",
+    proto.SCALAR: "scalar", proto.SCALARS: "scalars",
+}  # fmt: skip
+
+
+class Attr(NamedTuple):
+    """An attribute's value and its AttrType number, which Paddle checks."""
+
+    kind: int
+    value: Any
+
+    @staticmethod
+    def of(value: Any) -> "Attr":
+        """The attribute for a Python value: bool, int, float, str, or a list of ints, floats or strings."""
+        if isinstance(value, bool):
+            return Attr(proto.BOOLEAN, value)
+        if isinstance(value, int):
+            return Attr(proto.INT, value)
+        if isinstance(value, float):
+            return Attr(proto.FLOAT, value)
+        if isinstance(value, str):
+            return Attr(proto.STRING, value)
+        if isinstance(value, list) and value and isinstance(value[0], float):
+            return Attr(proto.FLOATS, value)
+        if isinstance(value, list) and value and isinstance(value[0], str):
+            return Attr(proto.STRINGS, value)
+        if isinstance(value, list):
+            return Attr(proto.INTS, value)
+        raise TypeError(f"no attribute type for {value!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """One op. Slots map to tuples of variable names; two ops are equal only when they are the same object."""
+
+    type: str
+    inputs: Mapping[str, tuple[str, ...]]
+    outputs: Mapping[str, tuple[str, ...]]
+    attrs: Mapping[str, Attr] = field(default_factory=dict)
+
+    @staticmethod
+    def make(type: str, inputs: Mapping[str, str], outputs: Mapping[str, str], **attrs: Any) -> "Op":
+        """An op with one variable a slot and plain Python attribute values."""
+        return Op(
+            type,
+            {slot: (name,) for slot, name in inputs.items()},
+            {slot: (name,) for slot, name in outputs.items()},
+            {name: Attr.of(value) for name, value in attrs.items()},
+        )
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        return self.attrs[name].value if name in self.attrs else default
+
+    def input(self, slot: str) -> str:
+        """The only variable of an input slot, or "" when the slot is empty."""
+        return (self.inputs.get(slot) or ("",))[0]
+
+    def output(self, slot: str) -> str:
+        return (self.outputs.get(slot) or ("",))[0]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(name for names in self.inputs.values() for name in names)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return tuple(name for names in self.outputs.values() for name in names)
+
+    def with_attrs(self, **attrs: Any) -> "Op":
+        return replace(self, attrs={**self.attrs, **{name: Attr.of(value) for name, value in attrs.items()}})
+
+    def rewired(self, names: Mapping[str, str]) -> "Op":
+        """The op with its input variables renamed; the same object when none is concerned."""
+        if not any(name in names for name in self.reads):
+            return self
+        inputs = {slot: tuple(names.get(name, name) for name in old) for slot, old in self.inputs.items()}
+        return replace(self, inputs=inputs)
+
+
+class Var(NamedTuple):
+    """A tensor's description; -1 in `shape` is an open dimension."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    lod_level: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """One block of a legacy program.
+
+    `vars` describes every tensor, parameters included; `params` holds the values of the parameters.
+    `version` is the serialised ProgramDesc without blocks: program version and op versions.
+    """
+
+    ops: tuple[Op, ...]
+    vars: Mapping[str, Var]
+    params: Mapping[str, Array]
+    feeds: tuple[str, ...]
+    fetches: tuple[str, ...]
+    version: bytes = b""
+
+    def writers(self) -> dict[str, Op]:
+        """Variable -> the op that writes it."""
+        return {name: op for op in self.ops for name in op.writes}
+
+    def readers(self) -> dict[str, list[Op]]:
+        """Variable -> the ops that read it, in order, an op once a reading slot."""
+        table: defaultdict[str, list[Op]] = defaultdict(list)
+        for op in self.ops:
+            for name in op.reads:
+                table[name].append(op)
+        return table
+
+    def fresh(self, stem: str) -> str:
+        """A variable name that the graph doesn't use yet."""
+        if stem not in self.vars:
+            return stem
+        return next(name for name in (f"{stem}.{n}" for n in range(len(self.vars) + 1)) if name not in self.vars)
+
+    def evolve(
+        self,
+        ops: Iterable[Op],
+        vars: Mapping[str, Var] | None = None,
+        params: Mapping[str, Array] | None = None,
+    ) -> "Graph":
+        """The graph with other ops, plus new variables and parameters; what nothing uses any more is dropped."""
+        ops = tuple(ops)
+        used = {name for op in ops for name in (*op.reads, *op.writes)} | {*self.feeds, *self.fetches}
+        all_params = {**self.params, **(params or {})}
+        described = {name: Var(value.shape, str(value.dtype)) for name, value in (params or {}).items()}
+        all_vars = {**self.vars, **described, **(vars or {})}
+        return replace(
+            self,
+            ops=ops,
+            vars={name: var for name, var in all_vars.items() if name in used},
+            params={name: value for name, value in all_params.items() if name in used},
+        )
+
+    def op_counts(self) -> Counter[str]:
+        return Counter(op.type for op in self.ops)
+
+
+Pass = Callable[[Graph], Graph]
+
+
+def run_passes(graph: Graph, passes: Sequence[Pass], seen: Callable[[str, Graph], None] | None = None) -> Graph:
+    """Apply `passes` in order; `seen(name, graph)` is told of each result."""
+    for rewrite in passes:
+        graph = rewrite(graph)
+        if seen:
+            seen(rewrite.__name__, graph)
+    return graph
+
+
+# --- directories -------------------------------------------------------------------------------------------------
+
+
+class Files(NamedTuple):
+    """Where a model lies: its program, and one combined parameter file or None for a file a parameter."""
+
+    program: Path
+    params: Path | None
+
+
+def files_of(directory: Path) -> Files:
+    """Find the program and parameters of a model directory, in any layout that Paddle has used.
+
+    Raises ModelError when there is no such directory, no program in it, more than one, or only a PIR program.
+    """
+    if not directory.is_dir():
+        raise ModelError(f"{directory}: no such model directory")
+    programs = sorted(directory.glob("*.pdmodel"))
+    if preferred := [path for path in programs if path.name == "inference.pdmodel"]:
+        programs = preferred
+    if len(programs) > 1:
+        raise ModelError(f"{directory}: more than one program ({', '.join(path.name for path in programs)})")
+    if programs:
+        params = programs[0].with_suffix(".pdiparams")
+        return Files(programs[0], params if params.exists() else None)
+    for name in ("__model__", "model"):
+        if (directory / name).is_file():
+            combined = [directory / other for other in ("__params__", "params") if (directory / other).is_file()]
+            return Files(directory / name, combined[0] if combined else None)
+    if list(directory.glob("*.json")):
+        raise ModelError(
+            f"{directory}: holds a PIR program (.json); re-export it in the legacy format with "
+            "FLAGS_enable_pir_api=0 set before 'import paddle'"
+        )
+    raise ModelError(f"{directory}: no program (inference.pdmodel, model or __model__) in this directory")
+
+
+def load_dir(directory: Path) -> Graph:
+    """Read a model directory. Raises ModelError, naming the file, on anything that isn't a usable legacy model."""
+    files = files_of(directory)
+    graph = _parse_program(files.program)
+    wanted = sorted(name for name in graph.params)
+    if files.params is not None:
+        params = dict(zip(wanted, _read_combined(files.params, wanted), strict=True))
+    else:
+        params = {name: _read_separate(files.program, directory, name) for name in wanted}
+    for name, value in params.items():
+        var = graph.vars[name]
+        if value.shape != var.shape or str(value.dtype) != var.dtype:
+            where = files.params or directory / name
+            raise ModelError(
+                f"{where}: parameter {name!r} is {value.dtype}{list(value.shape)}, but the program "
+                f"{files.program.name} declares {var.dtype}{list(var.shape)}: parameters of another model?"
+            )
+    return replace(graph, params=params)
+
+
+def save_dir(graph: Graph, directory: Path, layout: str = "inference") -> None:
+    """Write a model into `directory`, which exists and is empty.
+
+    `layout`: "inference" (inference.pdmodel/.pdiparams), "model" (model, params), "combined" (__model__,
+    __params__), or "separate" (__model__ and a file a parameter). All attributes are kept.
+    """
+    names = {
+        "inference": ("inference.pdmodel", "inference.pdiparams"),
+        "model": ("model", "params"),
+        "combined": ("__model__", "__params__"),
+        "separate": ("__model__", None),
+    }
+    program, combined = names[layout]
+    (directory / program).write_bytes(_program_bytes(graph))
+    if combined is not None:
+        with (directory / combined).open("wb") as file:
+            for name in sorted(graph.params):
+                file.writelines(_tensor_bytes(graph.params[name]))
+    else:
+        for name, value in graph.params.items():
+            (directory / name).write_bytes(b"".join(_tensor_bytes(value)))
+
+
+@contextmanager
+def fresh_dir(output: Path) -> Iterator[Path]:
+    """A staging directory that becomes `output` when the block ends well; on an error nothing is left.
+
+    Raises OutputError when `output` is a file, isn't empty, or its parent can't be written.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise OutputError(f"{output}: exists and is not an empty directory; nothing was written")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise OutputError(f"{output}: can't be written ({error.strerror})") from error
+    try:
+        staging.chmod(0o755)
+        yield staging
+        if output.exists():
+            output.rmdir()
+        staging.rename(output)
+    except OSError as error:
+        raise OutputError(f"{output}: can't be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+# --- programs ----------------------------------------------------------------------------------------------------
+
+
+def _parse_program(path: Path) -> Graph:
+    """The graph of a program file; `params` maps each parameter's name to an empty array until they are read."""
+    program = proto.ProgramDesc()
+    try:
+        program.ParseFromString(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read ({error.strerror})") from error
+    except DecodeError as error:
+        raise ModelError(f"{path}: not a Paddle program, or truncated") from error
+    if not program.blocks or not program.blocks[0].ops:
+        raise ModelError(f"{path}: not a Paddle program (it holds no ops)")
+    if len(program.blocks) > 1:
+        raise ModelError(f"{path}: has control flow ({len(program.blocks)} blocks), which is not supported")
+    block = program.blocks[0]
+    variables: dict[str, Var] = {}
+    params: dict[str, Array] = {}
+    for var in block.vars:
+        if var.type.type != proto.VarType.DENSE_TENSOR:
+            continue
+        tensor = var.type.dense_tensor
+        dtype = _DTYPES.get(tensor.tensor.data_type)
+        if dtype is None:
+            raise ModelError(f"{path}: variable {var.name!r} has the unknown data type {tensor.tensor.data_type}")
+        variables[var.name] = Var(tuple(tensor.tensor.dims), dtype, tensor.legacy_lod_level)
+        if var.persistable:
+            params[var.name] = np.empty(0, dtype)
+    feeds: dict[int, str] = {}
+    fetches: dict[int, str] = {}
+    ops = []
+    for desc in block.ops:
+        op = _parse_op(path, desc)
+        if op.type == "feed":
+            feeds[op.attr("col", 0)] = op.output("Out")
+        elif op.type == "fetch":
+            fetches[op.attr("col", 0)] = op.input("X")
+        else:
+            ops.append(op)
+    if not feeds or not fetches:
+        raise ModelError(f"{path}: has no {'feed' if not feeds else 'fetch'} op: not an inference program")
+    ends = (*(feeds[col] for col in sorted(feeds)), *(fetches[col] for col in sorted(fetches)))
+    if missing := [name for name in ends if name not in variables]:
+        raise ModelError(f"{path}: feeds or fetches the undeclared variable {missing[0]!r}")
+    used = {name for op in ops for name in (*op.reads, *op.writes)} | set(ends)
+    if lost := [name for op in ops for name in op.reads if name not in variables and name]:
+        raise ModelError(f"{path}: an op reads the undeclared variable {lost[0]!r}")
+    version = proto.ProgramDesc()
+    version.CopyFrom(program)
+    version.ClearField("blocks")
+    return Graph(
+        ops=tuple(ops),
+        vars={name: var for name, var in variables.items() if name in used or name in params},
+        params=params,
+        feeds=tuple(feeds[col] for col in sorted(feeds)),
+        fetches=tuple(fetches[col] for col in sorted(fetches)),
+        version=version.SerializeToString(),
+    )
+
+
+def _parse_op(path: Path, desc: Any) -> Op:
+    attrs = {}
+    for attr in desc.attrs:
+        name = _ATTR_FIELDS.get(attr.type)
+        if name is None:
+            raise ModelError(f"{path}: op {desc.type!r} has control flow (attribute {attr.name!r}): not supported")
+        value = getattr(attr, name)
+        plain = isinstance(value, (bool, int, float, str))
+        attrs[attr.name] = Attr(attr.type, value if plain or attr.type == proto.SCALAR else list(value))
+    slots = ({var.parameter: tuple(var.arguments) for var in side} for side in (desc.inputs, desc.outputs))
+    return Op(desc.type, *slots, attrs)
+
+
+def _program_bytes(graph: Graph) -> bytes:
+    program = proto.ProgramDesc()
+    program.ParseFromString(graph.version)
+    block = program.blocks.add(idx=0, parent_idx=-1)
+    for name, kind in (("feed", proto.VarType.FEED_MINIBATCH), ("fetch", proto.VarType.FETCH_LIST)):
+        var = block.vars.add(name=name, persistable=True)
+        var.type.type = kind
+    for name, described in sorted(graph.vars.items()):
+        var = block.vars.add(name=name, persistable=name in graph.params, need_check_feed=name in graph.feeds)
+        var.type.type = proto.VarType.DENSE_TENSOR
+        var.type.dense_tensor.tensor.data_type = _DTYPE_NUMBERS[described.dtype]
+        var.type.dense_tensor.tensor.dims.extend(described.shape)
+        var.type.dense_tensor.legacy_lod_level = described.lod_level
+    feed = [Op.make("feed", {"X": "feed"}, {"Out": name}, col=col) for col, name in enumerate(graph.feeds)]
+    fetch = [Op.make("fetch", {"X": name}, {"Out": "fetch"}, col=col) for col, name in enumerate(graph.fetches)]
+    for op in (*feed, *graph.ops, *fetch):
+        desc = block.ops.add(type=op.type)
+        for slot, names in op.inputs.items():
+            desc.inputs.add(parameter=slot, arguments=names)
+        for slot, names in op.outputs.items():
+            desc.outputs.add(parameter=slot, arguments=names)
+        for name, attr in op.attrs.items():
+            target = desc.attrs.add(name=name, type=attr.kind)
+            key = _ATTR_FIELDS[attr.kind]
+            if isinstance(attr.value, list):
+                getattr(target, key).extend(attr.value)
+            elif attr.kind == proto.SCALAR:
+                target.scalar.CopyFrom(attr.value)
+            else:
+                setattr(target, key, attr.value)
+    return program.SerializeToString()
+
+
+# --- parameters --------------------------------------------------------------------------------------------------
+
+
+def _read_combined(path: Path, names: Sequence[str]) -> Iterator[Array]:
+    try:
+        data = memoryview(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read ({error.strerror})") from error
+    offset = 0
+    for name in names:
+        value, offset = _parse_tensor(path, data, offset, name)
+        yield value
+    if offset != len(data):
+        raise ModelError(f"{path}: holds {len(data) - offset} bytes more than the program's {len(names)} parameters")
+
+
+def _read_separate(program: Path, directory: Path, name: str) -> Array:
+    path = directory / name
+    if Path(name).name != name or not path.is_file():
+        raise ModelError(f"{directory}: no file for parameter {name!r} of {program.name}, and no combined file")
+    return next(_read_combined(path, [name]))
+
+
+def _parse_tensor(path: Path, data: memoryview, offset: int, name: str) -> tuple[Array, int]:
+    def take(size: int) -> memoryview:
+        nonlocal offset
+        if size < 0 or offset + size > len(data):
+            raise ModelError(f"{path}: truncated, or of another model, at parameter {name!r}")
+        offset += size
+        return data[offset - size : offset]
+
+    def number(code: str) -> int:
+        return int(struct.unpack(code, take(struct.calcsize(code)))[0])
+
+    bad = ModelError(f"{path}: not a Paddle parameter file, or of another model (at parameter {name!r})")
+    if number("<I") != 0:
+        raise bad
+    for _ in range(number("<Q")):
+        take(number("<Q"))  # LoD of a parameter: meaningless at inference
+    if number("<I") != 0:
+        raise bad
+    desc = proto.VarType.TensorDesc()
+    try:
+        desc.ParseFromString(bytes(take(number("<i"))))
+    except DecodeError as error:
+        raise bad from error
+    dtype = _DTYPES.get(desc.data_type)
+    if dtype is None or any(dim < 0 for dim in desc.dims):
+        raise bad
+    raw = take(math.prod(desc.dims) * np.dtype(dtype).itemsize)
+    return np.frombuffer(raw, dtype).reshape(desc.dims), offset
+
+
+def _tensor_bytes(value: Array) -> tuple[bytes, ...]:
+    desc = proto.VarType.TensorDesc(data_type=_DTYPE_NUMBERS[str(value.dtype)], dims=value.shape).SerializeToString()
+    return (struct.pack("<IQIi", 0, 0, 0, len(desc)), desc, np.ascontiguousarray(value).tobytes())

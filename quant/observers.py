@@ -1,0 +1,144 @@
+"""Activations seen during calibration -> the threshold to quantise them with.
+
+An observer takes batches one by one and keeps a bounded state: memory doesn't grow with the calibration set.
+The algorithms are those of the seeds' `quant_post_static`
+(python/paddle/static/quantization/post_training_quantization.py).
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import rel_entr
+
+__all__ = ["ALGORITHMS", "Observer"]
+
+Array = NDArray[Any]
+
+_BINS = 2048
+_PERCENTILE = 0.99999  # Paddle's default hist_percent
+
+
+class Observer(Protocol):
+    """Sees batches [N, ...]; then names a threshold, the largest magnitude to keep."""
+
+    def update(self, batch: Array) -> None: ...
+
+    def threshold(self) -> float: ...
+
+
+class AbsMax:
+    """The largest magnitude seen. (min_max is the same for the symmetric grids that oneDNN's kernels use.)"""
+
+    def __init__(self, levels: int) -> None:
+        self.peak = 0.0
+
+    def update(self, batch: Array) -> None:
+        self.peak = max(self.peak, float(max(batch.max(), -batch.min())))
+
+    def threshold(self) -> float:
+        return self.peak
+
+
+class Average:
+    """The mean over samples of each sample's largest magnitude."""
+
+    def __init__(self, levels: int) -> None:
+        self.total, self.count = 0.0, 0
+
+    def update(self, batch: Array) -> None:
+        peaks = np.abs(batch.reshape(len(batch), -1)).max(1)
+        self.total += float(peaks.sum(dtype=np.float64))
+        self.count += len(peaks)
+
+    def threshold(self) -> float:
+        return self.total / max(self.count, 1)
+
+
+class _Histogram:
+    """A histogram of magnitudes whose range doubles, by merging bins in pairs, when a larger value comes.
+
+    Zeros aren't counted: every grid holds them exactly, and after a ReLU they would drown the rest.
+    """
+
+    def __init__(self, levels: int) -> None:
+        self.levels = levels
+        self.counts = np.zeros(_BINS)
+        self.top = 0.0
+
+    def update(self, batch: Array) -> None:
+        magnitudes = np.abs(batch[batch != 0])
+        if magnitudes.size == 0:
+            return
+        peak = float(magnitudes.max())
+        if self.top == 0.0:
+            self.top = peak
+        while peak > self.top:
+            self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(1), np.zeros(_BINS // 2)])
+            self.top *= 2
+        self.counts += np.histogram(magnitudes, _BINS, (0.0, self.top))[0]
+
+    @property
+    def edges(self) -> Array:
+        return np.linspace(0.0, self.top, _BINS + 1)
+
+
+class Percentile(_Histogram):
+    """The magnitude below which 99.999% of the values lie (Paddle: hist)."""
+
+    def threshold(self) -> float:
+        below = np.cumsum(self.counts)
+        if below[-1] == 0:
+            return 0.0
+        return float(self.edges[1 + np.searchsorted(below, _PERCENTILE * below[-1])])
+
+
+class LeastSquares(_Histogram):
+    """The threshold with the least mean squared rounding and clipping error (Paddle: mse)."""
+
+    def threshold(self) -> float:
+        centres = (self.edges[:-1] + self.edges[1:]) / 2
+        best, least = self.top, np.inf
+        for candidate in self.top * np.linspace(0.2, 1.0, 161):
+            step = candidate / self.levels
+            error = np.minimum(np.rint(centres / step), self.levels) * step - centres
+            loss = float((self.counts * (error**2 + step**2 / 12 * (centres < candidate))).sum())
+            if loss < least:
+                best, least = float(candidate), loss
+        return best
+
+
+class Entropy(_Histogram):
+    """The threshold whose clipped, quantised histogram is nearest to the seen one in KL divergence (Paddle: KL).
+
+    Source: Migacz, "8-bit inference with TensorRT", GTC 2017.
+    """
+
+    def threshold(self) -> float:
+        total = self.counts.sum()
+        if total == 0:
+            return 0.0
+        filled = int(np.flatnonzero(self.counts)[-1]) + 1
+        best, least = filled, np.inf
+        for stop in range(min(self.levels + 1, filled), filled + 1, 8):
+            seen = self.counts[:stop].copy()
+            group = np.arange(stop) * (self.levels + 1) // stop
+            occupied = np.bincount(group, seen > 0)
+            spread = np.bincount(group, seen)[group] / np.maximum(occupied[group], 1) * (seen > 0)
+            seen[-1] += self.counts[stop:].sum()  # what is clipped
+            spread = np.where((spread == 0) & (seen > 0), 1e-9, spread)
+            loss = float(rel_entr(seen / total, spread / spread.sum()).sum())
+            if loss < least:
+                best, least = stop, loss
+        return float(self.edges[best])
+
+
+ALGORITHMS: dict[str, Callable[[int], Observer]] = {
+    "abs_max": AbsMax,
+    "min_max": AbsMax,
+    "avg": Average,
+    "hist": Percentile,
+    "KL": Entropy,
+    "mse": LeastSquares,
+}

@@ -1,0 +1,65 @@
+"""Move fake quantisation above ops that only carry values, so that those ops can run on int8.
+
+    fake_quant(max_pool(x)) = max_pool(fake_quant(x))        fake_quant(concat(x, y)) = concat(fake_quant(x), fake_quant(y))
+
+Exact, because rounding to one grid is monotone and acts on each value by itself.
+"""
+
+from dataclasses import replace
+
+from quant.chains import is_move
+from quant.graph import Attr, Graph, Op, Var
+
+__all__ = ["hoist_quantizers"]
+
+
+def hoist_quantizers(graph: Graph) -> Graph:
+    """Hoist until nothing moves, then let equal quantisers of one tensor share one.
+
+    Not touched: a carrying op with a reader that wants the unrounded value, a fetched output, or readers that round
+    to different grids.
+    """
+    start = graph
+    while (hoisted := _hoist_once(graph)) is not graph:
+        graph = hoisted
+    merged = _merge_equal(graph)
+    return start if merged is start else merged
+
+
+def _hoist_once(graph: Graph) -> Graph:
+    readers = graph.readers()
+    for op in graph.ops:
+        out = op.output("Out")
+        found = readers.get(out, [])
+        if not is_move(op) or not found or out in graph.fetches:
+            continue
+        if any(reader.type != "fake_quant" or reader.attrs != found[0].attrs for reader in found):
+            continue
+        vars: dict[str, Var] = {}
+        above, renamed = [], {}
+        for name in dict.fromkeys(op.inputs["X"]):
+            renamed[name] = graph.fresh(f"{name}.above.{out}")
+            vars[renamed[name]] = graph.vars[name]
+            above.append(Op("fake_quant", {"X": (name,)}, {"Out": (renamed[name],)}, found[0].attrs))
+        swap = {op: (*above, op.rewired(renamed)), **{reader: () for reader in found}}
+        names = {reader.output("Out"): out for reader in found}
+        if any(name in graph.fetches for name in names):
+            continue
+        return graph.evolve((new.rewired(names) for old in graph.ops for new in swap.get(old, (old,))), vars)
+    return graph
+
+
+def _merge_equal(graph: Graph) -> Graph:
+    first: dict[tuple[str, Attr, Attr], str] = {}
+    names: dict[str, str] = {}
+    ops = []
+    for op in graph.ops:
+        op = op.rewired(names)
+        if op.type == "fake_quant" and op.output("Out") not in graph.fetches:
+            key = (op.input("X"), op.attrs["threshold"], op.attrs["levels"])
+            if key in first:
+                names[op.output("Out")] = first[key]
+                continue
+            first[key] = op.output("Out")
+        ops.append(op)
+    return graph.evolve(ops) if names else graph
