@@ -53,7 +53,9 @@ def calibrate(
     graph = run_passes(graph, NORMALISE)
     chains = chains_of(graph, chosen_ops(graph, ops_to_quantize, op_ids_to_skip))
     if not chains:
-        raise ConversionError("nothing to quantise: the model has no convolution or product with a constant weight left")
+        raise ConversionError(
+            "nothing to quantise: the model has no convolution or product with a constant weight left"
+        )
     plan = _plan(graph, chains)
     observers = {group: ALGORITHMS[algo](plan.levels[group]) for group in set(plan.group.values())}
     _observe(graph, batches, plan, observers, progress)
@@ -112,7 +114,8 @@ def _plan(graph: Graph, chains: Mapping[Op, Chain]) -> _Plan:
     residual = {
         chain
         for chain in chains.values()
-        if chain.residual and (stored(chain.residual) == "s8" or (stored(chain.residual) == "u8" and chain.stores_unsigned))
+        if chain.residual
+        and (stored(chain.residual) == "s8" or (stored(chain.residual) == "u8" and chain.stores_unsigned))
     }
     tensors = dict.fromkeys([chain.data for chain in chains.values()] + [chain.residual for chain in residual])
     for name in tensors:
@@ -136,7 +139,9 @@ def _observe(
 ) -> None:
     # Unfused, because a fused kernel may write over a tensor that is to be seen; each op on its oneDNN kernel still.
     fed = [name for name in plan.group if name in graph.feeds]
-    seen_ops = tuple(op.with_attrs(use_mkldnn=True) if op.type in WEIGHT_SLOT or op.type == "relu" else op for op in graph.ops)
+    seen_ops = tuple(
+        op.with_attrs(use_mkldnn=True) if op.type in WEIGHT_SLOT or op.type == "relu" else op for op in graph.ops
+    )
     seen = replace(graph, ops=seen_ops, fetches=tuple(name for name in plan.group if name not in graph.feeds))
     samples = 0
     with tempfile.TemporaryDirectory(prefix="quant-calibrate-") as scratch:
@@ -144,7 +149,10 @@ def _observe(
         with Predictor(Path(scratch), Settings(optimise=False, threads=2)) as predictor:
             for number, batch in enumerate(batches):
                 outputs = predictor(batch)
-                named = {**dict(zip(seen.fetches, outputs.values(), strict=True)), **{name: batch[name] for name in fed}}
+                named = {
+                    **dict(zip(seen.fetches, outputs.values(), strict=True)),
+                    **{name: batch[name] for name in fed},
+                }
                 for name, value in named.items():
                     if not np.isfinite(value).all():
                         where = "the data" if name in fed else f"activation {name!r}"

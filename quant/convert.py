@@ -150,9 +150,16 @@ class _Emitter:
         self.need_float(source)
         grid = _Int8(self.graph.fresh(f"{target}.int8"), threshold, levels, levels == UNSIGNED)
         quantize = Op.make(
-            "quantize", {"Input": source}, {"Output": grid.name}, Scale=grid.scale, Shift=0.0, bfloat16=False,
-            is_negative_input=not grid.unsigned, output_format="NCHW", use_mkldnn=True,
-        )  # fmt: skip
+            "quantize",
+            {"Input": source},
+            {"Output": grid.name},
+            Scale=grid.scale,
+            Shift=0.0,
+            bfloat16=False,
+            is_negative_input=not grid.unsigned,
+            output_format="NCHW",
+            use_mkldnn=True,
+        )
         self.ops.append(quantize)
         self.add_int8(target, grid)
 
@@ -189,7 +196,11 @@ class _Emitter:
         if chain.residual and (residual is None or (residual.unsigned and not unsigned)):
             return None  # a sum is stored in its residual's type: float32, or unsigned though it may be negative
         room = UNSIGNED if unsigned and (residual is None or residual.unsigned) else SIGNED
-        return _Int8(self.graph.fresh(f"{chain.out}.int8"), threshold, levels, unsigned) if levels in (SIGNED, room) else None
+        return (
+            _Int8(self.graph.fresh(f"{chain.out}.int8"), threshold, levels, unsigned)
+            if levels in (SIGNED, room)
+            else None
+        )
 
     def chain(self, chain: Chain) -> None:
         data = self.int8.get(chain.data)
@@ -253,7 +264,11 @@ class _Emitter:
         return {**present, "fuse_residual_connection": bool(chain.residual)}
 
     def fc_attrs(self, chain: Chain) -> dict[str, Any]:
-        return {"in_num_col_dims": len(self.graph.vars[chain.data].shape) - 1, "padding_weights": False, "activation_type": ""}
+        return {
+            "in_num_col_dims": len(self.graph.vars[chain.data].shape) - 1,
+            "padding_weights": False,
+            "activation_type": "",
+        }
 
     # --- what was done
 

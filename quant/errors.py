@@ -1,21 +1,27 @@
 """What can go wrong, as one small tree; only the command line turns these into text.
 
-    QuantError              anything a user can cause and mend; the message is one line and names file, model or op
-    ├── ModelError          a model directory, program or parameter file that can't be used
-    ├── DataError           a dataset that can't be read, or that doesn't fit the model
-    ├── OptionError         an option, op type, op id or name that doesn't exist
-    ├── OutputError         a place that can't be written, or that would lose what is there
-    ├── ConversionError     a conversion whose result would not be what was asked for
-    └── ChildError          a child process that died, hung or printed no result
+QuantError              anything a user can cause and mend; the message is one line and names file, model or op
+├── ModelError          a model directory, program or parameter file that can't be used
+├── DataError           a dataset that can't be read, or that doesn't fit the model
+├── OptionError         an option, op type, op id or name that doesn't exist
+├── OutputError         a place that can't be written, or that would lose what is there
+├── ConversionError     a conversion whose result would not be what was asked for
+└── ChildError          a child process that died, hung or printed no result
 """
 
 import difflib
 from collections.abc import Iterable
 
 __all__ = [
-    "ChildError", "ConversionError", "DataError", "ModelError", "OptionError", "OutputError", "QuantError",
+    "ChildError",
+    "ConversionError",
+    "DataError",
+    "ModelError",
+    "OptionError",
+    "OutputError",
+    "QuantError",
     "check_choice",
-]  # fmt: skip
+]
 
 
 class QuantError(Exception):

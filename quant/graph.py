@@ -31,25 +31,55 @@ os.environ.setdefault("FLAGS_enable_pir_api", "0")  # before Paddle loads: the I
 from google.protobuf.message import DecodeError
 from paddle.base.proto import framework_pb2 as proto
 
-__all__ = ["Attr", "Graph", "Op", "Pass", "Var", "files_of", "fresh_dir", "load_dir", "run_passes", "save_dir"]
+__all__ = [
+    "Attr",
+    "Graph",
+    "Op",
+    "Pass",
+    "Var",
+    "files_of",
+    "fresh_dir",
+    "load_dir",
+    "op_types",
+    "run_passes",
+    "save_dir",
+]
 
 Array = NDArray[Any]
 
 _DTYPES = {
-    proto.VarType.BOOL: "bool", proto.VarType.INT16: "int16", proto.VarType.INT32: "int32",
-    proto.VarType.INT64: "int64", proto.VarType.FP16: "float16", proto.VarType.FP32: "float32",
-    proto.VarType.FP64: "float64", proto.VarType.UINT8: "uint8", proto.VarType.INT8: "int8",
+    proto.VarType.BOOL: "bool",
+    proto.VarType.INT16: "int16",
+    proto.VarType.INT32: "int32",
+    proto.VarType.INT64: "int64",
+    proto.VarType.FP16: "float16",
+    proto.VarType.FP32: "float32",
+    proto.VarType.FP64: "float64",
+    proto.VarType.UINT8: "uint8",
+    proto.VarType.INT8: "int8",
     proto.VarType.BF16: "uint16",
-}  # fmt: skip
+}
 _DTYPE_NUMBERS = {name: number for number, name in _DTYPES.items()}
 
 # AttrType number -> the field of OpDesc.Attr that carries it. Blocks are absent: control flow is refused on load.
 _ATTR_FIELDS = {
-    proto.INT: "i", proto.FLOAT: "f", proto.STRING: "s", proto.INTS: "ints", proto.FLOATS: "floats",
-    proto.STRINGS: "strings", proto.BOOLEAN: "b", proto.BOOLEANS: "bools", proto.LONG: "l", proto.LONGS: "longs",
-    proto.FLOAT64S: "float64s", proto.VAR: "var_name", proto.VARS: "vars_name", proto.FLOAT64: "float64",
-    proto.SCALAR: "scalar", proto.SCALARS: "scalars",
-}  # fmt: skip
+    proto.INT: "i",
+    proto.FLOAT: "f",
+    proto.STRING: "s",
+    proto.INTS: "ints",
+    proto.FLOATS: "floats",
+    proto.STRINGS: "strings",
+    proto.BOOLEAN: "b",
+    proto.BOOLEANS: "bools",
+    proto.LONG: "l",
+    proto.LONGS: "longs",
+    proto.FLOAT64S: "float64s",
+    proto.VAR: "var_name",
+    proto.VARS: "vars_name",
+    proto.FLOAT64: "float64",
+    proto.SCALAR: "scalar",
+    proto.SCALARS: "scalars",
+}
 
 
 class Attr(NamedTuple):
@@ -239,6 +269,11 @@ def files_of(directory: Path) -> Files:
     raise ModelError(f"{directory}: no program (inference.pdmodel, model or __model__) in this directory")
 
 
+def op_types(program: Path) -> set[str]:
+    """The op types in a program file. Raises ModelError when it can't be parsed."""
+    return {op.type for block in _read_program(program).blocks for op in block.ops}
+
+
 def load_dir(directory: Path) -> Graph:
     """Read a model directory. Raises ModelError, naming the file, on anything that isn't a usable legacy model."""
     files = files_of(directory)
@@ -310,8 +345,7 @@ def fresh_dir(output: Path) -> Iterator[Path]:
 # --- programs ----------------------------------------------------------------------------------------------------
 
 
-def _parse_program(path: Path) -> Graph:
-    """The graph of a program file; `params` maps each parameter's name to an empty array until they are read."""
+def _read_program(path: Path) -> Any:
     program = proto.ProgramDesc()
     try:
         program.ParseFromString(path.read_bytes())
@@ -321,6 +355,12 @@ def _parse_program(path: Path) -> Graph:
         raise ModelError(f"{path}: not a Paddle program, or truncated") from error
     if not program.blocks or not program.blocks[0].ops:
         raise ModelError(f"{path}: not a Paddle program (it holds no ops)")
+    return program
+
+
+def _parse_program(path: Path) -> Graph:
+    """The graph of a program file; `params` maps each parameter's name to an empty array until they are read."""
+    program = _read_program(path)
     if len(program.blocks) > 1:
         raise ModelError(f"{path}: has control flow ({len(program.blocks)} blocks), which is not supported")
     block = program.blocks[0]
@@ -377,8 +417,8 @@ def _parse_op(path: Path, desc: Any) -> Op:
         value = getattr(attr, name)
         plain = isinstance(value, (bool, int, float, str))
         attrs[attr.name] = Attr(attr.type, value if plain or attr.type == proto.SCALAR else list(value))
-    slots = ({var.parameter: tuple(var.arguments) for var in side} for side in (desc.inputs, desc.outputs))
-    return Op(desc.type, *slots, attrs)
+    inputs, outputs = ({var.parameter: tuple(var.arguments) for var in side} for side in (desc.inputs, desc.outputs))
+    return Op(desc.type, inputs, outputs, attrs)
 
 
 def _program_bytes(graph: Graph) -> bytes:
@@ -411,7 +451,7 @@ def _program_bytes(graph: Graph) -> bytes:
                 target.scalar.CopyFrom(attr.value)
             else:
                 setattr(target, key, attr.value)
-    return program.SerializeToString()
+    return bytes(program.SerializeToString())
 
 
 # --- parameters --------------------------------------------------------------------------------------------------

@@ -16,7 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["REDUCED", "SIGNED", "UNSIGNED", "bits_of", "channel_thresholds", "dequantise", "levels_of", "quantise", "usable"]
+__all__ = [
+    "REDUCED",
+    "SIGNED",
+    "UNSIGNED",
+    "bits_of",
+    "channel_thresholds",
+    "dequantise",
+    "levels_of",
+    "quantise",
+    "usable",
+]
 
 SIGNED = 127
 UNSIGNED = 255

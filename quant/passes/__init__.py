@@ -5,13 +5,23 @@ from quant.passes.bias_as_vector import bias_as_vector
 from quant.passes.drop_identities import drop_identities
 from quant.passes.fold_batch_norm import fold_batch_norm
 from quant.passes.hoist_quantizers import hoist_quantizers
+from quant.passes.pad_as_pad3d import pad_as_pad3d
 from quant.passes.quantizers import lift_quantizers, lower_quantizers
 
-__all__ = ["NORMALISE", "PLACE", "bias_as_vector", "drop_identities", "fold_batch_norm", "hoist_quantizers",
-           "lift_quantizers", "lower_quantizers"]  # fmt: skip
+__all__ = [
+    "NORMALISE",
+    "PLACE",
+    "bias_as_vector",
+    "drop_identities",
+    "fold_batch_norm",
+    "hoist_quantizers",
+    "lift_quantizers",
+    "lower_quantizers",
+    "pad_as_pad3d",
+]
 
 # What calibration sees; outputs don't change.
-NORMALISE: tuple[Pass, ...] = (drop_identities, bias_as_vector, fold_batch_norm)
+NORMALISE: tuple[Pass, ...] = (drop_identities, bias_as_vector, fold_batch_norm, pad_as_pad3d)
 
 # A fake-quantized model of any dialect -> what the INT8 emitter reads. Normalising comes second, for models that
 # were fake-quantized before they were normalised.

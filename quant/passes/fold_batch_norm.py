@@ -53,7 +53,9 @@ def fold_batch_norm(graph: Graph) -> Graph:
         params[new_bias] = (beta + (before - mean) * gain).astype(np.float32)
         folded = replace(conv, inputs={**conv.inputs, "Filter": (new_weight,)})
         if thresholds := conv.attr("weight_thresholds"):
-            folded = folded.with_attrs(weight_thresholds=[float(t) for t in np.broadcast_to(thresholds, gain.shape) * abs(gain)])
+            folded = folded.with_attrs(
+                weight_thresholds=[float(t) for t in np.broadcast_to(thresholds, gain.shape) * abs(gain)]
+            )
         swap[conv] = (folded,)
         if bias_op:
             swap[bias_op] = ()

@@ -1,11 +1,10 @@
 """Move fake quantisation above ops that only carry values, so that those ops can run on int8.
 
-    fake_quant(max_pool(x)) = max_pool(fake_quant(x))        fake_quant(concat(x, y)) = concat(fake_quant(x), fake_quant(y))
+    fake_quant(max_pool(x)) = max_pool(fake_quant(x))
+    fake_quant(concat(x, y)) = concat(fake_quant(x), fake_quant(y))
 
 Exact, because rounding to one grid is monotone and acts on each value by itself.
 """
-
-from dataclasses import replace
 
 from quant.chains import is_move
 from quant.graph import Attr, Graph, Op, Var
@@ -41,7 +40,7 @@ def _hoist_once(graph: Graph) -> Graph:
             renamed[name] = graph.fresh(f"{name}.above.{out}")
             vars[renamed[name]] = graph.vars[name]
             above.append(Op("fake_quant", {"X": (name,)}, {"Out": (renamed[name],)}, found[0].attrs))
-        swap = {op: (*above, op.rewired(renamed)), **{reader: () for reader in found}}
+        swap = {op: (*above, op.rewired(renamed)), **dict.fromkeys(found, ())}
         names = {reader.output("Out"): out for reader in found}
         if any(name in graph.fetches for name in names):
             continue

@@ -34,14 +34,15 @@ WEIGHT_SLOT = {
     "fc": ("W", 1),
 }
 
+_PADDLES_OWN = ("fake_quantize_", "fake_dequantize_", "fake_channel_wise_", "quantize_linear", "dequantize_linear")
 _CLASSIC_STATIC = ("fake_quantize_moving_average_abs_max", "fake_quantize_range_abs_max")
 _CLASSIC_BOTH = ("fake_quantize_dequantize_moving_average_abs_max",)
 _DYNAMIC = ("fake_quantize_abs_max", "fake_quantize_dequantize_abs_max", "fake_channel_wise_quantize_abs_max")
 
 
 def lift_quantizers(graph: Graph) -> Graph:
-    """Both dialects -> `fake_quant` ops and weight attributes. Raises ConversionError on a scale that isn't constant."""
-    if not any(op.type.startswith("fake_") or op.type.endswith("quantize_linear") for op in graph.ops):
+    """Both dialects -> `fake_quant` ops and weight attributes. ConversionError for a scale that isn't constant."""
+    if not any(op.type.startswith(_PADDLES_OWN) for op in graph.ops):
         return graph
     lifted = _Lift(graph)
     for op in graph.ops:
@@ -75,7 +76,9 @@ class _Lift:
     def fake_quant(self, op: Op, source: str, target: str, threshold: float, levels: int) -> None:
         if not np.isfinite(threshold) or threshold <= 0:
             raise ConversionError(f"op {op.type!r} (output {target!r}): its scale is {threshold}: not calibrated?")
-        self.ops.append(Op.make("fake_quant", {"X": source}, {"Out": target}, threshold=float(threshold), levels=levels))
+        self.ops.append(
+            Op.make("fake_quant", {"X": source}, {"Out": target}, threshold=float(threshold), levels=levels)
+        )
 
     def weight(self, source: str, target: str, thresholds: NDArray[np.float64], levels: int, axis: int) -> None:
         """Integer-valued parameter `source` becomes the float parameter `target`."""
@@ -94,7 +97,7 @@ class _Lift:
             self.fake_quant(op, op.input("X"), op.output("Out"), float(self.constant(op, "InScale")[0]), levels)
         elif op.type in ("fake_dequantize_max_abs", "fake_channel_wise_dequantize_max_abs"):
             self._classic_dequantize(op)
-        elif op.type.startswith("fake_"):
+        elif op.type.startswith(_PADDLES_OWN):
             raise ConversionError(f"op {op.type!r} (output {op.writes[0]!r}) is not supported")
         else:
             self.ops.append(op)
@@ -111,7 +114,7 @@ class _Lift:
 
     def _classic_dequantize(self, op: Op) -> None:
         behind = self.writers.get(op.input("X"))
-        if behind is None or not _weight_of(behind) in self.graph.params:
+        if behind is None or _weight_of(behind) not in self.graph.params:
             raise ConversionError(f"op {op.type!r} (output {op.output('Out')!r}) doesn't follow an op with a weight")
         name, axis = _weight_of(behind), WEIGHT_SLOT[behind.type][1]
         if op.type == "fake_dequantize_max_abs":  # max_range = SIGNED * SIGNED / weight threshold
@@ -165,7 +168,12 @@ def lower_quantizers(graph: Graph) -> Graph:
 def _linear_attrs(axis: int, levels: int) -> Mapping[str, Attr]:
     # The kernels go by qmin and qmax and ignore bit_length; round_type 0 is to nearest, ties to even.
     values = {
-        "quant_axis": axis, "bit_length": bits_of(levels), "qmin": -levels - 1, "qmax": levels, "round_type": 0,
-        "is_test": True, "only_observer": False,
-    }  # fmt: skip
+        "quant_axis": axis,
+        "bit_length": bits_of(levels),
+        "qmin": -levels - 1,
+        "qmax": levels,
+        "round_type": 0,
+        "is_test": True,
+        "only_observer": False,
+    }
     return {name: Attr.of(value) for name, value in values.items()}

@@ -1,0 +1,452 @@
+"""The command line: parse, call, print, exit code. 0 done; 1 a gate failed; 2 bad input or usage, one line on stderr.
+
+`--json` prints one JSON object on stdout and nothing else. Progress and warnings go to stderr, bars only on a terminal.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from quant import cpu, isolate, metrics, pipeline, preprocess, registry, report
+from quant.errors import OptionError, OutputError, QuantError, check_choice
+from quant.observers import ALGORITHMS
+from quant.record import Machine, Record, to_json
+
+__all__ = ["main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+_err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+_out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+Isa = Annotated[
+    str | None, typer.Option(help="Cap oneDNN to an ISA: avx2, avx512_core, avx512_core_vnni, avx512_core_amx.")
+]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of one run.")]
+Model = Annotated[Path, typer.Option("--model", help="Model directory.")]
+Data = Annotated[Path, typer.Option(help="Image binary (.bin), or .npz with one array a model input, and 'label'.")]
+BatchNum = Annotated[int | None, typer.Option(min=1, help="Use only this many batches.")]
+OpTypes = Annotated[str, typer.Option("--ops-to-quantize", help="Comma-separated op types; empty: all quantizable.")]
+OpIds = Annotated[str, typer.Option("--op-ids-to-skip", help="Comma-separated op ids (see --debug) to keep in FP32.")]
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _ids(text: str) -> list[int]:
+    for part in _list(text):
+        if not part.isdecimal():
+            raise OptionError(f"--op-ids-to-skip: {part!r} is not an op id")
+    return [int(part) for part in _list(text)]
+
+
+def _precision(text: str) -> str:
+    check_choice("precision", text, ("fp32", "quant", "int8", "bf16"))
+    return text
+
+
+def _shapes(specs: Sequence[str]) -> dict[str, list[int]]:
+    """name=1,3,224,224 -> {name: [1, 3, 224, 224]}"""
+    shapes = {}
+    for spec in specs:
+        name, _, dims = spec.partition("=")
+        if not name or not _list(dims) or not all(part.isdecimal() and int(part) for part in _list(dims)):
+            raise OptionError(f"--input-shape: {spec!r} is not name=1,3,224,224")
+        shapes[name] = [int(part) for part in _list(dims)]
+    return shapes
+
+
+@contextmanager
+def _bar() -> Iterator[isolate.Progress]:
+    """A progress function for the pipeline: one bar with an ETA, on a terminal only."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_err, transient=True, disable=not sys.stderr.isatty()) as bars:
+        task = bars.add_task("starting", total=None)
+
+        def tell(what: str, done: int, total: int) -> None:
+            if bars.tasks[0].description != what or done == 0:
+                bars.reset(task, description=what, total=total)
+            bars.update(task, completed=done)
+
+        yield tell
+
+
+def _warn_below_avx512(isa: str | None) -> None:
+    if cpu.tier_of(isa) is cpu.TIERS[0]:
+        _err.print(f"warning: tier {cpu.TIERS[0].name}: {cpu.TIERS[0].expects}")
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content))
+
+
+@app.command("cpu")
+def cpu_command(as_json: Json = False) -> None:
+    """What this CPU is, what it can stand for, and what to expect of INT8."""
+    machine, tier = Machine.here(), cpu.detect()
+    if as_json:
+        reach = [other.name for other in cpu.reachable()]
+        _print_json({**asdict(machine), "expects": tier.expects, "reachable": reach})
+        return
+    _out.print(f"tier      {tier.name}: {tier.expects}")
+    _out.print(f"flags     {' '.join(machine.flags)}")
+    _out.print(f"cores     {machine.cores}")
+    _out.print(f"reachable {', '.join(other.cap.lower() for other in cpu.reachable())} (--isa)")
+
+
+@app.command("models")
+def models_command() -> None:
+    """The models that the suite knows."""
+    for spec in registry.MODELS:
+        _out.print(f"{spec.name:14} {spec.title:14} drop at most {100 * spec.max_drop:.1f} points of {spec.metric}")
+
+
+@app.command()
+def ptq(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="Calibration data: image binary (.bin) or .npz.")],
+    output: Annotated[Path, typer.Option(help="Where the fake-quantized model goes: absent, or an empty directory.")],
+    algo: Annotated[str, typer.Option(help="abs_max, min_max, avg, hist, KL or mse.")] = "avg",
+    target: Annotated[str | None, typer.Option(help="CPU tier the model is for; default: this CPU's.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    batch_num: BatchNum = None,
+    ops_to_quantize: OpTypes = "",
+    op_ids_to_skip: OpIds = "",
+) -> None:
+    """Calibrate an FP32 model: write its fake-quantized twin."""
+    check_choice("calibration algorithm", algo, ALGORITHMS)
+    arguments = {
+        "model": str(model),
+        "data": str(data),
+        "output": str(output),
+        "algo": algo,
+        "batch_size": batch_size,
+        "batch_num": batch_num,
+        "weight_levels": pipeline.weight_levels(target),
+        "ops_to_quantize": _list(ops_to_quantize),
+        "op_ids_to_skip": _ids(op_ids_to_skip),
+    }
+    with _bar() as bar:
+        result = isolate.call("quant.jobs:ptq", arguments, threads=cpu.cores(), progress=bar)
+    _out.print(f"{output}: {result['fake_quantized']} tensors quantized from {result['samples']} samples")
+
+
+@app.command()
+def convert(
+    quant_model_path: Annotated[Path, typer.Option(help="Fake-quantized model directory.")],
+    int8_model_save_path: Annotated[
+        Path, typer.Option(help="Where the INT8 model goes: absent, or an empty directory.")
+    ],
+    ops_to_quantize: OpTypes = "",
+    op_ids_to_skip: OpIds = "",
+    debug: Annotated[Path | None, typer.Option(help="Directory for a .dot of the graph after each step.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Convert a fake-quantized model to a real oneDNN INT8 model, and say what became INT8."""
+    arguments = {
+        "quant_model_path": str(quant_model_path),
+        "output": str(int8_model_save_path),
+        "ops_to_quantize": _list(ops_to_quantize),
+        "op_ids_to_skip": _ids(op_ids_to_skip),
+        "debug": None if debug is None else str(debug),
+    }
+    result = isolate.call("quant.jobs:convert_model", arguments)
+    if as_json:
+        _print_json({"model": str(int8_model_save_path), **result})
+        return
+    kinds = sorted({*result["int8"], *result["fp32"]})
+    rows = [(kind, str(result["int8"].get(kind, 0)), str(result["fp32"].get(kind, 0))) for kind in kinds]
+    _out.print(report.rich_table(report.Table("Converted", ("Op type", "INT8", "FP32"), tuple(rows))))
+    for kept in result["kept"]:
+        _out.print(f"FP32: {kept['op_type']}({kept['op_id']}) -> {kept['output']}: {kept['reason']}")
+
+
+@app.command("eval")
+def eval_command(
+    model: Model,
+    data: Data,
+    precision: Annotated[str, typer.Option(help="fp32, quant, int8 or bf16.")] = "fp32",
+    metric: Annotated[str, typer.Option(help="Comma-separated: top1, top5.")] = "top1,top5",
+    batch_size: Annotated[int, typer.Option(min=1)] = 50,
+    threads: Threads = 1,
+    isa: Isa = None,
+    batch_num: BatchNum = None,
+    save_outputs: Annotated[Path | None, typer.Option(help="Write the outputs to this .npz.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score one model on labelled data."""
+    names = _list(metric)
+    for name in names:
+        check_choice("metric", name, metrics.METRICS)
+    _warn_below_avx512(isa)
+    run = {"model": str(model), "precision": _precision(precision)}
+    with _bar() as bar:
+        [(result, outputs, shown)] = pipeline.evaluate(
+            [run],
+            data,
+            metrics=names,
+            isa=isa,
+            batch_size=batch_size,
+            threads=threads,
+            batch_num=batch_num,
+            progress=bar,
+        )
+    outcomes = pipeline.outcomes(data, outputs[0], names)
+    scores = {name: text.count("1") / len(text) for name, text in outcomes.items()}
+    ms = [1e3 * value for value in result["run_s"]]
+    latency = {"median": float(np.median(ms)), "p95": float(np.quantile(ms, 0.95))}
+    if save_outputs is not None:
+        _save_npz(save_outputs, dict(zip(result["outputs"], outputs, strict=True)))
+    content = {
+        "model": str(model),
+        "precision": precision,
+        "isa": cpu.tier_of(isa).name,
+        "samples": result["samples"],
+        "metrics": scores,
+        "latency_ms": latency,
+        "int8_ops": result["int8_ops"],
+        "fp32_ops": result["fp32_ops"],
+        "int8_mac_share": shown.share,
+        "kernel_isas": shown.isas,
+        "overhead": result["overhead"],
+    }
+    if as_json:
+        _print_json(content)
+        return
+    told = ", ".join(f"{name} {100 * value:.2f}%" for name, value in scores.items())
+    _out.print(f"{told} of {result['samples']} samples; {latency['median']:.2f} ms a batch of {batch_size} (median)")
+    _out.print(f"INT8 kernels did {100 * shown.share:.1f}% of the multiply-accumulates {' '.join(shown.isas)}")
+
+
+def _save_npz(path: Path, arrays: dict[str, Any]) -> None:
+    staging = path.with_name(f".{path.name}.part.npz")
+    try:
+        np.savez(staging, **arrays)
+        staging.rename(path)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written ({error.strerror})") from error
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+@app.command()
+def compare(
+    fp32_model: Annotated[Path, typer.Option(help="FP32 model directory.")],
+    int8_model: Annotated[Path, typer.Option(help="INT8 model directory.")],
+    data: Data,
+    quant_model: Annotated[Path | None, typer.Option(help="Fake-quantized model directory.")] = None,
+    acc_diff_threshold: Annotated[
+        float, typer.Option(min=0.0, help="Largest accepted top-1 drop, 0.01 is one point.")
+    ] = 0.01,
+    batch_size: Annotated[int, typer.Option(min=1)] = 50,
+    batch_num: BatchNum = None,
+    isa: Isa = None,
+    as_json: Json = False,
+) -> None:
+    """Compare FP32, simulated and INT8 on the same samples; exit code 1 when INT8 drops more than the threshold."""
+    runs = [{"model": str(fp32_model), "precision": "fp32"}]
+    if quant_model is not None:
+        runs.append({"model": str(quant_model), "precision": "quant"})
+    runs.append({"model": str(int8_model), "precision": "int8"})
+    with _bar() as bar:
+        found = list(pipeline.evaluate(runs, data, isa=isa, batch_size=batch_size, batch_num=batch_num, progress=bar))
+    hits, scores = {}, {}
+    for result, outputs, _ in found:
+        text = pipeline.outcomes(data, outputs[0], ["top1"])["top1"]
+        hits[result["precision"]], scores[result["precision"]] = np.array([c == "1" for c in text]), outputs[0]
+    drop = metrics.paired(hits["fp32"], hits["int8"])
+    decided = metrics.verdict(drop, acc_diff_threshold)
+    share = found[-1][2]
+    content: dict[str, Any] = {
+        "top1": {name: float(value.mean()) for name, value in hits.items()},
+        "drop": asdict(drop),
+        "verdict": decided.result,
+        "on_point": decided.on_point,
+        "needed": decided.needed,
+        "sqnr_db": {name: metrics.sqnr(scores[name], scores["int8"]) for name in scores if name != "int8"},
+        "int8_mac_share": share.share,
+        "kernel_isas": share.isas,
+    }
+    if "quant" in hits:
+        content["engine_drop"] = asdict(metrics.paired(hits["quant"], hits["int8"]))
+    if as_json:
+        _print_json(content)
+    else:
+        for name, value in content["top1"].items():
+            _out.print(f"{name:6} top-1 {100 * value:.2f}%")
+        interval = f"[{100 * drop.low:+.2f}, {100 * drop.high:+.2f}]"
+        _out.print(f"drop {100 * drop.drop:+.2f} points {interval}, McNemar p {drop.p_value:.3f}: {decided}")
+        if "quant" in hits:
+            _out.print(f"of which the engine: {100 * (hits['quant'].mean() - hits['int8'].mean()):+.2f} points")
+        _out.print(f"INT8 kernels did {100 * share.share:.1f}% of the multiply-accumulates {' '.join(share.isas)}")
+    if decided.result == "FAIL" or not decided.on_point:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    model: Model,
+    against: Annotated[
+        Path | None, typer.Option(help="A second model, timed in alternation; ratio = it / --model.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Of --model: fp32, quant, int8 or bf16.")] = "int8",
+    against_precision: Annotated[str, typer.Option(help="Of --against.")] = "fp32",
+    threads: Annotated[str, typer.Option(help="Comma-separated thread counts.")] = "1",
+    batch_size: Annotated[str, typer.Option(help="Comma-separated batch sizes.")] = "1",
+    isa: Isa = None,
+    input_shape: Annotated[
+        list[str] | None, typer.Option(help="name=1,3,224,224 for an input with open dimensions.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Time a model, or two in alternation. An FP32 model is timed in its fastest variant."""
+    shapes = _shapes(input_shape or [])
+
+    def contender(path: Path, kind: str) -> list[dict[str, Any]]:
+        return pipeline.fp32_variants(path) if kind == "fp32" else [{"model": str(path), "precision": _precision(kind)}]
+
+    contenders = [contender(model, _precision(precision))]
+    if against is not None:
+        contenders.append(contender(against, _precision(against_precision)))
+    rows = []
+    for thread_count in _counts("--threads", threads):
+        for batch in _counts("--batch-size", batch_size):
+            with _bar() as bar:
+                timed = pipeline.bench(
+                    contenders, isa=isa, threads=thread_count, batch=batch, shapes=shapes, progress=bar
+                )
+            ms = 1e3 * np.array(timed[0]["seconds"])
+            row = {
+                "model": str(model),
+                "precision": precision,
+                "isa": cpu.tier_of(isa).name,
+                "threads": thread_count,
+                "batch": batch,
+                "median_ms": float(np.median(ms)),
+                "p95_ms": float(np.quantile(ms, 0.95)),
+                "samples": len(ms),
+            }
+            if against is not None:
+                other = 1e3 * np.array(timed[1]["seconds"])
+                ratio, low, high = metrics.ratio_interval(other, ms)
+                row |= {"against": str(against), "against_median_ms": float(np.median(other))}
+                row |= {"ratio": ratio, "ratio_low": low, "ratio_high": high}
+            rows.append(row)
+    if as_json:
+        _print_json({"results": rows})
+        return
+    columns = ["threads", "batch", "median_ms", "p95_ms", "samples"]
+    columns += ["against_median_ms", "ratio", "ratio_low", "ratio_high"] if against is not None else []
+    cells = [
+        tuple(f"{row[key]:.3f}" if isinstance(row[key], float) else str(row[key]) for key in columns) for row in rows
+    ]
+    _out.print(report.rich_table(report.Table(f"{model} {precision}", tuple(columns), tuple(cells))))
+
+
+def _counts(option: str, text: str) -> list[int]:
+    if not _list(text) or not all(part.isdecimal() and int(part) for part in _list(text)):
+        raise OptionError(f"{option}: {text!r} is not a list of numbers above 0")
+    return [int(part) for part in _list(text)]
+
+
+@app.command("preprocess")
+def preprocess_command(
+    data_dir: Annotated[Path, typer.Option(help="Directory that the list's paths are relative to.")],
+    output_file: Annotated[Path, typer.Option(help="The image binary to write.")],
+    label_list: Annotated[
+        Path | None, typer.Option(help="List of 'path label'; default: val_list.txt in --data-dir.")
+    ] = None,
+    data_dim: Annotated[int, typer.Option(min=1, help="Height and width.")] = 224,
+) -> None:
+    """Make an image binary from a folder of images. A run that was cut off goes on where it stopped."""
+    with _bar() as bar:
+        count = preprocess.preprocess(
+            data_dir,
+            label_list or data_dir / "val_list.txt",
+            output_file,
+            data_dim,
+            lambda done, total: bar("preprocess", done, total),
+        )
+    _out.print(f"{output_file}: {count} images of 3x{data_dim}x{data_dim}")
+
+
+@app.command()
+def suite(
+    model: Annotated[list[str] | None, typer.Option("--model", help="Only these rows (repeatable).")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Accuracy on 50,000 images instead of 2,000.")] = False,
+    output_dir: Annotated[Path, typer.Option(help="Where report.md and report.json go.")] = Path("out"),
+) -> None:
+    """Accuracy and speed of every row on the embedded data; two tables, report.md and report.json."""
+    specs = [registry.find(name) for name in model] if model else list(registry.MODELS)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{output_dir}: can't be written ({error.strerror})") from error
+    if not os.access(output_dir, os.W_OK):
+        raise OutputError(f"{output_dir}: can't be written")
+    machine = Machine.here()
+    _warn_below_avx512(None)
+
+    def tell(record: Record) -> None:
+        if not sys.stderr.isatty():
+            what = "accuracy" if record.outcomes else "speed"
+            _err.print(f"{what}: {record.model} {record.precision} {record.isa} {record.threads} threads: measured")
+
+    with _bar() as bar:
+        exact, timed = pipeline.suite(specs, samples=50_000 if full else None, tell=tell, progress=bar)
+    tables = [report.accuracy_table(exact), report.speed_table(timed)]
+    missed = report.failures(exact, timed)
+    for table in tables:
+        _out.print(report.rich_table(table))
+    for name, text in (
+        ("report.md", report.markdown(machine, tables, missed)),
+        ("report.json", to_json(machine, (*exact, *timed))),
+    ):
+        staging = output_dir / f".{name}.part"
+        staging.write_text(text, encoding="utf-8")
+        staging.rename(output_dir / name)
+    for line in (*report.skipped_tiers(machine), *(f"missed: {line}" for line in missed)):
+        _out.print(line)
+    if missed:
+        raise typer.Exit(1)
+
+
+def _spelled(argv: Sequence[str]) -> list[str]:
+    """Options with dashes for underscores, as the seeds' scripts spell them."""
+    fixed = []
+    for arg in argv:
+        name, equals, value = arg.partition("=")
+        fixed.append(name.replace("_", "-") + equals + value if arg.startswith("--") else arg)
+    return fixed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(_spelled(sys.argv[1:] if argv is None else argv), "quant", standalone_mode=False)
+    except QuantError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted")
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not one of the parser's usage errors
+            raise
+        return _fail(error.format_message())
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str) -> int:
+    _err.print(f"quant: {' '.join(message.split())}")
+    return 2

@@ -1,0 +1,103 @@
+"""What the CPU can do: flags -> tier, the ISA caps that let one machine stand for several, and what to expect.
+
+Expectations are the seeds' (PaddleSlim's x86 deployment guide): 3 to 3.7 times FP32 with VNNI, about 1.5 with AVX512
+alone. oneDNN's cap: https://oneapi-src.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
+"""
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cache
+
+import cpuinfo
+
+from quant.errors import OptionError, check_choice
+
+__all__ = ["TIERS", "Tier", "cores", "detect", "flags", "isa_environment", "reachable", "tier_of"]
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A class of CPUs. `cap` is the value of ONEDNN_MAX_CPU_ISA that makes a better CPU behave like it.
+
+    `vnni` says whether int8 products are summed in 32 bits; without it pairs are summed in 16 and may saturate, so
+    weights get 7 bits.
+    """
+
+    name: str
+    flags: frozenset[str]
+    cap: str
+    vnni: bool
+    expects: str
+
+
+# Worst to best.
+TIERS: tuple[Tier, ...] = (
+    Tier("avx2", frozenset({"avx2"}), "AVX2", False, "no gain to be expected from INT8"),
+    Tier(
+        "avx512_core",
+        frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"}),
+        "AVX512_CORE",
+        False,
+        "INT8 about 1.5 times as fast as FP32",
+    ),
+    Tier("avx512_vnni", frozenset({"avx512_vnni"}), "AVX512_CORE_VNNI", True, "INT8 3 to 3.7 times as fast as FP32"),
+    Tier("amx", frozenset({"amx_int8"}), "AVX512_CORE_AMX", True, "INT8 more than 3.7 times as fast as FP32"),
+)
+
+# What --isa takes: the tiers' names and oneDNN's own, in lower case.
+_NAMES = {**{tier.name: tier for tier in TIERS}, **{tier.cap.lower(): tier for tier in TIERS}}
+
+# py-cpuinfo spells some flags in other ways, depending on the kernel and on its cpuid fallback.
+_SYNONYMS = {"avx512vnni": "avx512_vnni", "amx-int8": "amx_int8"}
+
+
+@cache
+def flags() -> frozenset[str]:
+    """This CPU's flags, from py-cpuinfo."""
+    found = cpuinfo.get_cpu_info().get("flags", [])
+    return frozenset(_SYNONYMS.get(flag, flag) for flag in found)
+
+
+def detect(found: Collection[str] | None = None) -> Tier:
+    """The best tier whose flags, and all lower tiers' flags, are present.
+
+    Raises OptionError on a CPU without AVX2: oneDNN has no int8 kernels worth the name there.
+    """
+    found = flags() if found is None else found
+    best = None
+    for tier in TIERS:
+        if not tier.flags <= set(found):
+            break
+        best = tier
+    if best is None:
+        raise OptionError("this CPU lacks AVX2; INT8 inference needs it")
+    return best
+
+
+def tier_of(name: str | None) -> Tier:
+    """The tier for an `--isa` or `--target` value; None means this CPU's own."""
+    if name is None:
+        return detect()
+    check_choice("ISA", name.lower(), _NAMES)
+    return _NAMES[name.lower()]
+
+
+def reachable() -> tuple[Tier, ...]:
+    """The tiers that this machine can be or stand for, best first."""
+    return tuple(reversed(TIERS[: TIERS.index(detect()) + 1]))
+
+
+def isa_environment(name: str | None) -> dict[str, str]:
+    """Environment for a child process capped to an ISA. Raises OptionError when this CPU doesn't reach it."""
+    if name is None:
+        return {}
+    tier = tier_of(name)
+    if tier not in reachable():
+        raise OptionError(f"this CPU doesn't reach {name}: its tier is {detect().name}")
+    return {"ONEDNN_MAX_CPU_ISA": tier.cap}
+
+
+def cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,317 @@
+"""The order of steps: what is built from what, which job runs under which ISA, which records come out."""
+
+import importlib.util
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quant import cpu, isolate
+from quant.cache import cached
+from quant.errors import OptionError
+from quant.metrics import METRICS, sqnr
+from quant.numerics import REDUCED, SIGNED
+from quant.profile import Proof, kernels, proof
+from quant.record import Record
+from quant.registry import ModelSpec
+
+__all__ = ["accuracy", "bench", "data_of", "evaluate", "full_of", "prove", "small_of", "speed", "weight_levels"]
+
+Progress = isolate.Progress
+_SEVEN = "-7bit"
+
+
+def weight_levels(target: str | None) -> int:
+    """Levels of weights for a CPU tier: 7 bits where 16-bit sums could saturate. None: this CPU's tier."""
+    return SIGNED if cpu.tier_of(target).vnni else REDUCED
+
+
+def _suffix(tier: cpu.Tier) -> str:
+    return "" if tier.vnni else _SEVEN
+
+
+# --- artefacts of a registry row
+
+
+def _sources(*functions: str) -> list[str | bytes | Path]:
+    """What an artefact depends on: the sources of this package and of the packages that a row names."""
+    parts: list[str | bytes | Path] = [version("paddlepaddle")]
+    packages = {"quant", *(function.partition(".")[0] for function in functions)}
+    for package in sorted(packages):
+        found = importlib.util.find_spec(package)
+        if found is None or not found.submodule_search_locations:
+            raise OptionError(f"the embedded models need the package {package!r}, which is not installed here")
+        for place in found.submodule_search_locations:
+            parts.extend(sorted(Path(place).rglob("*.py")))
+            parts.extend(sorted(Path(place).rglob("*.npz")))
+    return parts
+
+
+def data_of(spec: ModelSpec, which: tuple[str, int], progress: Progress | None = None) -> Path:
+    """The labelled images of a split, as an image binary."""
+    split, count = which
+
+    def build(staging: Path) -> None:
+        arguments = {"function": spec.data, "split": split, "count": count, "output": str(staging / "images.bin")}
+        isolate.call("quant.jobs:write_data", arguments, progress=progress)
+
+    return cached(f"{split}-{count}", [*_sources(spec.data), split, str(count)], build) / "images.bin"
+
+
+def small_of(spec: ModelSpec, progress: Progress | None = None) -> Path:
+    """A directory with the trained row's fp32, quant, int8, quant-7bit and int8-7bit models."""
+    calibration = data_of(spec, spec.calibration, progress)
+    arguments = {
+        "function": spec.small,
+        "name": spec.name,
+        "data": str(calibration),
+        "algo": spec.algo,
+        "weight_levels": {"": SIGNED, _SEVEN: REDUCED},
+    }
+    return _prepared(f"{spec.name}-small", spec.small, arguments, progress)
+
+
+def full_of(spec: ModelSpec, progress: Progress | None = None) -> Path:
+    """A directory with the full-size row's fp32 and int8 models."""
+    arguments = {
+        "function": spec.full,
+        "name": spec.name,
+        "data": None,
+        "algo": "abs_max",
+        "weight_levels": {"": SIGNED},
+    }
+    return _prepared(f"{spec.name}-full", spec.full, arguments, progress)
+
+
+def _prepared(name: str, function: str, arguments: Mapping[str, Any], progress: Progress | None) -> Path:
+    def build(staging: Path) -> None:
+        isolate.call("quant.jobs:prepare", {**arguments, "output": str(staging)}, progress=progress)
+
+    return cached(name, [*_sources(function), repr(sorted(arguments.items()))], build)
+
+
+# --- measuring
+
+
+class _Watch:
+    """Picks, out of a child's log, the kernels of each model's first run over the data."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.forward = progress
+        self.lines: list[str] = []
+        self.runs: list[list[str]] = []
+        self.open = False
+
+    def log(self, line: str) -> None:
+        if self.open:
+            self.lines.append(line)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        if done == 0:
+            self.lines, self.open = [], True
+        elif self.open:
+            self.runs.append(self.lines)
+            self.open = False
+        if self.forward:
+            self.forward(what, done, total)
+
+
+_VERBOSE = {"ONEDNN_VERBOSE": "profile_exec"}
+
+
+def evaluate(
+    runs: Sequence[Mapping[str, Any]],
+    data: Path,
+    *,
+    metrics: Sequence[str] = ("top1", "top5"),
+    isa: str | None = None,
+    batch_size: int = 50,
+    threads: int = 1,
+    batch_num: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[dict[str, Any], list[np.ndarray[Any, Any]], Proof]]:
+    """Run models over a dataset in one child: for each, the job's result, its outputs, and the proof of one run."""
+    watch = _Watch(progress)
+    with tempfile.TemporaryDirectory(prefix="quant-outputs-") as scratch:
+        arguments = {
+            "runs": list(runs),
+            "data": str(data),
+            "batch_size": batch_size,
+            "threads": threads,
+            "batch_num": batch_num,
+            "outputs": scratch,
+            "with_labels": bool(metrics),
+        }
+        results = isolate.call(
+            "quant.jobs:evaluate",
+            arguments,
+            isa=isa,
+            threads=threads,
+            environment=_VERBOSE,
+            progress=watch.progress,
+            log=watch.log,
+        )
+        for number, (result, lines) in enumerate(zip(results, watch.runs, strict=True)):
+            outputs = [np.load(Path(scratch) / f"{number}.{place}.npy") for place in range(len(result["outputs"]))]
+            yield result, outputs, proof(kernels(lines), result["declared_macs"])
+
+
+def prove(model: Path, *, isa: str | None = None, threads: int = 1, batch: int = 1) -> Proof:
+    """What one run of a model does, on generated input."""
+    watch = _Watch(None)
+    arguments = {"model": str(model), "precision": "int8", "batch": batch, "threads": threads}
+    result = isolate.call(
+        "quant.jobs:run_once",
+        arguments,
+        isa=isa,
+        threads=threads,
+        environment=_VERBOSE,
+        progress=watch.progress,
+        log=watch.log,
+    )
+    return proof(kernels(watch.runs[-1]), result["declared_macs"])
+
+
+def outcomes(data: Path, scores: np.ndarray[Any, Any], metrics: Sequence[str]) -> dict[str, str]:
+    """Metric -> a string of 0 and 1, one a sample. `data` is an image binary or .npz with labels."""
+    labels = labels_of(data)[: len(scores)]
+    return {name: "".join("01"[hit] for hit in METRICS[name].outcomes(scores, labels).astype(int)) for name in metrics}
+
+
+def labels_of(data: Path) -> np.ndarray[Any, Any]:
+    """The labels of a dataset that a job has already checked."""
+    if data.suffix == ".npz":
+        with np.load(data, allow_pickle=False) as stored:
+            return np.asarray(stored["label"], np.int64)
+    count = int(np.fromfile(data, "<i8", 1)[0])
+    return np.fromfile(data, "<i8", offset=data.stat().st_size - 8 * count)
+
+
+def accuracy(
+    spec: ModelSpec,
+    *,
+    isa: str | None = None,
+    samples: int | None = None,
+    progress: Progress | None = None,
+) -> list[Record]:
+    """FP32, simulated and INT8 records of a row's trained model, INT8 on every reachable tier (or on `isa` alone)."""
+    models = small_of(spec, progress)
+    data = data_of(spec, (spec.test[0], samples or spec.test[1]), progress)
+    tiers = (cpu.tier_of(isa),) if isa else cpu.reachable()
+    metrics = ("top1", "top5")
+    records, scores = [], {}
+    for place, tier in enumerate(tiers):
+        names = [f"int8{_suffix(tier)}"]
+        if place == 0:
+            simulated = dict.fromkeys(f"quant{_suffix(other)}" for other in tiers)
+            names = ["fp32", *simulated, *names]
+        runs = [{"model": str(models / name), "precision": name.partition("-")[0]} for name in names]
+        capped = isa or (tier.cap.lower() if place else None)  # the first tier is this machine, as it is
+        for name, (result, outputs, shown) in zip(
+            names, evaluate(runs, data, isa=capped, progress=progress), strict=True
+        ):
+            scores[name] = outputs[0]
+            references = {"fp32": "fp32"} if name != "fp32" else {}
+            if result["precision"] == "int8":
+                references["quant"] = f"quant{_suffix(tier)}"
+            records.append(
+                Record(
+                    model=spec.name,
+                    precision=result["precision"],
+                    isa=tier.name,
+                    threads=1,
+                    batch=50,
+                    samples=result["samples"],
+                    outcomes=outcomes(data, outputs[0], metrics),
+                    sqnr_db={key: sqnr(scores[other], outputs[0]) for key, other in references.items()},
+                    latency_s=tuple(result["run_s"]),
+                    int8_share=shown.share,
+                    kernel_isas=shown.isas,
+                    variant=name.partition("-")[2],
+                )
+            )
+    return records
+
+
+FP32_VARIANTS = ({"onednn": True}, {"onednn": False})
+
+
+def bench(
+    contenders: Sequence[Sequence[Mapping[str, Any]]],
+    *,
+    isa: str | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    budget_s: float = 6.0,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Time contenders against each other in one child; see quant.jobs.bench."""
+    arguments = {
+        "contenders": [list(runs) for runs in contenders],
+        "batch": batch,
+        "threads": threads,
+        "shapes": shapes,
+        "budget_s": budget_s,
+    }
+    result: list[dict[str, Any]] = isolate.call(
+        "quant.jobs:bench", arguments, isa=isa, threads=threads, progress=progress
+    )
+    return result
+
+
+def fp32_variants(model: Path) -> list[dict[str, Any]]:
+    """The ways to run an FP32 model; the fastest of them is the baseline."""
+    return [{"model": str(model), "precision": "fp32", **variant} for variant in FP32_VARIANTS]
+
+
+def speed(
+    spec: ModelSpec,
+    *,
+    isa: str | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    budget_s: float = 4.0,
+    progress: Progress | None = None,
+) -> list[Record]:
+    """FP32 and INT8 records of a row's full-size model, measured in pairs on one ISA."""
+    models = full_of(spec, progress)
+    contenders = [fp32_variants(models / "fp32"), [{"model": str(models / "int8"), "precision": "int8"}]]
+    timed = bench(contenders, isa=isa, threads=threads, batch=batch, budget_s=budget_s, progress=progress)
+    return [
+        Record(
+            model=spec.name,
+            precision=entry["run"]["precision"],
+            isa=cpu.tier_of(isa).name,
+            threads=threads,
+            batch=batch,
+            latency_s=tuple(entry["seconds"]),
+            variant="oneDNN" if entry["run"].get("onednn", True) else "native",
+        )
+        for entry in timed
+    ]
+
+
+def suite(
+    specs: Sequence[ModelSpec],
+    *,
+    samples: int | None = None,
+    tell: Callable[[Record], None],
+    progress: Progress | None = None,
+) -> tuple[list[Record], list[Record]]:
+    """All rows: accuracy on every reachable tier, then speed: each tier at one thread, the best also at two."""
+    exact, timed = [], []
+    for spec in specs:
+        full_of(spec, progress)
+        for record in accuracy(spec, samples=samples, progress=progress):
+            tell(record)
+            exact.append(record)
+    for spec in specs:
+        for place, tier in enumerate(cpu.reachable()):
+            for threads in (1, 2) if place == 0 and cpu.cores() > 1 else (1,):
+                timed.extend(speed(spec, isa=tier.cap.lower(), threads=threads, progress=progress))
+                tell(timed[-1])
+    return exact, timed

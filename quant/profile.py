@@ -1,0 +1,109 @@
+"""oneDNN's verbose log -> kernels: the proof of what ran, at which data types, on which ISA.
+
+Log format: https://oneapi-src.github.io/oneDNN/dev_guide_verbose.html (v1 lines of `profile_exec`).
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from quant.graph import Graph, Op
+
+__all__ = ["Kernel", "Proof", "graph_macs", "kernels", "proof"]
+
+_WEIGHTED = ("convolution", "inner_product", "matmul")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One executed primitive. `macs` is 0 for those that don't multiply and accumulate."""
+
+    op: str
+    implementation: str
+    types: tuple[str, ...]  # e.g. ("src:u8", "wei:s8", "dst:u8")
+    problem: str
+    ms: float
+    macs: int
+
+    @property
+    def int8(self) -> bool:
+        return any(t in ("src:s8", "src:u8") for t in self.types) and "wei:s8" in self.types
+
+    @property
+    def isa(self) -> str:
+        return self.implementation.rpartition(":")[2]
+
+
+def kernels(lines: Iterable[str]) -> Iterator[Kernel]:
+    """The executed primitives of a log, in order; other lines are passed over."""
+    for line in lines:
+        parts = line.strip().split(",")
+        if len(parts) < 12 or parts[0] != "onednn_verbose" or "exec" not in parts[:5]:
+            continue
+        at = parts.index("exec")
+        op, implementation, types, problem, ms = parts[at + 2], parts[at + 3], parts[at + 5], parts[-2], parts[-1]
+        short = tuple(":".join(entry.split(":")[:2]) for entry in types.split())
+        yield Kernel(op, implementation, short, problem, float(ms), _macs(op, problem))
+
+
+def _macs(op: str, problem: str) -> int:
+    """Multiply-accumulates from oneDNN's problem description, e.g. mb1_ic64oc256_ih56oh56kh1..._iw56ow56kw1...
+
+    >>> _macs("inner_product", "mb2ic1024oc32")
+    65536
+    >>> _macs("matmul", "8x16x64:8x64x32")
+    262144
+    """
+    if op == "matmul":
+        left, right = (side.split("x") for side in problem.split(":")[:2])
+        return math.prod(int(dim) for dim in left) * int(right[-1])
+    if op not in _WEIGHTED:
+        return 0
+    size = {name: int(value) for name, value in re.findall(r"([a-z]+)(\d+)", problem)}
+    if op == "inner_product":
+        return math.prod(size.get(name, 1) for name in ("mb", "ic", "oc", "id", "ih", "iw"))
+    spread = math.prod(size.get(name, 1) for name in ("mb", "oc", "od", "oh", "ow", "kd", "kh", "kw"))
+    return spread * size["ic"] // size.get("g", 1)
+
+
+def graph_macs(graph: Graph, batch: int) -> int:
+    """Multiply-accumulates of a graph's weighted ops for one run, from its declared shapes.
+
+    Counts what the log can't show: ops that ran outside oneDNN. 0 for an op whose spatial size is open.
+    """
+    return sum(_op_macs(graph, op, batch) for op in graph.ops)
+
+
+def _op_macs(graph: Graph, op: Op, batch: int) -> int:
+    if "Filter" in op.inputs:
+        out, weight = graph.vars[op.output("Output")].shape, graph.vars[op.input("Filter")].shape
+        each = math.prod(weight[1:])
+    elif op.type in ("mul", "matmul", "matmul_v2", "fc"):
+        weight_name = op.input("W") or op.input("Y")
+        out, weight = graph.vars[op.output("Out")].shape, graph.vars[weight_name].shape
+        each = weight[-2] if len(weight) > 1 else weight[0]
+    else:
+        return 0
+    dims = [batch if place == 0 and size < 0 else size for place, size in enumerate(out)]
+    return 0 if any(size < 0 for size in dims) else math.prod(dims) * max(each, 0)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What one run of a model did: the share of multiply-accumulates in INT8 kernels, and those kernels' ISAs."""
+
+    share: float
+    isas: tuple[str, ...]
+    int8_kernels: int
+    fp32_kernels: int
+
+
+def proof(run: Iterable[Kernel], declared_macs: int) -> Proof:
+    """Sum up one run. The total is the larger of what the log shows and what the graph declares."""
+    weighted = [kernel for kernel in run if kernel.op in _WEIGHTED]
+    in_int8 = [kernel for kernel in weighted if kernel.int8]
+    total = max(sum(kernel.macs for kernel in weighted), declared_macs)
+    share = sum(kernel.macs for kernel in in_int8) / total if total else 0.0
+    isas = tuple(sorted({kernel.isa for kernel in in_int8}))
+    return Proof(share, isas, len(in_int8), len(weighted) - len(in_int8))

@@ -1,0 +1,240 @@
+"""Records -> tables. Never runs a model.
+
+A table is rows of plain strings; the terminal (rich) and Markdown print the same ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from quant.cpu import TIERS
+from quant.metrics import Paired, Verdict, paired, ratio_interval, verdict
+from quant.record import Machine, Record
+from quant.registry import ModelSpec, find
+
+__all__ = ["Comparison", "Table", "accuracy_table", "comparisons", "failures", "markdown", "rich_table", "speed_table"]
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One INT8 record against its FP32 and its simulation."""
+
+    spec: ModelSpec
+    fp32: Record
+    quant: Record
+    int8: Record
+    drop: Paired  # FP32 -> INT8
+    engine: Paired  # simulation -> INT8
+    verdict: Verdict
+
+    def missed(self) -> list[str]:
+        """What this row's own thresholds say was missed."""
+        spec, found = self.spec, []
+        if self.fp32.score(spec.metric) < spec.floor:
+            found.append(f"FP32 {self.fp32.score(spec.metric):.2%} is below its floor {spec.floor:.0%}")
+        if self.drop.drop > spec.max_drop + 1e-12:
+            found.append(f"drop {100 * self.drop.drop:.2f} points, limit {100 * spec.max_drop:.2f}")
+        if abs(self.engine.drop) > spec.max_engine_gap + 1e-12:
+            found.append(
+                f"INT8 against simulation {100 * self.engine.drop:+.2f}, limit {100 * spec.max_engine_gap:.2f}"
+            )
+        if (self.int8.int8_share or 0) < spec.min_int8_share:
+            found.append(f"INT8 share {self.int8.int8_share or 0:.1%}, expected {spec.min_int8_share:.0%}")
+        return found
+
+
+def comparisons(records: Sequence[Record]) -> list[Comparison]:
+    """Every INT8 accuracy record with its FP32 and its simulation of the same weights."""
+    result = []
+    for int8 in records:
+        if int8.precision != "int8" or not int8.outcomes:
+            continue
+        spec = find(int8.model)
+        same = [record for record in records if record.model == int8.model]
+        fp32 = next(record for record in same if record.precision == "fp32")
+        quant = next(record for record in same if record.precision == "quant" and record.variant == int8.variant)
+        drop = paired(fp32.hits(spec.metric), int8.hits(spec.metric))
+        engine = paired(quant.hits(spec.metric), int8.hits(spec.metric))
+        result.append(Comparison(spec, fp32, quant, int8, drop, engine, verdict(drop, spec.max_drop)))
+    return result
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def _published(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def accuracy_table(records: Sequence[Record]) -> Table:
+    rows = []
+    for c in comparisons(records):
+        seeds = c.spec.published
+        gap = None if seeds.fp32_top1 is None or seeds.int8_top1 is None else seeds.fp32_top1 - seeds.int8_top1
+        rows.append(
+            (
+                c.spec.title,
+                c.int8.isa,
+                c.int8.variant or "8bit",
+                _percent(c.fp32.score("top1")),
+                _percent(c.quant.score("top1")),
+                _percent(c.int8.score("top1")),
+                f"{100 * c.drop.drop:+.2f} [{100 * c.drop.low:+.2f}, {100 * c.drop.high:+.2f}]",
+                f"{c.drop.p_value:.2f}",
+                f"{100 * c.engine.drop:+.2f}",
+                f"{100 * (c.fp32.score('top5') - c.int8.score('top5')):+.2f}",
+                f"{c.int8.sqnr_db['fp32']:.1f}",
+                f"{c.int8.sqnr_db['quant']:.1f}",
+                f"{100 * (c.int8.int8_share or 0):.1f}% {'+'.join(c.int8.kernel_isas)}",
+                "-" if gap is None else f"{gap:+.2f}",
+                "; ".join(["MISSED", *c.missed()]) if c.missed() else str(c.verdict),
+            )
+        )
+    return Table(
+        "Accuracy (top-1, percent; drops in points, positive is worse)",
+        (
+            "Model",
+            "ISA",
+            "Weights",
+            "FP32",
+            "Simulated",
+            "INT8",
+            "Drop [95%]",
+            "McNemar p",
+            "Sim. to INT8",
+            "Top-5 drop",
+            "SQNR to FP32 dB",
+            "SQNR to sim. dB",
+            "MACs in INT8 kernels",
+            "Seeds' drop",
+            "Verdict",
+        ),
+        tuple(rows),
+        "Drop: FP32 - INT8 on the same images, Newcombe's paired interval. Verdict: by the interval against the row's "
+        "limit; 'pass on the point' when only the estimate is within it.",
+    )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    spec: ModelSpec
+    fp32: Record
+    int8: Record
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def due(self) -> float:
+        # The row's floor is for one thread; with more, INT8 must not be the slower one.
+        return self.spec.min_ratio[self.int8.isa] if self.int8.threads == 1 else 1.0
+
+
+def _pairs(records: Sequence[Record]) -> list[_Pair]:
+    """FP32 and INT8 records that were measured against each other: they follow one another."""
+    result = []
+    for fp32, int8 in zip(records[::2], records[1::2], strict=True):
+        ratio, low, high = ratio_interval(np.array(fp32.latency_s), np.array(int8.latency_s))
+        result.append(_Pair(find(int8.model), fp32, int8, ratio, low, high))
+    return result
+
+
+def speed_table(records: Sequence[Record]) -> Table:
+    rows = []
+    for pair in _pairs(records):
+        fp32_ms, int8_ms = (1e3 * float(np.median(record.latency_s)) for record in (pair.fp32, pair.int8))
+        vnni = pair.int8.isa == "avx512_vnni" and pair.int8.threads == 1
+        rows.append(
+            (
+                pair.spec.title,
+                pair.int8.isa,
+                str(pair.int8.threads),
+                str(pair.int8.batch),
+                pair.fp32.variant,
+                f"{fp32_ms:.2f}",
+                f"{int8_ms:.2f}",
+                f"{pair.ratio:.2f} [{pair.low:.2f}, {pair.high:.2f}]",
+                str(len(pair.int8.latency_s)),
+                f"{pair.due:.1f}",
+                _published(pair.spec.published.ratio) if vnni else "-",
+                "reached" if pair.ratio >= pair.due else "MISSED",
+            )
+        )
+    return Table(
+        "Speed (full size, generated weights)",
+        (
+            "Model",
+            "ISA",
+            "Threads",
+            "Batch",
+            "Best FP32",
+            "FP32 ms",
+            "INT8 ms",
+            "FP32 / INT8 [95%]",
+            "Rounds",
+            "Due",
+            "Seeds",
+            "Result",
+        ),
+        tuple(rows),
+        "Medians; ratio: median of alternating rounds with a bootstrap interval. FP32 is the fastest variant found. "
+        "Seeds: Xeon Gold 6271, one core. Due: the row's floor for the tier at one thread.",
+    )
+
+
+def failures(accuracy: Sequence[Record], speed: Sequence[Record]) -> list[str]:
+    """One line for every threshold that was missed."""
+    lines = [f"{c.spec.title} on {c.int8.isa}: {text}" for c in comparisons(accuracy) for text in c.missed()]
+    for pair in _pairs(speed):
+        if pair.ratio < pair.due:
+            where = f"{pair.spec.title} on {pair.int8.isa}, {pair.int8.threads} threads"
+            lines.append(f"{where}: FP32 / INT8 {pair.ratio:.2f}, due {pair.due:.1f}")
+    return lines
+
+
+def skipped_tiers(machine: Machine) -> list[str]:
+    """Tiers that this machine can't stand for, each with the reason."""
+    best = [tier.name for tier in TIERS].index(machine.tier)
+    return [f"{tier.name}: not measured, this CPU lacks {', '.join(sorted(tier.flags))}" for tier in TIERS[best + 1 :]]
+
+
+def markdown(machine: Machine, tables: Sequence[Table], missed: Sequence[str]) -> str:
+    """The report as Markdown."""
+    verdict_line = "All thresholds reached." if not missed else "Missed: " + "; ".join(missed) + "."
+    packages = ", ".join(f"{name} {number}" for name, number in machine.packages.items())
+    parts = [
+        "# INT8 report",
+        verdict_line,
+        f"CPU: {' '.join(machine.flags)}; tier {machine.tier}; {machine.cores} cores. "
+        f"Python {machine.python}, {packages}.",
+        *skipped_tiers(machine),
+    ]
+    for table in tables:
+        lines = [
+            "| " + " | ".join(cells) + " |" for cells in (table.columns, ("---",) * len(table.columns), *table.rows)
+        ]
+        parts.append(f"## {table.title}\n\n" + "\n".join(lines) + f"\n\n{table.note}")
+    return "\n\n".join(parts) + "\n"
+
+
+def rich_table(table: Table) -> RichTable:
+    """The table for a terminal; cells are plain text, never markup."""
+    result = RichTable(title=table.title, caption=table.note or None, header_style="bold")
+    for column in table.columns:
+        result.add_column(column, overflow="fold")
+    for row in table.rows:
+        style = "red" if row[-1].startswith("MISSED") else None
+        result.add_row(*(Text(cell) for cell in row), style=style)
+    return result
