@@ -3,13 +3,24 @@
 Calibration and conversion both read a graph through this module, so what is simulated as one op is fused as one op.
 """
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from quant.errors import OptionError, check_choice
 from quant.graph import Graph, Op
 
-__all__ = ["CONVS", "MOVES", "PRODUCTS", "QUANTIZABLE", "Chain", "chains_of", "chosen_ops", "is_move", "numbered"]
+__all__ = [
+    "CONVS",
+    "PRODUCTS",
+    "QUANTIZABLE",
+    "Chain",
+    "chains_of",
+    "chosen_ops",
+    "graph_macs",
+    "is_move",
+    "numbered",
+]
 
 CONVS = ("conv2d", "depthwise_conv2d")
 PRODUCTS = ("mul", "matmul", "matmul_v2", "fc")
@@ -139,3 +150,25 @@ def _is_residual(graph: Graph, op: Op) -> bool:
         return False
     x, y = op.input("X"), op.input("Y")
     return x != y and x not in graph.params and y not in graph.params and graph.vars[x].shape == graph.vars[y].shape
+
+
+def graph_macs(graph: Graph, batch: int) -> int:
+    """Multiply-accumulates of a graph's weighted ops for one run, from its declared shapes.
+
+    Counts what the log can't show: ops that ran outside oneDNN. 0 for an op whose spatial size is open.
+    """
+    return sum(_op_macs(graph, op, batch) for op in graph.ops)
+
+
+def _op_macs(graph: Graph, op: Op, batch: int) -> int:
+    if "Filter" in op.inputs:
+        out, weight = graph.vars[op.output("Output")].shape, graph.vars[op.input("Filter")].shape
+        each = math.prod(weight[1:])
+    elif op.type in ("mul", "matmul", "matmul_v2", "fc"):
+        weight_name = op.input("W") or op.input("Y")
+        out, weight = graph.vars[op.output("Out")].shape, graph.vars[weight_name].shape
+        each = weight[-2] if len(weight) > 1 else weight[0]
+    else:
+        return 0
+    dims = [batch if place == 0 and size < 0 else size for place, size in enumerate(out)]
+    return 0 if any(size < 0 for size in dims) else math.prod(dims) * max(each, 0)

@@ -56,6 +56,7 @@ def check_choice(kind: str, value: str, valid: Iterable[str]) -> None:
     """Raise OptionError, with the nearest valid name, unless `value` is one of `valid`."""
     names = list(valid)
     if value not in names:
-        near = difflib.get_close_matches(value, names, 1, 0.4)
+        by_lower = {name.lower(): name for name in names}
+        near = [by_lower[lower] for lower in difflib.get_close_matches(value.lower(), by_lower, 1, 0.4)]
         hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(names)}"
         raise OptionError(f"unknown {kind} {value!r}; {hint}")

@@ -11,12 +11,9 @@ TensorDesc | TensorDesc | raw data; a combined file is these in the order of the
 
 import math
 import os
-import shutil
 import struct
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.errors import ModelError, OutputError
+from quant.errors import ModelError
 
 os.environ.setdefault("FLAGS_enable_pir_api", "0")  # before Paddle loads: the INT8 tooling is legacy-format only
 
@@ -38,7 +35,6 @@ __all__ = [
     "Pass",
     "Var",
     "files_of",
-    "fresh_dir",
     "load_dir",
     "op_types",
     "run_passes",
@@ -315,31 +311,6 @@ def save_dir(graph: Graph, directory: Path, layout: str = "inference") -> None:
     else:
         for name, value in graph.params.items():
             (directory / name).write_bytes(b"".join(_tensor_bytes(value)))
-
-
-@contextmanager
-def fresh_dir(output: Path) -> Iterator[Path]:
-    """A staging directory that becomes `output` when the block ends well; on an error nothing is left.
-
-    Raises OutputError when `output` is a file, isn't empty, or its parent can't be written.
-    """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise OutputError(f"{output}: exists and is not an empty directory; nothing was written")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    except OSError as error:
-        raise OutputError(f"{output}: can't be written ({error.strerror})") from error
-    try:
-        staging.chmod(0o755)
-        yield staging
-        if output.exists():
-            output.rmdir()
-        staging.rename(output)
-    except OSError as error:
-        raise OutputError(f"{output}: can't be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 # --- programs ----------------------------------------------------------------------------------------------------

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.calibrate import calibrate
-from quant.chains import CONVS, PRODUCTS, numbered
+from quant.chains import CONVS, PRODUCTS, graph_macs, numbered
 from quant.convert import Coverage, convert
 from quant.errors import DataError, ModelError
-from quant.graph import Graph, fresh_dir, load_dir, run_passes, save_dir
+from quant.graph import Graph, load_dir, run_passes, save_dir
 from quant.isolate import report_progress
 from quant.passes import NORMALISE, lower_quantizers
+from quant.places import fresh_dir
 from quant.predictor import Predictor, Settings
-from quant.profile import graph_macs
 from quant.readers import batches, check_labels, open_data
 
 __all__ = [

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from quant import cpu, isolate
-from quant.cache import cached
 from quant.errors import OptionError
 from quant.metrics import METRICS, sqnr
 from quant.numerics import REDUCED, SIGNED
+from quant.places import cached
 from quant.profile import Proof, kernels, proof
 from quant.record import Record
 from quant.registry import ModelSpec

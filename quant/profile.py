@@ -8,9 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from quant.graph import Graph, Op
-
-__all__ = ["Kernel", "Proof", "graph_macs", "kernels", "proof"]
+__all__ = ["Kernel", "Proof", "kernels", "proof"]
 
 _WEIGHTED = ("convolution", "inner_product", "matmul")
 
@@ -65,28 +63,6 @@ def _macs(op: str, problem: str) -> int:
         return math.prod(size.get(name, 1) for name in ("mb", "ic", "oc", "id", "ih", "iw"))
     spread = math.prod(size.get(name, 1) for name in ("mb", "oc", "od", "oh", "ow", "kd", "kh", "kw"))
     return spread * size["ic"] // size.get("g", 1)
-
-
-def graph_macs(graph: Graph, batch: int) -> int:
-    """Multiply-accumulates of a graph's weighted ops for one run, from its declared shapes.
-
-    Counts what the log can't show: ops that ran outside oneDNN. 0 for an op whose spatial size is open.
-    """
-    return sum(_op_macs(graph, op, batch) for op in graph.ops)
-
-
-def _op_macs(graph: Graph, op: Op, batch: int) -> int:
-    if "Filter" in op.inputs:
-        out, weight = graph.vars[op.output("Output")].shape, graph.vars[op.input("Filter")].shape
-        each = math.prod(weight[1:])
-    elif op.type in ("mul", "matmul", "matmul_v2", "fc"):
-        weight_name = op.input("W") or op.input("Y")
-        out, weight = graph.vars[op.output("Out")].shape, graph.vars[weight_name].shape
-        each = weight[-2] if len(weight) > 1 else weight[0]
-    else:
-        return 0
-    dims = [batch if place == 0 and size < 0 else size for place, size in enumerate(out)]
-    return 0 if any(size < 0 for size in dims) else math.prod(dims) * max(each, 0)
 
 
 @dataclass(frozen=True)

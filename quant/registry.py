@@ -17,7 +17,7 @@ class Published:
     ratio: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelSpec:
     """One row.
 

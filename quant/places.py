@@ -1,4 +1,4 @@
-"""Built artefacts under the user's cache directory, named by the hash of all that went in.
+"""Places on disk: outputs that are whole or absent, and a cache of built artefacts named by what went in.
 
 QUANT_CACHE overrides the place (default: $XDG_CACHE_HOME/quant-onednn, or ~/.cache/quant-onednn).
 """
@@ -6,12 +6,40 @@ QUANT_CACHE overrides the place (default: $XDG_CACHE_HOME/quant-onednn, or ~/.ca
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from quant.graph import fresh_dir
+from quant.errors import OutputError
 
-__all__ = ["cache_root", "cached", "digest"]
+__all__ = ["cache_root", "cached", "digest", "fresh_dir"]
+
+
+@contextmanager
+def fresh_dir(output: Path) -> Iterator[Path]:
+    """A staging directory that becomes `output` when the block ends well; on an error nothing is left.
+
+    Raises OutputError when `output` is a file, isn't empty, or its parent can't be written.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise OutputError(f"{output}: exists and is not an empty directory; nothing was written")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise OutputError(f"{output}: can't be written ({error.strerror})") from error
+    try:
+        staging.chmod(0o755)
+        yield staging
+        if output.exists():
+            output.rmdir()
+        staging.rename(output)
+    except OSError as error:
+        raise OutputError(f"{output}: can't be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def cache_root() -> Path:

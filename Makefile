@@ -1,0 +1,27 @@
+# make suite: accuracy and speed of all rows, two tables, out/report.md and out/report.json
+# make test:  the whole test suite
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: suite test lint clean
+
+suite: $(VENV)/installed
+	$(BIN)/python -m quant suite
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Installed when pyproject.toml is newer; the mark comes last, so an install that was cut off is done again.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) out
