@@ -36,6 +36,7 @@ __all__ = [
 
 Json = dict[str, Any]
 _WARM_UP = 3
+_TURN_S = 0.03  # how long a contender's turn lasts, so that quick models get several runs
 
 
 def signature(graph: Graph) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -287,17 +288,23 @@ def bench(
 
     A contender is a list of variants ({"model", "precision", "onednn", "optimise"}), of which the fastest in a short
     trial is measured. Contenders then alternate, round by round, on the same input, and the order within a round
-    alternates too. The number of rounds follows from the time budget: 10 to 100.
+    alternates too. In its turn a contender runs once untimed, because the other one has emptied the caches, and then
+    a few times in a row, as a served model does: a round's value is the median of those. The number of rounds
+    follows from the time budget: 10 to 60.
     """
     chosen = [
         min((_warmed(run, batch, threads, shapes or {}) for run in runs), key=lambda c: c[0]) for runs in contenders
     ]
-    rounds = int(np.clip(budget_s / sum(quickest for quickest, _, _ in chosen), 10, 100))
+    repeats = [int(np.clip(_TURN_S / quickest, 1, 10)) for quickest, _, _ in chosen]
+    each_s = sum(quickest * (count + 1) for (quickest, _, _), count in zip(chosen, repeats, strict=True))
+    rounds = int(np.clip(budget_s / each_s, 10, 60))
     seconds: list[list[float]] = [[] for _ in chosen]
     for number in range(rounds):
         places = range(len(chosen)) if number % 2 == 0 else reversed(range(len(chosen)))
         for place in places:
-            seconds[place].append(_timed(chosen[place][2]))
+            predictor = chosen[place][2]
+            _timed(predictor)
+            seconds[place].append(float(np.median([_timed(predictor) for _ in range(repeats[place])])))
         report_progress("bench", number + 1, rounds)
     return [{"run": dict(run), "seconds": times} for (_, run, _), times in zip(chosen, seconds, strict=True)]
 
