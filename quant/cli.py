@@ -406,7 +406,7 @@ def suite(
     with _bar() as bar:
         exact, timed = pipeline.suite(specs, samples=50_000 if full else None, tell=tell, progress=bar)
     tables = [report.accuracy_table(exact), report.speed_table(timed)]
-    missed = report.failures(exact, timed)
+    missed = report.misses(exact, timed)
     for table in tables:
         _out.print(report.rich_table(table))
     for name, text in (
@@ -418,7 +418,7 @@ def suite(
         staging.rename(output_dir / name)
     for line in (*report.skipped_tiers(machine), *(f"missed: {line}" for line in missed)):
         _out.print(line)
-    if missed:
+    if not report.passed(exact, timed):
         raise typer.Exit(1)
 
 

@@ -1,5 +1,6 @@
 """The steps that touch Paddle, as jobs: plain arguments in, plain results out, run in a child by `quant.isolate`."""
 
+import gc
 import pkgutil
 import tempfile
 import time
@@ -299,6 +300,7 @@ def bench(
     each_s = sum(quickest * (count + 1) for (quickest, _, _), count in zip(chosen, repeats, strict=True))
     rounds = int(np.clip(budget_s / each_s, 10, 60))
     seconds: list[list[float]] = [[] for _ in chosen]
+    gc.disable()  # as timeit does; the process ends with this job
     for number in range(rounds):
         places = range(len(chosen)) if number % 2 == 0 else reversed(range(len(chosen)))
         for place in places:

@@ -15,7 +15,23 @@ from quant.metrics import Paired, Verdict, paired, ratio_interval, verdict
 from quant.record import Machine, Record
 from quant.registry import ModelSpec, find
 
-__all__ = ["Comparison", "Table", "accuracy_table", "comparisons", "failures", "markdown", "rich_table", "speed_table"]
+__all__ = [
+    "Comparison",
+    "Pair",
+    "Table",
+    "accuracy_table",
+    "comparisons",
+    "markdown",
+    "misses",
+    "pairs",
+    "passed",
+    "rich_table",
+    "skipped_tiers",
+    "speed_table",
+]
+
+
+_BROKEN = 0.9
 
 
 @dataclass(frozen=True)
@@ -128,7 +144,9 @@ def accuracy_table(records: Sequence[Record]) -> Table:
 
 
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
+    """FP32 and INT8 timed against each other: the median ratio of their rounds, with its 95% interval."""
+
     spec: ModelSpec
     fp32: Record
     int8: Record
@@ -137,23 +155,34 @@ class _Pair:
     high: float
 
     @property
+    def result(self) -> str:
+        """reached; MISSED: the estimate is below what is due; FAILED: the whole interval is below 90% of it.
+
+        What is due are figures from other machines. Coming close to one is a figure to print as it is; falling far
+        below it means that something broke, and fails the case.
+        """
+        if self.ratio >= self.due:
+            return "reached"
+        return "FAILED" if self.high < _BROKEN * self.due else "MISSED"
+
+    @property
     def due(self) -> float:
         # The row's floor is for one thread; with more, INT8 must not be the slower one.
         return self.spec.min_ratio[self.int8.isa] if self.int8.threads == 1 else 1.0
 
 
-def _pairs(records: Sequence[Record]) -> list[_Pair]:
+def pairs(records: Sequence[Record]) -> list[Pair]:
     """FP32 and INT8 records that were measured against each other: they follow one another."""
     result = []
     for fp32, int8 in zip(records[::2], records[1::2], strict=True):
         ratio, low, high = ratio_interval(np.array(fp32.latency_s), np.array(int8.latency_s))
-        result.append(_Pair(find(int8.model), fp32, int8, ratio, low, high))
+        result.append(Pair(find(int8.model), fp32, int8, ratio, low, high))
     return result
 
 
 def speed_table(records: Sequence[Record]) -> Table:
     rows = []
-    for pair in _pairs(records):
+    for pair in pairs(records):
         fp32_ms, int8_ms = (1e3 * float(np.median(record.latency_s)) for record in (pair.fp32, pair.int8))
         vnni = pair.int8.isa == "avx512_vnni" and pair.int8.threads == 1
         rows.append(
@@ -169,7 +198,7 @@ def speed_table(records: Sequence[Record]) -> Table:
                 str(len(pair.int8.latency_s)),
                 f"{pair.due:.1f}",
                 _published(pair.spec.published.ratio) if vnni else "-",
-                "reached" if pair.ratio >= pair.due else "MISSED",
+                pair.result,
             )
         )
     return Table(
@@ -194,13 +223,18 @@ def speed_table(records: Sequence[Record]) -> Table:
     )
 
 
-def failures(accuracy: Sequence[Record], speed: Sequence[Record]) -> list[str]:
-    """One line for every threshold that was missed."""
+def passed(accuracy: Sequence[Record], speed: Sequence[Record]) -> bool:
+    """Whether the suite passes: every accuracy threshold holds, and no speed ratio has FAILED."""
+    return not any(c.missed() for c in comparisons(accuracy)) and all(p.result != "FAILED" for p in pairs(speed))
+
+
+def misses(accuracy: Sequence[Record], speed: Sequence[Record]) -> list[str]:
+    """One line for every threshold or figure that was missed."""
     lines = [f"{c.spec.title} on {c.int8.isa}: {text}" for c in comparisons(accuracy) for text in c.missed()]
-    for pair in _pairs(speed):
-        if pair.ratio < pair.due:
-            where = f"{pair.spec.title} on {pair.int8.isa}, {pair.int8.threads} threads"
-            lines.append(f"{where}: FP32 / INT8 {pair.ratio:.2f}, due {pair.due:.1f}")
+    for pair in pairs(speed):
+        if pair.result != "reached":
+            where = f"{pair.spec.title} on {pair.int8.isa}, {pair.int8.threads} thread(s)"
+            lines.append(f"{where}: FP32 / INT8 {pair.ratio:.2f}, due {pair.due:.1f}: {pair.result}")
     return lines
 
 
@@ -235,6 +269,6 @@ def rich_table(table: Table) -> RichTable:
     for column in table.columns:
         result.add_column(column, overflow="fold")
     for row in table.rows:
-        style = "red" if row[-1].startswith("MISSED") else None
+        style = "red" if row[-1].startswith(("MISSED", "FAILED")) else None
         result.add_row(*(Text(cell) for cell in row), style=style)
     return result

@@ -1,4 +1,4 @@
-"""What every INT8 row must survive, from bugs that Paddle's INT8 really had (run N differs, shapes, threads, memory)."""
+"""What every INT8 row must survive, from bugs that Paddle's INT8 had: runs differ, shapes, threads, memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
