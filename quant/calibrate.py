@@ -180,7 +180,7 @@ def _simulate(
         renamed = op.rewired({chain.data: rounded[chain.data], chain.weight: on_grid})
         swap[op] = renamed.with_attrs(weight_thresholds=[float(peak) for peak in peaks], weight_levels=weight_levels)
         if chain in plan.residual:
-            add = next(link for link in chain.ops if chain.residual in link.reads)
+            add = next(link for link in chain.ops[1:] if chain.residual in link.reads)
             swap[add] = add.rewired({chain.residual: rounded[chain.residual]})
 
     def quantiser(name: str) -> Op:

@@ -16,6 +16,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from quant.chains import CONVS, PRODUCTS, Chain, chains_of, chosen_ops, is_move, numbered
 from quant.errors import ConversionError
 from quant.graph import Attr, Graph, Op, Var, run_passes
@@ -64,7 +67,7 @@ def convert(
     if not any(coverage.int8[kind] for kind in (*CONVS, *PRODUCTS)):
         reason = coverage.kept[0].reason if coverage.kept else "it holds no quantizable op"
         raise ConversionError(f"no op became INT8: {reason}")
-    result = graph.evolve(emitter.ops, emitter.vars)
+    result = graph.evolve(emitter.ops, emitter.vars, emitter.params)
     if seen:
         seen("emit_int8", result)
     return result, coverage
@@ -99,6 +102,7 @@ class _Emitter:
         self.int8: dict[str, _Int8] = {}  # variable -> its int8 form
         self.floats = {*graph.feeds, *graph.params}  # variables whose float32 form exists
         self.vars: dict[str, Var] = {}
+        self.params: dict[str, NDArray[np.float32]] = {}
         self.ops: list[Op] = []
         self.reasons: dict[Op, str] = {}  # quantizable ops that stayed float32
 
@@ -221,8 +225,12 @@ class _Emitter:
         conv = chain.op.type in CONVS
         slots = ("Input", "Filter", "Output") if conv else ("Input", "W", "Out")
         inputs = {slots[0]: (data.name,), slots[1]: (chain.weight,)}
-        if chain.bias:
-            inputs["Bias"] = (chain.bias,)
+        bias = chain.bias
+        if not conv and not bias:  # the predictor's own passes crash (SIGSEGV) on an fc without one
+            bias = self.graph.fresh(f"{chain.weight}.no_bias")
+            self.params[bias] = np.zeros(self.graph.vars[chain.weight].shape[1], np.float32)
+        if bias:
+            inputs["Bias"] = (bias,)
         if chain.residual:
             inputs["ResidualData"] = (residual.name if residual else chain.residual,)
         outputs = {slots[2]: (form.name if form else chain.out,)}

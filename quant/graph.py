@@ -279,15 +279,21 @@ def load_dir(directory: Path) -> Graph:
         params = dict(zip(wanted, _read_combined(files.params, wanted), strict=True))
     else:
         params = {name: _read_separate(files.program, directory, name) for name in wanted}
+    described = dict(graph.vars)
     for name, value in params.items():
         var = graph.vars[name]
+        # Paddle's own quantizer stores int8 weights, and scales with other dimensions of 1, than its program says.
+        if (str(value.dtype), var.dtype) == ("int8", "float32"):
+            described[name] = var = var._replace(dtype="int8")
+        if [size for size in value.shape if size != 1] == [size for size in var.shape if size != 1]:
+            params[name] = value = value.reshape(var.shape)
         if value.shape != var.shape or str(value.dtype) != var.dtype:
             where = files.params or directory / name
             raise ModelError(
                 f"{where}: parameter {name!r} is {value.dtype}{list(value.shape)}, but the program "
                 f"{files.program.name} declares {var.dtype}{list(var.shape)}: parameters of another model?"
             )
-    return replace(graph, params=params)
+    return replace(graph, params=params, vars=described)
 
 
 def save_dir(graph: Graph, directory: Path, layout: str = "inference") -> None:

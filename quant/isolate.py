@@ -30,9 +30,20 @@ _MARK = "\x1equant "  # begins a line that is a message, not log
 Progress = Callable[[str, int, int], None]
 
 
+class _Last:
+    """When this process last reported, and whether what it reported was a beginning."""
+
+    at = 0.0
+    began = False
+
+
 def report_progress(what: str, done: int, total: int) -> None:
-    """Tell the parent, if there is one, how far a job is."""
-    if os.environ.get("QUANT_CHILD"):
+    """Tell the parent, if there is one, how far a job is: the beginning, the first step, the end, and now and then."""
+    if not os.environ.get("QUANT_CHILD"):
+        return
+    now = time.monotonic()
+    if done == 0 or _Last.began or done == total or now - _Last.at > 0.2:
+        _Last.at, _Last.began = now, done == 0
         _send({"progress": [what, done, total]})
 
 

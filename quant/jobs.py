@@ -36,7 +36,8 @@ __all__ = [
 ]
 
 Json = dict[str, Any]
-_WARM_UP = 3
+_WARM_UP = 2
+_HOPELESS = 1.5  # a variant this much slower than the best needs no second look
 _TURN_S = 0.03  # how long a contender's turn lasts, so that quick models get several runs
 
 
@@ -293,9 +294,7 @@ def bench(
     a few times in a row, as a served model does: a round's value is the median of those. The number of rounds
     follows from the time budget: 10 to 60.
     """
-    chosen = [
-        min((_warmed(run, batch, threads, shapes or {}) for run in runs), key=lambda c: c[0]) for runs in contenders
-    ]
+    chosen = [_quickest(runs, batch, threads, shapes or {}) for runs in contenders]
     repeats = [int(np.clip(_TURN_S / quickest, 1, 10)) for quickest, _, _ in chosen]
     each_s = sum(quickest * (count + 1) for (quickest, _, _), count in zip(chosen, repeats, strict=True))
     rounds = int(np.clip(budget_s / each_s, 10, 60))
@@ -317,10 +316,24 @@ def _timed(predictor: Predictor) -> float:
     return time.perf_counter() - start
 
 
-def _warmed(
-    run: Mapping[str, Any], batch: int, threads: int, shapes: Mapping[str, Sequence[int]]
-) -> tuple[float, Mapping[str, Any], Predictor]:
-    """A predictor past its first runs, and the quickest of those after the very first, in seconds."""
-    predictor = Predictor(Path(run["model"]), _settings(run, threads))
-    predictor.feed(sample_input(load_dir(Path(run["model"])), batch, shapes))
-    return min([_timed(predictor) for _ in range(_WARM_UP)][1:]), run, predictor
+_Candidate = tuple[float, Mapping[str, Any], Predictor]
+
+
+def _quickest(
+    runs: Sequence[Mapping[str, Any]], batch: int, threads: int, shapes: Mapping[str, Sequence[int]]
+) -> _Candidate:
+    """The fastest of a contender's variants in a short trial: (seconds of its best run, the variant, its predictor)."""
+    best: _Candidate | None = None
+    for run in runs:
+        predictor = Predictor(Path(run["model"]), _settings(run, threads))
+        predictor.feed(sample_input(load_dir(Path(run["model"])), batch, shapes))
+        seconds = [_timed(predictor)]  # the first run builds the kernels
+        while len(seconds) <= _WARM_UP and not (best and len(seconds) > 1 and seconds[-1] > _HOPELESS * best[0]):
+            seconds.append(_timed(predictor))
+        candidate = (min(seconds[1:]), run, predictor)
+        loser = candidate if best and best[0] <= candidate[0] else best
+        best = best if loser is candidate else candidate
+        if loser:
+            loser[2].close()
+    assert best is not None
+    return best

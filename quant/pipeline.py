@@ -231,6 +231,7 @@ def accuracy(
                     int8_share=shown.share,
                     kernel_isas=shown.isas,
                     variant=name.partition("-")[2],
+                    overhead=result["overhead"],
                 )
             )
     return records
@@ -274,7 +275,7 @@ def speed(
     isa: str | None = None,
     threads: int = 1,
     batch: int = 1,
-    budget_s: float = 4.0,
+    budget_s: float = 2.5,
     progress: Progress | None = None,
 ) -> list[Record]:
     """FP32 and INT8 records of a row's full-size model, measured in pairs on one ISA."""

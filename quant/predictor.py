@@ -1,6 +1,7 @@
 """One class over paddle.inference for every precision. Everything above it sees a callable, arrays -> arrays."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,5 +132,5 @@ class Predictor:
 def _last_line(error: Exception) -> str:
     """The line of Paddle's many that says what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "Error:" in line]
+    told = [line for line in lines if re.match(r"(\w+Error: )?\(\w+\) ", line)]
     return (told or lines or [type(error).__name__])[-1].replace("\x1b", "")[:300]

@@ -65,6 +65,7 @@ class Record:
     int8_share: float | None = None
     kernel_isas: tuple[str, ...] = ()
     variant: str = ""
+    overhead: float | None = None  # share of an evaluation's wall time outside predictor.run
 
     def hits(self, metric: str) -> NDArray[np.bool_]:
         hits: NDArray[np.bool_] = np.frombuffer(self.outcomes[metric].encode(), np.uint8) == ord("1")

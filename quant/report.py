@@ -114,6 +114,7 @@ def accuracy_table(records: Sequence[Record]) -> Table:
                 f"{c.int8.sqnr_db['fp32']:.1f}",
                 f"{c.int8.sqnr_db['quant']:.1f}",
                 f"{100 * (c.int8.int8_share or 0):.1f}% {'+'.join(c.int8.kernel_isas)}",
+                f"{100 * (c.int8.overhead or 0):.1f}%",
                 "-" if gap is None else f"{gap:+.2f}",
                 "; ".join(["MISSED", *c.missed()]) if c.missed() else str(c.verdict),
             )
@@ -134,6 +135,7 @@ def accuracy_table(records: Sequence[Record]) -> Table:
             "SQNR to FP32 dB",
             "SQNR to sim. dB",
             "MACs in INT8 kernels",
+            "Eval. overhead",
             "Seeds' drop",
             "Verdict",
         ),

@@ -80,6 +80,12 @@ class _Lift:
             Op.make("fake_quant", {"X": source}, {"Out": target}, threshold=float(threshold), levels=levels)
         )
 
+    def pass_through(self, source: str, target: str) -> None:
+        if target in self.graph.fetches:
+            self.ops.append(Op.make("assign", {"X": source}, {"Out": target}))
+        else:
+            self.names[target] = source
+
     def weight(self, source: str, target: str, thresholds: NDArray[np.float64], levels: int, axis: int) -> None:
         """Integer-valued parameter `source` becomes the float parameter `target`."""
         self.params[target] = dequantise(self.graph.params[source], thresholds, levels, axis)
@@ -88,7 +94,9 @@ class _Lift:
     def visit(self, op: Op) -> None:
         if op.type in _DYNAMIC:
             raise ConversionError(f"op {op.type!r} (output {op.output('Out')!r}) computes its scale anew at each run")
-        if op.type == "quantize_linear":
+        if op.attr("only_observer", False):  # it recorded a scale, and passes values on unchanged
+            self.pass_through(op.input("X"), op.output("Y"))
+        elif op.type == "quantize_linear":
             self.quantised_linear[op.output("Y")] = op
         elif op.type == "dequantize_linear":
             self._dequantize_linear(op)
@@ -125,9 +133,7 @@ class _Lift:
         if target not in self.params:
             self.weight(name, target, thresholds, levels_of((op.attr("quant_bits") or [8])[0]), axis)
         self.ops = [o.rewired({name: target}) if o.writes == behind.writes else o for o in self.ops]
-        self.names[op.output("Out")] = op.input("X")
-        if op.output("Out") in self.graph.fetches:
-            raise ConversionError(f"op {op.type!r}: its output {op.output('Out')!r} is fetched, which is not supported")
+        self.pass_through(op.input("X"), op.output("Out"))
 
 
 def lower_quantizers(graph: Graph) -> Graph:

@@ -1,0 +1,177 @@
+"""Calibration and conversion: INT8 equals the simulation, and says what it did."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quant.calibrate import calibrate
+from quant.chains import numbered
+from quant.convert import convert
+from quant.errors import ConversionError, DataError, OptionError
+from quant.graph import Graph, run_passes
+from quant.metrics import sqnr
+from quant.observers import ALGORITHMS
+from quant.passes import NORMALISE, PLACE, lift_quantizers, lower_quantizers
+from quant.predictor import Settings
+from tests.nets import NATIVE, NETS, Net, data, residual_net, run
+
+INT8_OPS = ("fused_conv2d", "fc")
+
+
+def int8_ops(graph: Graph) -> int:
+    return sum(op.type in INT8_OPS and op.attr("mkldnn_data_type") == "int8" for op in graph.ops)
+
+
+@pytest.mark.parametrize("levels", [127, 63])
+@pytest.mark.parametrize("name", NETS)
+def test_int8_equals_the_simulation(name: str, levels: int, tmp_path: Path) -> None:
+    graph = NETS[name]()
+    simulated = calibrate(graph, data(graph), algo="abs_max", weight_levels=levels)
+    int8, coverage = convert(lower_quantizers(simulated))
+    weighted = sum(op.type in ("conv2d", "depthwise_conv2d", "matmul_v2") for op in graph.ops)
+    assert int8_ops(int8) == weighted
+    assert not set(coverage.fp32) - {"pool2d", "flatten_contiguous_range"}
+    [batch] = data(graph, 1, seed=9)
+    [fp32] = run(graph, batch, tmp_path)
+    [sim] = run(lower_quantizers(simulated), batch, tmp_path, NATIVE)
+    [real] = run(int8, batch, tmp_path, Settings("int8"))
+    assert sqnr(fp32, sim) > 15
+    # An activation on a rounding boundary may fall to either side, by float32 summation order: one step of one value.
+    assert sqnr(sim, real) > sqnr(fp32, sim) + 6
+
+
+def test_each_kernel_is_exact_when_nothing_lies_on_a_boundary(tmp_path: Path) -> None:
+    """One layer, inputs on the grid: INT8 and simulation differ by float32 rounding only."""
+    net = Net()
+    graph = net.graph(net.bias(net.conv("x", 8, 3)))
+    grid = np.rint(np.random.default_rng(0).standard_normal((4, 8, 8, 8)) * 30).clip(-127, 127).astype(np.float32)
+    grid[0, 0, 0, 0] = 127
+    simulated = calibrate(graph, [{"x": grid}], algo="abs_max")
+    [sim] = run(lower_quantizers(simulated), {"x": grid}, tmp_path, NATIVE)
+    [real] = run(convert(simulated)[0], {"x": grid}, tmp_path, Settings("int8"))
+    np.testing.assert_allclose(real, sim, rtol=1e-5, atol=1e-4)
+
+
+def test_a_saved_simulation_is_lifted_back_as_it_was() -> None:
+    graph = residual_net()
+    simulated = calibrate(graph, data(graph), algo="abs_max")
+    lifted = lift_quantizers(lower_quantizers(simulated))
+    assert lifted.op_counts() == simulated.op_counts()
+    before = [op.attrs for op in simulated.ops if op.type == "fake_quant"]
+    after = [op.attrs for op in lifted.ops if op.type == "fake_quant"]
+    for one, other in zip(before, after, strict=True):
+        assert one["levels"] == other["levels"]
+        assert one["threshold"].value == pytest.approx(other["threshold"].value, rel=1e-6)
+
+
+def test_a_signed_residual_halves_the_levels_and_an_unsigned_one_does_not() -> None:
+    graph = residual_net()
+    simulated = calibrate(graph, data(graph), algo="abs_max")
+    writers = simulated.writers()
+    rounded = [(writers.get(op.input("X")), op.attr("levels")) for op in simulated.ops if op.type == "fake_quant"]
+    levels = [level for op, level in rounded if op is not None and op.type == "relu"]
+    assert levels == [255, 255, 127]  # the stem, a convolution inside the block, the sum over the shortcut
+
+
+def test_a_model_that_never_rounded_its_residual_keeps_it_in_float(tmp_path: Path) -> None:
+    """What the simulation doesn't round, INT8 doesn't round: the residual is added in float32."""
+    net = Net()
+    stem = net.act(net.bias(net.conv("x", 8)))
+    out = net.act(net.add(net.bias(net.conv(stem, 8)), stem))
+    graph = net.graph(net.head(net.pool(out, "avg")))
+    simulated = calibrate(graph, data(graph), algo="abs_max")
+    raw = {op.output("Out"): op.input("X") for op in simulated.ops if op.type == "fake_quant"}
+    ops = tuple(
+        op.rewired({name: raw[name] for name in op.reads if name in raw}) if op.type == "elementwise_add" else op
+        for op in simulated.ops
+    )
+    unrounded = replace(simulated, ops=ops)
+    int8, _ = convert(unrounded)
+    fused = [op for op in int8.ops if op.input("ResidualData")]
+    assert [int8.vars[op.input("ResidualData")].dtype for op in fused] == ["float32"]
+    [batch] = data(graph, 1)
+    [sim] = run(lower_quantizers(unrounded), batch, tmp_path, NATIVE)
+    [real] = run(int8, batch, tmp_path, Settings("int8"))
+    assert sqnr(sim, real) > 35
+
+
+def test_skipped_ops_and_types_stay_float_with_their_reason() -> None:
+    graph = residual_net()
+    simulated = calibrate(graph, data(graph), algo="abs_max")
+    ids = numbered(run_passes(simulated, PLACE))
+    first = min(ids.values())
+    int8, coverage = convert(simulated, op_ids_to_skip=[first])
+    assert [entry.op_id for entry in coverage.kept if "left out" in entry.reason] == [first]
+    assert int8.op_counts()["conv2d"] == 1
+    only_conv, coverage = convert(simulated, ops_to_quantize=["conv2d"])
+    assert coverage.int8.keys() == {"conv2d"}
+    assert only_conv.op_counts()["matmul_v2"] == 1
+
+
+def test_ids_are_the_same_in_a_model_and_its_simulation() -> None:
+    graph = run_passes(residual_net(), NORMALISE)
+    simulated = calibrate(graph, data(graph), algo="abs_max")
+    assert [op.type for op in numbered(graph)] == [op.type for op in numbered(run_passes(simulated, PLACE))]
+
+
+def test_nothing_int8_is_an_error() -> None:
+    graph = residual_net()
+    with pytest.raises(ConversionError, match="no op became INT8"):
+        convert(graph)
+    simulated = calibrate(graph, data(graph), algo="abs_max")
+    with pytest.raises(ConversionError, match="no op became INT8"):
+        convert(simulated, ops_to_quantize=["concat"])
+
+
+def test_unknown_names_are_refused_with_a_hint() -> None:
+    graph = residual_net()
+    with pytest.raises(OptionError, match="did you mean 'conv2d'"):
+        calibrate(graph, data(graph), ops_to_quantize=["conv2"])
+    with pytest.raises(OptionError, match="unknown op id 99"):
+        calibrate(graph, data(graph), op_ids_to_skip=[99])
+    with pytest.raises(OptionError, match="did you mean 'KL'"):
+        calibrate(graph, data(graph), algo="kl")
+
+
+def test_nan_in_calibration_data_is_named() -> None:
+    graph = residual_net()
+    batches = data(graph)
+    batches[2]["x"][0, 0, 0, 0] = np.nan
+    with pytest.raises(DataError, match="calibration batch 2: NaN or Inf in the data"):
+        calibrate(graph, batches)
+    with pytest.raises(DataError, match="no calibration data"):
+        calibrate(graph, [])
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_algorithm_gives_a_usable_model(algo: str, tmp_path: Path) -> None:
+    graph = residual_net()
+    simulated = calibrate(graph, data(graph, 8), algo=algo)
+    [batch] = data(graph, 1, seed=9)
+    [fp32] = run(graph, batch, tmp_path)
+    [real] = run(convert(simulated)[0], batch, tmp_path, Settings("int8"))
+    assert sqnr(fp32, real) > 8
+
+
+def test_calibration_streams() -> None:
+    """Batches are taken one at a time, and none is kept."""
+    graph = residual_net()
+    alive: list[int] = []
+
+    class Counted(dict):
+        def __init__(self, batch: dict) -> None:
+            super().__init__(batch)
+            alive.append(1)
+
+        def __del__(self) -> None:
+            alive.pop()
+
+    def stream():
+        for batch in data(graph, 20):
+            assert len(alive) <= 1
+            yield Counted(batch)
+
+    for algo in ("avg", "mse"):
+        calibrate(graph, stream(), algo=algo)

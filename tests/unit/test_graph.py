@@ -1,0 +1,151 @@
+"""File formats: every layout round-trips; every damaged or foreign file is one clear ModelError."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from quant.errors import ModelError
+from quant.graph import Attr, Graph, Op, load_dir, save_dir
+from tests.nets import Net, data, residual_net, run
+
+LAYOUTS = ["inference", "model", "combined", "separate"]
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return residual_net()
+
+
+@pytest.fixture
+def saved(graph: Graph, tmp_path: Path) -> Path:
+    directory = tmp_path / "model"
+    directory.mkdir()
+    save_dir(graph, directory)
+    return directory
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_round_trips_and_runs(graph: Graph, layout: str, tmp_path: Path) -> None:
+    place = tmp_path / "model"
+    place.mkdir()
+    save_dir(graph, place, layout)
+    again = load_dir(place)
+    assert (again.feeds, again.fetches, again.op_counts()) == (graph.feeds, graph.fetches, graph.op_counts())
+    assert all(np.array_equal(again.params[name], value) for name, value in graph.params.items())
+    assert [op.attrs.keys() for op in again.ops] == [op.attrs.keys() for op in graph.ops]
+    [batch] = data(graph, 1)
+    np.testing.assert_array_equal(run(again, batch, tmp_path)[0], run(graph, batch, tmp_path)[0])
+
+
+ATTRS = st.one_of(
+    st.booleans(),
+    st.integers(-(2**31), 2**31 - 1),
+    st.floats(width=32, allow_nan=False),
+    st.text(max_size=20),
+    st.lists(st.integers(-(2**31), 2**31 - 1), max_size=5),
+    st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=5),
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(value=ATTRS)
+def test_attributes_survive_a_round_trip(value: object, tmp_path_factory: pytest.TempPathFactory) -> None:
+    net = Net()
+    net.act("x")
+    graph = net.graph("t0")
+    graph = replace(graph, ops=(replace(graph.ops[0], attrs={"probe": Attr.of(value)}),))
+    place = tmp_path_factory.mktemp("attr")
+    save_dir(graph, place)
+    assert load_dir(place).ops[0].attr("probe") == value
+
+
+def test_evolve_drops_what_nothing_uses(graph: Graph) -> None:
+    short = graph.evolve(graph.ops[:1])
+    assert short.params.keys() == {graph.ops[0].input("Filter")}
+    assert set(short.vars) == {*graph.ops[0].reads, *graph.ops[0].writes, *graph.fetches}
+
+
+def test_missing_and_empty_directories(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such model directory"):
+        load_dir(tmp_path / "absent")
+    with pytest.raises(ModelError, match="no program"):
+        load_dir(tmp_path)
+
+
+def test_a_pir_program_says_how_to_export_again(tmp_path: Path) -> None:
+    (tmp_path / "inference.json").write_text("{}")
+    with pytest.raises(ModelError, match="FLAGS_enable_pir_api=0"):
+        load_dir(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["inference.pdmodel", "inference.pdiparams"])
+@pytest.mark.parametrize("kind", ["truncated", "random", "empty", "longer"])
+def test_damaged_files_are_named(saved: Path, name: str, kind: str) -> None:
+    path = saved / name
+    content = path.read_bytes()
+    noise = np.random.default_rng(0).bytes(2000)
+    damaged = {"truncated": content[: len(content) // 2], "random": noise, "empty": b"", "longer": content + noise}
+    path.write_bytes(damaged[kind])
+    with pytest.raises(ModelError) as caught:
+        load_dir(saved)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_parameters_of_another_model(saved: Path, tmp_path: Path) -> None:
+    net = Net()
+    other = tmp_path / "other"
+    other.mkdir()
+    save_dir(net.graph(net.conv(net.conv("x", 4), 3)), other)
+    (saved / "inference.pdiparams").write_bytes((other / "inference.pdiparams").read_bytes())
+    with pytest.raises(ModelError, match=r"inference\.pdiparams"):
+        load_dir(saved)
+
+
+def test_a_missing_separate_parameter_is_named(graph: Graph, tmp_path: Path) -> None:
+    save_dir(graph, tmp_path, "separate")
+    (tmp_path / "p0").unlink()
+    with pytest.raises(ModelError, match="'p0'"):
+        load_dir(tmp_path)
+
+
+def test_a_parameter_name_cannot_leave_the_directory(graph: Graph, tmp_path: Path) -> None:
+    name = graph.ops[0].input("Filter")
+    evil = "../../etc/passwd"
+    moved = replace(
+        graph,
+        ops=(graph.ops[0].rewired({name: evil}), *graph.ops[1:]),
+        vars={evil if key == name else key: var for key, var in graph.vars.items()},
+        params={evil if key == name else key: value for key, value in graph.params.items()},
+    )
+    save_dir(moved, tmp_path)
+    (tmp_path / "inference.pdmodel").rename(tmp_path / "__model__")
+    (tmp_path / "inference.pdiparams").unlink()
+    with pytest.raises(ModelError, match="no file for parameter"):
+        load_dir(tmp_path)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.integers(0, 10**6), value=st.integers(0, 255))
+def test_a_flipped_byte_never_does_worse_than_an_error(
+    graph: Graph, tmp_path_factory: pytest.TempPathFactory, position: int, value: int
+) -> None:
+    place = tmp_path_factory.mktemp("flip")
+    save_dir(graph, place)
+    path = place / "inference.pdmodel"
+    content = bytearray(path.read_bytes())
+    content[position % len(content)] = value
+    path.write_bytes(bytes(content))
+    try:
+        load_dir(place)
+    except ModelError as error:
+        assert str(place) in str(error)
+
+
+def test_op_input_and_output_of_empty_slots() -> None:
+    op = Op("x", {"A": ()}, {})
+    assert op.input("A") == op.input("B") == op.output("C") == ""

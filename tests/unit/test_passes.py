@@ -1,0 +1,202 @@
+"""Each pass: a graph it changes (outputs hold), and graphs it must give back as they are."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quant.graph import Graph, Op, Pass, Var, run_passes
+from quant.numerics import channel_thresholds, dequantise, quantise
+from quant.passes import (
+    NORMALISE,
+    bias_as_vector,
+    drop_identities,
+    fold_batch_norm,
+    hoist_quantizers,
+    lower_quantizers,
+    pad_as_pad3d,
+)
+from tests.nets import NATIVE, NETS, Net, data, run
+
+
+def dropout(net: Net, x: str, mode: str) -> str:
+    return net.op("dropout", {"X": x}, dropout_implementation=mode, dropout_prob=0.5, is_test=True)
+
+
+def with_identities() -> Graph:
+    net = Net()
+    x = dropout(net, net.act("x"), "upscale_in_train")
+    x = net.op("scale", {"X": x}, scale=1.0, bias=0.0)
+    return net.graph(net.act(net.op("assign", {"X": x})))
+
+
+def with_exported_bias() -> Graph:
+    net = Net()
+    return net.graph(net.act(net.bias_as_paddle_exports_it(net.conv("x", 4))))
+
+
+def with_norm() -> Graph:
+    net = Net()
+    first = net.act(net.norm(net.conv("x", 4, 3)))
+    return net.graph(net.norm(net.bias(net.conv(first, 4, 3, groups=4, type="depthwise_conv2d"))))
+
+
+def with_pad() -> Graph:
+    net = Net(4)
+    return net.graph(net.op("pad", {"X": "x"}, shape=(-1, 7, 11, 13), paddings=[0, 0, 1, 2, 0, 3, 4, 1], pad_value=0.5))
+
+
+CHANGES = [
+    (drop_identities, with_identities, {"relu": 2}),
+    (bias_as_vector, with_exported_bias, {"conv2d": 1, "elementwise_add": 1, "relu": 1}),
+    (fold_batch_norm, with_norm, {"conv2d": 1, "elementwise_add": 2, "relu": 1, "depthwise_conv2d": 1}),
+    (pad_as_pad3d, with_pad, {"unsqueeze2": 1, "pad3d": 1, "squeeze2": 1}),
+]
+
+
+@pytest.mark.parametrize(("rewrite", "build", "after"), CHANGES, ids=[row[0].__name__ for row in CHANGES])
+def test_rewrites_and_outputs_hold(rewrite: Pass, build, after: dict[str, int], tmp_path: Path) -> None:
+    graph = build()
+    rewritten = rewrite(graph)
+    assert dict(rewritten.op_counts()) == after
+    [batch] = data(graph, 1)
+    [before], [now] = (run(g, batch, tmp_path, NATIVE) for g in (graph, rewritten))
+    np.testing.assert_allclose(now, before, rtol=1e-4, atol=1e-4)
+    assert rewrite(rewritten) is rewritten
+
+
+def scaled() -> Graph:
+    net = Net()
+    return net.graph(net.act(net.op("scale", {"X": "x"}, scale=2.0, bias=0.0)))
+
+
+def downgraded() -> Graph:
+    net = Net()
+    return net.graph(net.act(dropout(net, "x", "downgrade_in_infer")))
+
+
+def fetched_identity() -> Graph:
+    net = Net()
+    return net.graph(dropout(net, net.act("x"), "upscale_in_train"))
+
+
+def add_of_a_map() -> Graph:
+    net = Net()
+    return net.graph(net.op("elementwise_add", {"X": net.conv("x", 4), "Y": net.param(1, 1, 8, 8)}, axis=-1))
+
+
+def bias_after_relu() -> Graph:
+    net = Net()
+    return net.graph(net.bias_as_paddle_exports_it(net.act("x")))
+
+
+def norm_of_a_relu() -> Graph:
+    net = Net()
+    return net.graph(net.norm(net.act("x")))
+
+
+def norm_in_training() -> Graph:
+    net = Net()
+    graph = net.graph(net.norm(net.conv("x", 4)))
+    return replace(graph, ops=(graph.ops[0], graph.ops[1].with_attrs(is_test=False)))
+
+
+def conv_with_two_readers() -> Graph:
+    net = Net()
+    conv = net.conv("x", 4)
+    return net.graph(net.norm(conv), net.act(conv))
+
+
+def pad_of_the_batch() -> Graph:
+    net = Net()
+    return net.graph(net.op("pad", {"X": "x"}, paddings=[0, 1, 0, 0, 0, 0, 0, 0], pad_value=0.0))
+
+
+LEAVES = [
+    (drop_identities, scaled),
+    (drop_identities, downgraded),
+    (drop_identities, fetched_identity),
+    (bias_as_vector, add_of_a_map),
+    (bias_as_vector, bias_after_relu),
+    (fold_batch_norm, norm_of_a_relu),
+    (fold_batch_norm, norm_in_training),
+    (fold_batch_norm, conv_with_two_readers),
+    (pad_as_pad3d, pad_of_the_batch),
+]
+
+
+@pytest.mark.parametrize(("rewrite", "build"), LEAVES, ids=[f"{r.__name__}-{b.__name__}" for r, b in LEAVES])
+def test_must_not_touch(rewrite: Pass, build) -> None:
+    graph = build()
+    assert rewrite(graph) is graph
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_normalising_keeps_outputs(name: str, tmp_path: Path) -> None:
+    graph = NETS[name]()
+    [batch] = data(graph, 1)
+    [before], [after] = (run(g, batch, tmp_path) for g in (graph, run_passes(graph, NORMALISE)))
+    np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-4)
+
+
+def test_folding_keeps_a_quantised_weight_on_its_grid() -> None:
+    net = Net()
+    conv = net.conv("x", 4)
+    graph = net.graph(net.norm(conv))
+    [weight] = graph.ops[0].inputs["Filter"]
+    peaks = channel_thresholds(graph.params[weight], 0)
+    on_grid = dequantise(quantise(graph.params[weight], peaks, 127), peaks, 127)
+    first = graph.ops[0].with_attrs(weight_thresholds=[float(p) for p in peaks], weight_levels=127)
+    graph = replace(graph, ops=(first, *graph.ops[1:]), params={**graph.params, weight: on_grid})
+    folded = fold_batch_norm(graph)
+    conv_op = folded.ops[0]
+    thresholds = np.array(conv_op.attr("weight_thresholds"))[:, None, None, None]
+    steps = folded.params[conv_op.input("Filter")] / thresholds * 127
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-3)
+
+
+def quantised(net: Net, x: str, threshold: float = 2.0, levels: int = 127) -> str:
+    return net.op("fake_quant", {"X": x}, threshold=threshold, levels=levels)
+
+
+def hoistable() -> Graph:
+    net = Net()
+    pooled = net.pool(net.act("x"))
+    return net.graph(net.conv(quantised(net, pooled), 4), net.conv(quantised(net, pooled), 4))
+
+
+def test_hoisting_is_exact_and_merges_equal_quantisers(tmp_path: Path) -> None:
+    graph = hoistable()
+    hoisted = hoist_quantizers(graph)
+    assert [op.type for op in hoisted.ops] == ["relu", "fake_quant", "pool2d", "conv2d", "conv2d"]
+    [batch] = data(graph, 1)
+    before, after = (run(lower_quantizers(g), batch, tmp_path, NATIVE) for g in (graph, hoisted))
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_hoisting_leaves_averages_unlike_grids_and_float_readers() -> None:
+    net = Net()
+    average = net.graph(net.conv(quantised(net, net.pool(net.act("x"), "avg")), 4))
+    assert hoist_quantizers(average) is average
+    net = Net()
+    pooled = net.pool(net.act("x"))
+    unlike = net.graph(quantised(net, quantised(net, pooled, 2.0)), quantised(net, pooled, 3.0))
+    assert hoist_quantizers(unlike) is unlike
+    net = Net()
+    pooled = net.pool(net.act("x"))
+    float_reader = net.graph(net.conv(quantised(net, pooled), 4), net.act(pooled))
+    assert hoist_quantizers(float_reader) is float_reader
+
+
+def test_a_pass_never_changes_its_argument() -> None:
+    graph = with_norm()
+    ops, params = graph.ops, dict(graph.params)
+    run_passes(graph, NORMALISE)
+    assert (graph.ops is ops and graph.params == params) or all(graph.params[k] is v for k, v in params.items())
+
+
+def test_fresh_names_do_not_collide() -> None:
+    graph = Graph((Op.make("relu", {"X": "x"}, {"Out": "y"}),), {"x": Var((1,)), "y": Var((1,))}, {}, ("x",), ("y",))
+    assert graph.fresh("z") == "z"
+    assert graph.fresh("x") not in graph.vars
