@@ -53,7 +53,6 @@ def call(
     *,
     isa: str | None = None,
     threads: int | None = None,
-    environment: Mapping[str, str] | None = None,
     timeout_s: float = 3600,
     progress: Progress | None = None,
     log: Callable[[str], None] | None = None,
@@ -74,7 +73,7 @@ def call(
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env={**os.environ, "PYTHONPATH": search, **extra, **(environment or {})},
+        env={**os.environ, "PYTHONPATH": search, **extra},
         start_new_session=True,  # so that a hung child goes with all it started
     )
     assert child.stdin and child.stdout

@@ -19,7 +19,7 @@ from quant.graph import Graph, load_dir, run_passes, save_dir
 from quant.isolate import report_progress
 from quant.passes import NORMALISE, lower_quantizers
 from quant.places import fresh_dir
-from quant.predictor import Predictor, Settings
+from quant.predictor import Predictor, Settings, log_kernels
 from quant.readers import batches, check_labels, open_data
 
 __all__ = [
@@ -209,6 +209,7 @@ def evaluate(
         with Predictor(Path(run["model"]), _settings(run, threads)) as predictor:
             predictor(next(batches(dataset, batch_size)))  # oneDNN builds its kernels on the first run
             what = f"{run['precision']} {Path(run['model']).name}"
+            log_kernels(True)
             report_progress(what, 0, total)  # what the log shows from here to the next report is one run
             begin, done = time.perf_counter(), 0
             for batch in batches(dataset, batch_size, batch_num):
@@ -216,6 +217,8 @@ def evaluate(
                 start = time.perf_counter()
                 predictor.run()
                 seconds.append(time.perf_counter() - start)
+                if not done:
+                    log_kernels(False)
                 for name, value in predictor.read().items():
                     collected.setdefault(name, []).append(value)
                 done += len(next(iter(batch.values())))
@@ -272,8 +275,10 @@ def run_once(
     arrays = sample_input(graph, batch, shapes or {})
     with Predictor(Path(model), _settings({"precision": precision}, threads)) as predictor:
         predictor(arrays)
+        log_kernels(True)
         report_progress("second run", 0, 1)
         predictor.run()
+        log_kernels(False)
         report_progress("second run", 1, 1)
     return {"declared_macs": graph_macs(graph, batch)}
 

@@ -119,9 +119,6 @@ class _Watch:
             self.forward(what, done, total)
 
 
-_VERBOSE = {"ONEDNN_VERBOSE": "profile_exec"}
-
-
 def evaluate(
     runs: Sequence[Mapping[str, Any]],
     data: Path,
@@ -150,7 +147,6 @@ def evaluate(
             arguments,
             isa=isa,
             threads=threads,
-            environment=_VERBOSE,
             progress=watch.progress,
             log=watch.log,
         )
@@ -168,7 +164,6 @@ def prove(model: Path, *, isa: str | None = None, threads: int = 1, batch: int =
         arguments,
         isa=isa,
         threads=threads,
-        environment=_VERBOSE,
         progress=watch.progress,
         log=watch.log,
     )

@@ -1,5 +1,6 @@
 """One class over paddle.inference for every precision. Everything above it sees a callable, arrays -> arrays."""
 
+import ctypes
 import os
 import re
 from collections.abc import Mapping
@@ -16,11 +17,12 @@ from quant.graph import files_of, op_types
 
 os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's C++ log would drown ours
 
+import paddle
 import paddle.inference as engine
 from paddle import CPUPlace
 from paddle.base.core import DenseTensor
 
-__all__ = ["BROKEN_ONEDNN", "PRECISIONS", "Precision", "Predictor", "Settings"]
+__all__ = ["BROKEN_ONEDNN", "PRECISIONS", "Precision", "Predictor", "Settings", "log_kernels"]
 
 Arrays = Mapping[str, NDArray[Any]]
 Precision = Literal["fp32", "quant", "int8", "bf16"]
@@ -127,6 +129,12 @@ class Predictor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def log_kernels(on: bool) -> None:
+    """Have oneDNN print each kernel it runs, with its time, to stdout (or stop that)."""
+    library = next((Path(paddle.__file__).parent / "libs").glob("libdnnl.so*"))
+    ctypes.CDLL(str(library)).dnnl_set_verbose(1 if on else 0)
 
 
 def _last_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """File formats: every layout round-trips; every damaged or foreign file is one clear ModelError."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,10 +141,8 @@ def test_a_flipped_byte_never_does_worse_than_an_error(
     content = bytearray(path.read_bytes())
     content[position % len(content)] = value
     path.write_bytes(bytes(content))
-    try:
+    with contextlib.suppress(ModelError):  # anything else fails the test; Paddle itself would end the process
         load_dir(place)
-    except ModelError as error:
-        assert str(place) in str(error)
 
 
 def test_op_input_and_output_of_empty_slots() -> None:
