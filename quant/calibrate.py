@@ -149,10 +149,7 @@ def _observe(
         with Predictor(Path(scratch), Settings(optimise=False, threads=2)) as predictor:
             for number, batch in enumerate(batches):
                 outputs = predictor(batch)
-                named = {
-                    **dict(zip(seen.fetches, outputs.values(), strict=True)),
-                    **{name: batch[name] for name in fed},
-                }
+                named = {name: batch[name] for name in fed} | dict(zip(seen.fetches, outputs.values(), strict=True))
                 for name, value in named.items():
                     if not np.isfinite(value).all():
                         where = "the data" if name in fed else f"activation {name!r}"

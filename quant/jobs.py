@@ -4,7 +4,8 @@ import gc
 import pkgutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from quant.calibrate import calibrate
 from quant.chains import CONVS, PRODUCTS, graph_macs, numbered
 from quant.convert import Coverage, convert
-from quant.errors import DataError, ModelError
+from quant.errors import DataError, ModelError, QuantError
 from quant.graph import Graph, load_dir, run_passes, save_dir
 from quant.isolate import report_progress
 from quant.passes import NORMALISE, lower_quantizers
@@ -44,6 +45,17 @@ _TURN_S = 0.03  # how long a contender's turn lasts, so that quick models get se
 def signature(graph: Graph) -> dict[str, tuple[tuple[int, ...], str]]:
     """Model input -> (shape of one sample, dtype)."""
     return {name: (graph.vars[name].shape[1:], graph.vars[name].dtype) for name in graph.feeds}
+
+
+@contextmanager
+def _about(path: str) -> Iterator[None]:
+    """Errors raised inside name `path`, unless they name it already."""
+    try:
+        yield
+    except QuantError as error:
+        if path in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
 
 
 # --- making models
@@ -97,7 +109,7 @@ def ptq(
     graph = load_dir(Path(model))
     dataset = open_data(Path(data), signature(graph))
     total = min(len(dataset), batch_size * batch_num) if batch_num else len(dataset)
-    with fresh_dir(Path(output)) as staging:
+    with fresh_dir(Path(output)) as staging, _about(data):
         simulated = calibrate(
             graph,
             batches(dataset, batch_size, batch_num),
@@ -122,7 +134,7 @@ def convert_model(
     """Fake-quantized model directory -> INT8 model directory; with `debug`, a .dot of the graph after each step."""
     source = Path(quant_model_path)
     graph = load_dir(source)
-    with fresh_dir(Path(output)) as staging:
+    with fresh_dir(Path(output)) as staging, _about(quant_model_path):
         if debug is None:
             result, coverage = convert(graph, ops_to_quantize=ops_to_quantize, op_ids_to_skip=op_ids_to_skip)
         else:
@@ -330,8 +342,10 @@ def _quickest(
     """The fastest of a contender's variants in a short trial: (seconds of its best run, the variant, its predictor)."""
     best: _Candidate | None = None
     for run in runs:
+        with _about(run["model"]):
+            arrays = sample_input(load_dir(Path(run["model"])), batch, shapes)
         predictor = Predictor(Path(run["model"]), _settings(run, threads))
-        predictor.feed(sample_input(load_dir(Path(run["model"])), batch, shapes))
+        predictor.feed(arrays)
         seconds = [_timed(predictor)]  # the first run builds the kernels
         while len(seconds) <= _WARM_UP and not (best and len(seconds) > 1 and seconds[-1] > _HOPELESS * best[0]):
             seconds.append(_timed(predictor))

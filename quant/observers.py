@@ -98,6 +98,8 @@ class LeastSquares(_Histogram):
     """The threshold with the least mean squared rounding and clipping error (Paddle: mse)."""
 
     def threshold(self) -> float:
+        if self.top == 0.0:
+            return 0.0
         centres = (self.edges[:-1] + self.edges[1:]) / 2
         best, least = self.top, np.inf
         for candidate in self.top * np.linspace(0.2, 1.0, 161):

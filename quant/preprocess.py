@@ -62,7 +62,7 @@ def _load(path: Path, side: int) -> NDArray[np.float32]:
             # A side beyond 256 (--data-dim 299, say) needs a larger shorter side; the ratio stays 256 : 224.
             scale *= max(1.0, side / 224)
             resized = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
-            left, top = (resized.width - side) / 2, (resized.height - side) / 2
+            left, top = round((resized.width - side) / 2), round((resized.height - side) / 2)
             pixels = np.asarray(resized.crop((left, top, left + side, top + side)).convert("RGB"), np.float32)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable image ({str(error).splitlines()[0]})") from error

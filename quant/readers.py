@@ -107,6 +107,8 @@ def write_bin(path: Path, parts: Iterator[tuple[Array, Array]], count: int) -> N
 def read_npz(path: Path, signature: Signature) -> Dataset:
     """An .npz with one array per model input, samples first, and optionally `label` (integers [N])."""
     arrays: dict[str, Array] = {}
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path}: not an .npz file, or damaged")
     try:
         with np.load(path, allow_pickle=False) as stored:
             for name in stored.files:

@@ -1,0 +1,86 @@
+"""The rooms: who may import whom, that public names exist, that tests can rely on the tables."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import quant
+
+ROOT = Path(__file__).parents[2]
+FLOORS = {
+    "errors": 0, "record": 0, "numerics": 0, "metrics": 0, "cpu": 0, "readers": 0, "places": 0,
+    "graph": 1, "predictor": 1, "chains": 1,
+    "passes": 2, "observers": 2, "calibrate": 2, "convert": 2, "profile": 2,
+    "preprocess": 3, "registry": 3,
+    "jobs": 4, "pipeline": 4, "isolate": 4,
+    "report": 5,
+    "cli": 6, "__main__": 6, "__init__": 6,
+}  # fmt: skip
+MAY_IMPORT_PADDLE = {"graph", "predictor"}
+MODULES = sorted((ROOT / "quant").rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    relative = path.relative_to(ROOT / "quant")
+    return relative.parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= (
+                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "quant" else {node.module}
+            )
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_imports_only_lower_floors_or_its_own(path: Path) -> None:
+    here = FLOORS[room(path)]
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        assert top not in ("fixtures", "tests", "bench", "conftest"), f"{path.name} imports {name}"
+        if top == "quant":
+            assert FLOORS[rest.partition(".")[0]] <= here, f"{path.name} (floor {here}) imports {name}"
+        if top == "paddle":
+            assert room(path) in MAY_IMPORT_PADDLE, f"{path.name} imports Paddle"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "fixtures").glob("*.py")), ids=lambda path: path.name)
+def test_fixtures_use_floor_0_and_the_graph(path: Path) -> None:
+    for name in imports(path):
+        if name.startswith("quant."):
+            module = name.split(".")[1]
+            assert FLOORS[module] == 0 or module == "graph", f"{path.name} imports {name}"
+
+
+def test_public_names_exist_and_are_sorted() -> None:
+    assert list(quant.__all__) == sorted(quant.__all__)
+    assert all(getattr(quant, name) is not None for name in quant.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = quant.nonsense
+
+
+def test_every_module_names_its_public_names() -> None:
+    for path in MODULES:
+        if path.name != "__main__.py":
+            assert "\n__all__ = " in path.read_text(), path
+
+
+def test_the_command_line_does_not_load_paddle() -> None:
+    """It takes seconds, prints warnings, and belongs into the children."""
+    script = "import sys, quant.cli; sys.exit('paddle' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+
+
+def test_no_pickle_no_shell_no_eval() -> None:
+    for path in MODULES:
+        text = path.read_text()
+        for word in ("allow_pickle=True", "shell=True", "os.system", "import pickle", " eval(", " exec("):
+            assert word not in text, f"{path}: {word}"

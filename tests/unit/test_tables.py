@@ -1,0 +1,142 @@
+"""CPU tiers, profile parsing, records, registry, report: tables and their readings."""
+
+import numpy as np
+import pytest
+
+from quant import cpu, registry, report
+from quant.errors import OptionError
+from quant.profile import kernels, proof
+from quant.record import Machine, Record, from_json, to_json
+
+LOG = """onednn_verbose,v1,info,oneDNN v3.6.2 (commit 28d6967)
+onednn_verbose,v1,primitive,exec,cpu,convolution,brg_conv_fwd:avx512_core_vnni,forward_inference,src:u8:a:blocked:acdb::f0 wei:s8:a:blocked:AcdB16a4b::f1:s8m1 bia:f32::blocked:a::f0 dst:u8:a:blocked:acdb::f0,attr-scales:src0:0:f32+wei:1:f32,alg:convolution_direct,mb2_ic8oc16_ih8oh4kh3sh2dh0ph1_iw8ow4kw3sw2dw0pw1,0.0998535
+onednn_verbose,v1,primitive,exec,cpu,convolution,brdgmm_dw:avx512_core,forward_inference,src:f32::blocked:acdb::f0 wei:f32:a:blocked:Abcde16a::f0 bia:f32::blocked:a::f0 dst:f32::blocked:acdb::f0,,alg:convolution_direct,g32mb1_ic32oc32_ih14oh14kh3sh1dh0ph1_iw14ow14kw3sw1dw0pw1,0.02
+onednn_verbose,v1,primitive,exec,cpu,inner_product,brgemm:avx512_core_vnni,forward_inference,src:u8:a:blocked:ab::f0 wei:s8:a:blocked:BA16a64b4a::f0 bia:f32::blocked:a::f0 dst:f32:a:blocked:ab::f0,attr-scales:src0:0:f32+wei:1:f32,,mb1ic1024oc1000,0.036
+onednn_verbose,v1,primitive,exec,cpu,reorder,jit:uni,undef,src:f32::blocked:abcd::f0 dst:s8::blocked:abcd::f0,attr-scales:src0:0:f32,,1x3x224x224,0.032
+some other line
+"""  # noqa: E501
+
+
+def test_kernels_and_their_macs() -> None:
+    found = list(kernels(LOG.splitlines()))
+    assert [kernel.op for kernel in found] == ["convolution", "convolution", "inner_product", "reorder"]
+    assert [kernel.int8 for kernel in found] == [True, False, True, False]
+    assert [kernel.macs for kernel in found] == [2 * 16 * 8 * 4 * 4 * 9, 32 * 14 * 14 * 9, 1024 * 1000, 0]
+    assert found[0].isa == "avx512_core_vnni"
+    assert found[0].ms == pytest.approx(0.0998535)
+
+
+def test_proof_counts_what_the_log_cannot_show() -> None:
+    found = list(kernels(LOG.splitlines()))
+    int8 = 2 * 16 * 8 * 4 * 4 * 9 + 1024 * 1000
+    shown = proof(found, 0)
+    assert shown.share == pytest.approx(int8 / (int8 + 32 * 14 * 14 * 9))
+    assert shown.isas == ("avx512_core_vnni",)
+    assert (shown.int8_kernels, shown.fp32_kernels) == (2, 1)
+    assert proof(found, 2 * int8).share == pytest.approx(0.5)  # half of the work never reached oneDNN
+    assert proof([], 100).share == 0.0
+
+
+FLAGS = {
+    "avx2": {"avx2"},
+    "avx512_core": {"avx2", "avx512f", "avx512bw", "avx512vl", "avx512dq"},
+    "avx512_vnni": {"avx2", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
+    "amx": {"avx2", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "amx_int8"},
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_flags_make_tiers(name: str) -> None:
+    assert cpu.detect(FLAGS[name]).name == name
+    assert cpu.detect(FLAGS[name] | {"sse4_2"}).name == name
+
+
+def test_a_cpu_without_avx2_and_one_with_gaps() -> None:
+    with pytest.raises(OptionError, match="lacks AVX2"):
+        cpu.detect({"sse4_2"})
+    assert cpu.detect(FLAGS["amx"] - {"avx512bw"}).name == "avx2"
+
+
+def test_isa_names() -> None:
+    assert cpu.tier_of("avx512_core_vnni") is cpu.tier_of("AVX512_VNNI") is cpu.TIERS[2]
+    with pytest.raises(OptionError, match="did you mean 'avx512_vnni'"):
+        cpu.tier_of("avx512_vni")
+    best = cpu.detect()
+    assert cpu.reachable()[0] is best
+    for tier in cpu.TIERS[cpu.TIERS.index(best) + 1 :]:
+        with pytest.raises(OptionError, match="doesn't reach"):
+            cpu.isa_environment(tier.name)
+
+
+def test_near_misses_in_the_registry() -> None:
+    with pytest.raises(OptionError, match="did you mean 'resnet50'"):
+        registry.find("resnet-50")
+    names = [spec.name for spec in registry.MODELS]
+    assert len(set(names)) == len(names)
+    for spec in registry.MODELS:
+        assert spec.calibration[0] != spec.test[0]
+        assert spec.min_ratio.keys() == {tier.name for tier in cpu.TIERS}
+
+
+MACHINE = Machine(("avx2",), "avx2", 2, "3.11", {"paddlepaddle": "3.3.1"})
+
+
+def record(precision: str, outcomes: str, **more: object) -> Record:
+    values = {"model": "resnet50", "isa": "avx512_vnni", "threads": 1, "batch": 50, "samples": len(outcomes)}
+    both = {"top1": outcomes, "top5": outcomes}
+    return Record(precision=precision, outcomes=both, **{**values, **more})  # type: ignore[arg-type]
+
+
+def accuracy(int8: str, share: float = 1.0) -> list[Record]:
+    right = "1" * 1900 + "0" * 100
+    return [
+        record("fp32", right),
+        record("quant", right),
+        record("int8", int8, int8_share=share, sqnr_db={"fp32": 30.0, "quant": 50.0}),
+    ]
+
+
+def speed(fp32: float, int8: float, threads: int = 1) -> list[Record]:
+    noise = 1 + 0.01 * np.sin(np.arange(20))
+    common = {"model": "resnet50", "isa": "avx512_vnni", "threads": threads, "batch": 1}
+    return [
+        Record(precision=name, latency_s=tuple(ms * noise), **common)  # type: ignore[arg-type]
+        for name, ms in (("fp32", fp32), ("int8", int8))
+    ]
+
+
+def test_records_round_trip() -> None:
+    records = (*accuracy("1" * 2000), *speed(3.0, 1.0))
+    machine, again = from_json(to_json(MACHINE, records))
+    assert (machine, again) == (MACHINE, records)
+    with pytest.raises(ValueError, match="schema 0"):
+        from_json(to_json(MACHINE, records).replace('"schema": 1', '"schema": 0'))
+
+
+def test_thresholds_that_hold_and_that_fail() -> None:
+    fine = accuracy("1" * 1899 + "0" * 101)
+    assert report.passed(fine, speed(3.3, 1.0))
+    assert report.misses(fine, speed(3.3, 1.0)) == []
+    dropped = accuracy("1" * 1880 + "0" * 120)
+    assert not report.passed(dropped, [])
+    assert any("drop 1.00 points" in line for line in report.misses(dropped, []))
+    assert any("INT8 against simulation" in line for line in report.misses(dropped, []))
+    assert not report.passed(accuracy("1" * 1900 + "0" * 100, share=0.5), [])
+
+
+def test_speed_that_comes_close_and_that_does_not() -> None:
+    results = [report.pairs(speed(ratio, 1.0))[0].result for ratio in (3.1, 2.9, 2.0)]
+    assert results == ["reached", "MISSED", "FAILED"]
+    assert report.passed([], speed(2.9, 1.0))
+    assert not report.passed([], speed(2.0, 1.0))
+    assert report.pairs(speed(1.2, 1.0, threads=2))[0].result == "reached"
+
+
+def test_tables_say_the_same_in_markdown() -> None:
+    records, timed = accuracy("1" * 1899 + "0" * 101), speed(2.9, 1.0)
+    tables = [report.accuracy_table(records), report.speed_table(timed)]
+    text = report.markdown(MACHINE, tables, report.misses(records, timed))
+    assert "| ResNet-50 | avx512_vnni | 8bit | 95.00 | 95.00 | 94.95 | +0.05 [" in text
+    assert "Missed: ResNet-50 on avx512_vnni, 1 thread(s): FP32 / INT8 2.90, due 3.0: MISSED." in text
+    assert "amx: not measured, this CPU lacks amx_int8" in text
+    assert all(len(row) == len(table.columns) for table in tables for row in table.rows)
