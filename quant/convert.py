@@ -100,6 +100,7 @@ class _Emitter:
         self.last = {chain.ops[-1]: chain for chain in self.chains.values()}
         self.inner = {op for chain in self.chains.values() for op in chain.ops[:-1]}
         self.int8: dict[str, _Int8] = {}  # variable -> its int8 form
+        self.grids: dict[str, tuple[float, int]] = {}  # variable -> the grid (threshold, levels) its values lie on
         self.floats = {*graph.feeds, *graph.params}  # variables whose float32 form exists
         self.vars: dict[str, Var] = {}
         self.params: dict[str, NDArray[np.float32]] = {}
@@ -151,6 +152,10 @@ class _Emitter:
             return
         if levels not in (SIGNED, UNSIGNED):
             raise ConversionError(f"tensor {source!r}: {levels} levels don't fit int8 activations")
+        self.quantize(source, target, threshold, levels)
+
+    def quantize(self, source: str, target: str, threshold: float, levels: int) -> None:
+        """Make the int8 form of `target` from the float32 values of `source`."""
         self.need_float(source)
         grid = _Int8(self.graph.fresh(f"{target}.int8"), threshold, levels, levels == UNSIGNED)
         quantize = Op.make(
@@ -167,8 +172,24 @@ class _Emitter:
         self.ops.append(quantize)
         self.add_int8(target, grid)
 
+    def need_int8(self, name: str) -> _Int8 | None:
+        if name not in self.int8 and name in self.grids:
+            self.quantize(name, name, *self.grids[name])  # exact: its float32 values lie on the grid
+        return self.int8.get(name)
+
+    def grid_of(self, name: str) -> tuple[float, int] | None:
+        form = self.int8.get(name)
+        return (form.threshold, form.levels) if form else self.grids.get(name)
+
     def move(self, op: Op) -> bool:
-        """Emit an op that only carries values on int8; False when its inputs aren't int8 on one grid."""
+        """Emit an op that only carries values on int8; False when its inputs aren't int8 on one grid.
+
+        Inputs on one grid but of unlike types (a uint8 and an int8 branch of a concat) are carried in float32, and
+        what comes out still lies on that grid.
+        """
+        grids = {self.grid_of(name) for name in op.inputs["X"]}
+        if len(grids) == 1 and (shared := grids.pop()) is not None:
+            self.grids[op.output("Out")] = shared
         forms = [self.int8.get(name) for name in op.inputs["X"]]
         first = forms[0]
         if first is None or any(form is None or not form.same_grid(first) for form in forms):
@@ -207,13 +228,13 @@ class _Emitter:
         )
 
     def chain(self, chain: Chain) -> None:
-        data = self.int8.get(chain.data)
+        data = self.need_int8(chain.data)
         if data is None:
             self.reasons[chain.op] = "its input is not quantised"
             for op in chain.ops:
                 self.float_op(op)
             return
-        residual = self.int8.get(chain.residual)
+        residual = self.need_int8(chain.residual)
         form = self.output_form(chain, residual)
         if chain.residual and form is None:
             self.need_float(chain.residual)

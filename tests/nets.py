@@ -157,7 +157,21 @@ def vgg_net() -> Graph:
     return net.graph(net.linear(x, 6))
 
 
-NETS = {"residual": residual_net, "inverted": inverted_net, "inception": inception_net, "vgg": vgg_net}
+def mixed_net() -> Graph:
+    """A concat of a tensor that can't be negative and one that can: one grid, two storage types."""
+    net = Net()
+    stem = net.act(net.bias(net.conv("x", 8)))
+    joined = net.concat(net.act(net.bias(net.conv(stem, 8))), net.bias(net.conv(stem, 8)))
+    return net.graph(net.head(net.act(net.bias(net.conv(joined, 8, 3)))))
+
+
+NETS = {
+    "mixed": mixed_net,
+    "residual": residual_net,
+    "inverted": inverted_net,
+    "inception": inception_net,
+    "vgg": vgg_net,
+}
 
 
 def data(graph: Graph, count: int = 4, size: int = 8, seed: int = 1) -> list[dict[str, np.ndarray]]:
