@@ -192,22 +192,21 @@ def eval_command(
     _warn_below_avx512(isa)
     run = {"model": str(model), "precision": _precision(precision)}
     with _bar() as bar:
-        [(result, outputs, shown)] = pipeline.evaluate(
+        [found] = pipeline.evaluate(
             [run],
             data,
-            metrics=names,
             isa=isa,
             batch_size=batch_size,
             threads=threads,
             batch_num=batch_num,
             progress=bar,
         )
-    outcomes = pipeline.outcomes(data, outputs[0], names)
-    scores = {name: text.count("1") / len(text) for name, text in outcomes.items()}
+    result, shown = found.result, found.proof
+    scores = {name: float(found.outcomes(name).mean()) for name in names}
     ms = [1e3 * value for value in result["run_s"]]
     latency = {"median": float(np.median(ms)), "p95": float(np.quantile(ms, 0.95))}
     if save_outputs is not None:
-        _save_npz(save_outputs, dict(zip(result["outputs"], outputs, strict=True)))
+        _save_npz(save_outputs, dict(zip(result["outputs"], found.outputs, strict=True)))
     content = {
         "model": str(model),
         "precision": precision,
@@ -254,20 +253,21 @@ def compare(
     isa: Isa = None,
     as_json: Json = False,
 ) -> None:
-    """Compare FP32, simulated and INT8 on the same samples; exit code 1 when INT8 drops more than the threshold."""
+    """Compare FP32, simulated and INT8 on the same samples.
+
+    Exit code 1 when INT8 drops more than the threshold, or when no INT8 kernel ran.
+    """
     runs = [{"model": str(fp32_model), "precision": "fp32"}]
     if quant_model is not None:
         runs.append({"model": str(quant_model), "precision": "quant"})
     runs.append({"model": str(int8_model), "precision": "int8"})
     with _bar() as bar:
         found = list(pipeline.evaluate(runs, data, isa=isa, batch_size=batch_size, batch_num=batch_num, progress=bar))
-    hits, scores = {}, {}
-    for result, outputs, _ in found:
-        text = pipeline.outcomes(data, outputs[0], ["top1"])["top1"]
-        hits[result["precision"]], scores[result["precision"]] = np.array([c == "1" for c in text]), outputs[0]
+    hits = {run.result["precision"]: run.outcomes("top1") for run in found}
+    scores = {run.result["precision"]: run.outputs[0] for run in found}
     drop = metrics.paired(hits["fp32"], hits["int8"])
     decided = metrics.verdict(drop, acc_diff_threshold)
-    share = found[-1][2]
+    share = found[-1].proof
     content: dict[str, Any] = {
         "top1": {name: float(value.mean()) for name, value in hits.items()},
         "drop": asdict(drop),
@@ -290,7 +290,9 @@ def compare(
         if "quant" in hits:
             _out.print(f"of which the engine: {100 * (hits['quant'].mean() - hits['int8'].mean()):+.2f} points")
         _out.print(f"INT8 kernels did {100 * share.share:.1f}% of the multiply-accumulates {' '.join(share.isas)}")
-    if decided.result == "FAIL" or not decided.on_point:
+    if not share.int8_kernels:
+        _err.print(f"{int8_model}: not one INT8 kernel ran: this is not an INT8 model")
+    if decided.result == "FAIL" or not decided.on_point or not share.int8_kernels:
         raise typer.Exit(1)
 
 

@@ -30,7 +30,6 @@ __all__ = [
     "evaluate",
     "prepare",
     "ptq",
-    "run_once",
     "sample_input",
     "signature",
     "write_data",
@@ -199,14 +198,13 @@ def count_ops(graph: Graph) -> tuple[int, int]:
 def evaluate(
     runs: Sequence[Mapping[str, Any]],
     data: str,
+    outputs: str,
     *,
     batch_size: int = 50,
     threads: int = 1,
     batch_num: int | None = None,
-    with_labels: bool = True,
-    outputs: str | None = None,
 ) -> list[Json]:
-    """Run models ({"model", "precision"}) over one dataset. Scores and all outputs go to .npy files in `outputs`.
+    """Run models ({"model", "precision"}) over one dataset; outputs and labels go to .npy files in `outputs`.
 
     The result of each run: samples, ops, seconds in predictor.run by batch, and overhead (the other share of wall
     time). Raises ModelError for NaN or Inf in an output.
@@ -242,13 +240,11 @@ def evaluate(
                 bad = int(np.argwhere(~np.isfinite(value))[0][0])
                 raise ModelError(f"{run['model']}: NaN or Inf in output {name!r} at sample {bad}")
         first = next(iter(joined.values()))
-        if with_labels:
-            if first.ndim != 2:
-                raise DataError(f"{run['model']}: its first output is {list(first.shape)}, not scores [N, classes]")
-            check_labels(dataset, first.shape[1])
-        if outputs is not None:
-            for place, value in enumerate(joined.values()):
-                np.save(Path(outputs) / f"{number}.{place}.npy", value)
+        if first.ndim != 2:
+            raise DataError(f"{run['model']}: its first output is {list(first.shape)}, not scores [N, classes]")
+        np.save(Path(outputs) / "labels.npy", check_labels(dataset, first.shape[1])[: len(first)])
+        for place, value in enumerate(joined.values()):
+            np.save(Path(outputs) / f"{number}.{place}.npy", value)
         int8_ops, fp32_ops = count_ops(graph)
         results.append(
             {
@@ -277,22 +273,6 @@ def sample_input(graph: Graph, batch: int, shapes: Mapping[str, Sequence[int]]) 
         values = random.standard_normal(full, dtype=np.float32)
         arrays[name] = values if dtype == "float32" else (np.abs(values) * 2).astype(dtype)
     return arrays
-
-
-def run_once(
-    model: str, precision: str, *, batch: int = 1, threads: int = 1, shapes: Mapping[str, Sequence[int]] | None = None
-) -> Json:
-    """Run a model twice on generated input, with a mark in the log before the second run (the one to look at)."""
-    graph = load_dir(Path(model))
-    arrays = sample_input(graph, batch, shapes or {})
-    with Predictor(Path(model), _settings({"precision": precision}, threads)) as predictor:
-        predictor(arrays)
-        log_kernels(True)
-        report_progress("second run", 0, 1)
-        predictor.run()
-        log_kernels(False)
-        report_progress("second run", 1, 1)
-    return {"declared_macs": graph_macs(graph, batch)}
 
 
 def bench(

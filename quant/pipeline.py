@@ -5,9 +5,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quant import cpu, isolate
 from quant.errors import OptionError
@@ -18,7 +19,19 @@ from quant.profile import Proof, kernels, proof
 from quant.record import Record
 from quant.registry import ModelSpec
 
-__all__ = ["accuracy", "bench", "data_of", "evaluate", "full_of", "prove", "small_of", "speed", "weight_levels"]
+__all__ = [
+    "Evaluated",
+    "accuracy",
+    "bench",
+    "data_of",
+    "evaluate",
+    "fp32_variants",
+    "full_of",
+    "small_of",
+    "speed",
+    "suite",
+    "weight_levels",
+]
 
 Progress = isolate.Progress
 _SEVEN = "-7bit"
@@ -119,18 +132,30 @@ class _Watch:
             self.forward(what, done, total)
 
 
+class Evaluated(NamedTuple):
+    """One model's run over a dataset."""
+
+    result: dict[str, Any]  # of quant.jobs.evaluate
+    outputs: list[NDArray[Any]]
+    labels: NDArray[np.int64]
+    proof: Proof
+
+    def outcomes(self, metric: str) -> NDArray[np.bool_]:
+        """Per-sample outcomes of a metric on the first output."""
+        return METRICS[metric].outcomes(self.outputs[0], self.labels)
+
+
 def evaluate(
     runs: Sequence[Mapping[str, Any]],
     data: Path,
     *,
-    metrics: Sequence[str] = ("top1", "top5"),
     isa: str | None = None,
     batch_size: int = 50,
     threads: int = 1,
     batch_num: int | None = None,
     progress: Progress | None = None,
-) -> Iterator[tuple[dict[str, Any], list[np.ndarray[Any, Any]], Proof]]:
-    """Run models over a dataset in one child: for each, the job's result, its outputs, and the proof of one run."""
+) -> Iterator[Evaluated]:
+    """Run models ({"model", "precision"}) over one labelled dataset in one child."""
     watch = _Watch(progress)
     with tempfile.TemporaryDirectory(prefix="quant-outputs-") as scratch:
         arguments = {
@@ -140,7 +165,6 @@ def evaluate(
             "threads": threads,
             "batch_num": batch_num,
             "outputs": scratch,
-            "with_labels": bool(metrics),
         }
         results = isolate.call(
             "quant.jobs:evaluate",
@@ -152,37 +176,8 @@ def evaluate(
         )
         for number, (result, lines) in enumerate(zip(results, watch.runs, strict=True)):
             outputs = [np.load(Path(scratch) / f"{number}.{place}.npy") for place in range(len(result["outputs"]))]
-            yield result, outputs, proof(kernels(lines), result["declared_macs"])
-
-
-def prove(model: Path, *, isa: str | None = None, threads: int = 1, batch: int = 1) -> Proof:
-    """What one run of a model does, on generated input."""
-    watch = _Watch(None)
-    arguments = {"model": str(model), "precision": "int8", "batch": batch, "threads": threads}
-    result = isolate.call(
-        "quant.jobs:run_once",
-        arguments,
-        isa=isa,
-        threads=threads,
-        progress=watch.progress,
-        log=watch.log,
-    )
-    return proof(kernels(watch.runs[-1]), result["declared_macs"])
-
-
-def outcomes(data: Path, scores: np.ndarray[Any, Any], metrics: Sequence[str]) -> dict[str, str]:
-    """Metric -> a string of 0 and 1, one a sample. `data` is an image binary or .npz with labels."""
-    labels = labels_of(data)[: len(scores)]
-    return {name: "".join("01"[hit] for hit in METRICS[name].outcomes(scores, labels).astype(int)) for name in metrics}
-
-
-def labels_of(data: Path) -> np.ndarray[Any, Any]:
-    """The labels of a dataset that a job has already checked."""
-    if data.suffix == ".npz":
-        with np.load(data, allow_pickle=False) as stored:
-            return np.asarray(stored["label"], np.int64)
-    count = int(np.fromfile(data, "<i8", 1)[0])
-    return np.fromfile(data, "<i8", offset=data.stat().st_size - 8 * count)
+            labels = np.load(Path(scratch) / "labels.npy")
+            yield Evaluated(result, outputs, labels, proof(kernels(lines), result["declared_macs"]))
 
 
 def accuracy(
@@ -205,28 +200,26 @@ def accuracy(
             names = ["fp32", *simulated, *names]
         runs = [{"model": str(models / name), "precision": name.partition("-")[0]} for name in names]
         capped = isa or (tier.cap.lower() if place else None)  # the first tier is this machine, as it is
-        for name, (result, outputs, shown) in zip(
-            names, evaluate(runs, data, isa=capped, progress=progress), strict=True
-        ):
-            scores[name] = outputs[0]
+        for name, run in zip(names, evaluate(runs, data, isa=capped, progress=progress), strict=True):
+            scores[name] = run.outputs[0]
             references = {"fp32": "fp32"} if name != "fp32" else {}
-            if result["precision"] == "int8":
+            if run.result["precision"] == "int8":
                 references["quant"] = f"quant{_suffix(tier)}"
             records.append(
                 Record(
                     model=spec.name,
-                    precision=result["precision"],
+                    precision=run.result["precision"],
                     isa=tier.name,
                     threads=1,
                     batch=50,
-                    samples=result["samples"],
-                    outcomes=outcomes(data, outputs[0], metrics),
-                    sqnr_db={key: sqnr(scores[other], outputs[0]) for key, other in references.items()},
-                    latency_s=tuple(result["run_s"]),
-                    int8_share=shown.share,
-                    kernel_isas=shown.isas,
+                    samples=run.result["samples"],
+                    outcomes={metric: "".join("01"[hit] for hit in run.outcomes(metric) * 1) for metric in metrics},
+                    sqnr_db={key: sqnr(scores[other], run.outputs[0]) for key, other in references.items()},
+                    latency_s=tuple(run.result["run_s"]),
+                    int8_share=run.proof.share,
+                    kernel_isas=run.proof.isas,
                     variant=name.partition("-")[2],
-                    overhead=result["overhead"],
+                    overhead=run.result["overhead"],
                 )
             )
     return records

@@ -90,11 +90,17 @@ def test_from_fp32_to_proven_int8(workplace: Path) -> None:
 def test_a_drop_beyond_the_threshold_is_exit_code_1(workplace: Path, tmp_path: Path) -> None:
     """A model that is not the FP32 one with rounding, but another one: the gate must see it."""
     (tmp_path / "other").mkdir()
-    graph = load_dir(workplace / "exported")
+    graph = load_dir(workplace / "int8")
     name = next(name for name in graph.params if graph.params[name].ndim == 2)
     broken = {**graph.params, name: np.roll(graph.params[name], 1, axis=1)}
     save_dir(graph.evolve(graph.ops, params=broken), tmp_path / "other")
     dirs = ["--fp32-model", workplace / "fp32", "--int8-model", tmp_path / "other"]
+    quant("compare", *dirs, "--data", workplace / "test.bin", code=1)
+
+
+def test_a_float_model_called_int8_is_exit_code_1(workplace: Path) -> None:
+    """No drop at all, and still no pass: nothing ran in INT8."""
+    dirs = ["--fp32-model", workplace / "fp32", "--int8-model", workplace / "exported"]
     quant("compare", *dirs, "--data", workplace / "test.bin", code=1)
 
 
