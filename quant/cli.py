@@ -189,7 +189,6 @@ def eval_command(
     names = _list(metric)
     for name in names:
         check_choice("metric", name, metrics.METRICS)
-    _warn_below_avx512(isa)
     run = {"model": str(model), "precision": _precision(precision)}
     with _bar() as bar:
         [found] = pipeline.evaluate(
@@ -201,6 +200,7 @@ def eval_command(
             batch_num=batch_num,
             progress=bar,
         )
+    _warn_below_avx512(isa)
     result, shown = found.result, found.proof
     scores = {name: float(found.outcomes(name).mean()) for name in names}
     ms = [1e3 * value for value in result["run_s"]]

@@ -26,6 +26,18 @@ def test_named_inputs_and_several_outputs(tmp_path: Path) -> None:
             predictor({"y": batch["x"]})
 
 
+def test_two_inputs_in_any_order(tmp_path: Path) -> None:
+    net = Net()
+    total = net.add("x", "y")
+    shape = net.vars["x"]
+    graph = replace(net.graph(total), feeds=("x", "y"), vars={**net.vars, "y": shape})
+    save_dir(graph, tmp_path)
+    one, two = (np.full((2, 8, 8, 8), value, np.float32) for value in (1, 2))
+    with Predictor(tmp_path) as predictor:
+        assert predictor.inputs == ("x", "y")
+        np.testing.assert_array_equal(predictor({"y": two, "x": one})[total], one + two)
+
+
 def test_inputs_are_not_copied(tmp_path: Path) -> None:
     net = Net()
     save_dir(net.graph(net.act("x")), tmp_path)
@@ -85,7 +97,7 @@ def test_pad_is_kept_off_onednn(settings: Settings, tmp_path: Path) -> None:
 
 
 def test_an_open_program_can_be_closed_twice(tmp_path: Path) -> None:
-    save_dir(replace(residual_net()), tmp_path)
+    save_dir(residual_net(), tmp_path)
     predictor = Predictor(tmp_path)
     predictor.close()
     predictor.close()
