@@ -20,7 +20,7 @@ lint: $(VENV)/installed
 # Installed when pyproject.toml is newer; the mark comes last, so an install that was cut off is done again.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[test,dev]'
 	touch $@
 
 clean:

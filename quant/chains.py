@@ -20,6 +20,7 @@ __all__ = [
     "graph_macs",
     "is_move",
     "numbered",
+    "row_dims",
 ]
 
 CONVS = ("conv2d", "depthwise_conv2d")
@@ -130,8 +131,8 @@ def _head(graph: Graph, op: Op, after: Op | None) -> Chain | None:
         rank = len(graph.vars[data].shape)
         plain = not any(op.attr(name, False) for name in ("trans_x", "trans_y", "transpose_X", "transpose_Y"))
         fits = plain and len(graph.vars[weight].shape) == 2 and 2 <= rank <= 4 and op.attr("alpha", 1.0) == 1.0
-        fits = fits and op.attr("x_num_col_dims", rank - 1) == rank - 1 and op.attr("y_num_col_dims", 1) == 1
-        bias_axes = (-1, rank - 1)
+        fits = fits and op.attr("y_num_col_dims", 1) == 1 and not op.attr("activation_type", "")
+        bias_axes = (-1, row_dims(graph, op))
     else:
         return None
     if not fits or weight not in graph.params:
@@ -142,6 +143,18 @@ def _head(graph: Graph, op: Op, after: Op | None) -> Chain | None:
         if bias in graph.params and graph.params[bias].shape == (channels,) and after.attr("axis", -1) in bias_axes:
             return Chain((op, after), data, weight, bias, "", "", after.output("Out"))
     return Chain((op,), data, weight, op.input("Bias") if op.type == "fc" else "", "", "", out)
+
+
+def row_dims(graph: Graph, op: Op) -> int:
+    """How many leading dimensions of a product's input number its rows; the others are summed over.
+
+    `mul` and `fc` may flatten: a classifier of the seeds' time reads the pooled [N, C, 1, 1] as it is.
+    """
+    if op.type == "mul":
+        return int(op.attr("x_num_col_dims", 1))
+    if op.type == "fc":
+        return int(op.attr("in_num_col_dims", 1))
+    return len(graph.vars[op.input("X")].shape) - 1
 
 
 def _is_residual(graph: Graph, op: Op) -> bool:

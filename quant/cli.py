@@ -161,7 +161,8 @@ def convert(
         "op_ids_to_skip": _ids(op_ids_to_skip),
         "debug": None if debug is None else str(debug),
     }
-    result = isolate.call("quant.jobs:convert_model", arguments)
+    with _bar() as bar:
+        result = isolate.call("quant.jobs:convert_model", arguments, progress=bar)
     if as_json:
         _print_json({"model": str(int8_model_save_path), **result})
         return

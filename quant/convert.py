@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.chains import CONVS, PRODUCTS, Chain, chains_of, chosen_ops, is_move, numbered
+from quant.chains import CONVS, PRODUCTS, Chain, chains_of, chosen_ops, is_move, numbered, row_dims
 from quant.errors import ConversionError
 from quant.graph import Attr, Graph, Op, Var, run_passes
 from quant.numerics import REDUCED, SIGNED, UNSIGNED
@@ -244,6 +244,7 @@ class _Emitter:
         else:
             self.floats.add(chain.out)
         conv = chain.op.type in CONVS
+        data = data if conv else self.flat(chain, data)
         slots = ("Input", "Filter", "Output") if conv else ("Input", "W", "Out")
         inputs = {slots[0]: (data.name,), slots[1]: (chain.weight,)}
         bias = chain.bias
@@ -292,9 +293,20 @@ class _Emitter:
         present = {name: chain.op.attr(name) for name in copied if name in chain.op.attrs}
         return {**present, "fuse_residual_connection": bool(chain.residual)}
 
+    def flat(self, chain: Chain, data: _Int8) -> _Int8:
+        """A product's input with its summed dimensions made one, in plain layout, which the kernel expects."""
+        shape, rows = self.graph.vars[chain.data].shape, row_dims(self.graph, chain.op)
+        if rows == len(shape) - 1:
+            return data
+        form = replace(data, name=self.graph.fresh(f"{chain.out}.flat.int8"))
+        self.vars[form.name] = Var((*shape[:rows], math.prod(shape[rows:])), "uint8" if form.unsigned else "int8")
+        attrs = {"start_axis": rows, "stop_axis": -1, "use_mkldnn": True, "mkldnn_data_type": "int8"}
+        self.ops.append(Op.make("flatten_contiguous_range", {"X": data.name}, {"Out": form.name}, **attrs))
+        return form
+
     def fc_attrs(self, chain: Chain) -> dict[str, Any]:
         return {
-            "in_num_col_dims": len(self.graph.vars[chain.data].shape) - 1,
+            "in_num_col_dims": row_dims(self.graph, chain.op),
             "padding_weights": False,
             "activation_type": "",
         }

@@ -131,8 +131,9 @@ def convert_model(
     debug: str | None = None,
 ) -> Json:
     """Fake-quantized model directory -> INT8 model directory; with `debug`, a .dot of the graph after each step."""
-    source = Path(quant_model_path)
-    graph = load_dir(source)
+    report_progress("convert", 0, 3)
+    graph = load_dir(Path(quant_model_path))
+    report_progress("convert", 1, 3)
     with fresh_dir(Path(output)) as staging, _about(quant_model_path):
         if debug is None:
             result, coverage = convert(graph, ops_to_quantize=ops_to_quantize, op_ids_to_skip=op_ids_to_skip)
@@ -147,7 +148,9 @@ def convert_model(
                 result, coverage = convert(
                     graph, ops_to_quantize=ops_to_quantize, op_ids_to_skip=op_ids_to_skip, seen=draw
                 )
+        report_progress("convert", 2, 3)
         save_dir(result, staging)
+    report_progress("convert", 3, 3)
     return _coverage_json(coverage)
 
 

@@ -292,15 +292,24 @@ def suite(
     progress: Progress | None = None,
 ) -> tuple[list[Record], list[Record]]:
     """All rows: accuracy on every reachable tier, then speed: each tier at one thread, the best also at two."""
+    tiers = cpu.reachable()
+    cases = [(tier, 1) for tier in tiers] + ([(tiers[0], 2)] if cpu.cores() > 1 else [])
     exact, timed = [], []
+    step, steps = 0, len(specs) * (1 + len(cases))
+
+    def numbered(what: str, done: int, total: int) -> None:
+        if progress:
+            progress(f"[{step}/{steps}] {what}", done, total)
+
     for spec in specs:
-        full_of(spec, progress)
-        for record in accuracy(spec, samples=samples, progress=progress):
+        step += 1
+        full_of(spec, numbered)
+        for record in accuracy(spec, samples=samples, progress=numbered):
             tell(record)
             exact.append(record)
     for spec in specs:
-        for place, tier in enumerate(cpu.reachable()):
-            for threads in (1, 2) if place == 0 and cpu.cores() > 1 else (1,):
-                timed.extend(speed(spec, isa=tier.cap.lower(), threads=threads, progress=progress))
-                tell(timed[-1])
+        for tier, threads in cases:
+            step += 1
+            timed.extend(speed(spec, isa=tier.cap.lower(), threads=threads, progress=numbered))
+            tell(timed[-1])
     return exact, timed

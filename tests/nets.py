@@ -165,7 +165,21 @@ def mixed_net() -> Graph:
     return net.graph(net.head(net.act(net.bias(net.conv(joined, 8, 3)))))
 
 
+def seeds_time_net() -> Graph:
+    """Classifiers as Paddle 1.x wrote them: `mul` straight on a [N, C, H, W] map, and on a pooled [N, C, 1, 1]."""
+    net = Net()
+    flat = {"x_num_col_dims": 1, "y_num_col_dims": 1}
+    x = net.pool(net.act(net.bias(net.conv("x", 8, 3))))
+    x = net.op("mul", {"X": x, "Y": net.param(8 * 16, 16, scale=0.1)}, shape=(-1, 16), **flat)
+    x = net.act(net.op("elementwise_add", {"X": x, "Y": net.param(16)}, axis=1))
+    x = net.op("reshape2", {"X": x}, shape=(-1, 16, 1, 1))
+    net.ops[-1] = net.ops[-1].with_attrs(shape=[0, 16, 1, 1])
+    x = net.op("mul", {"X": x, "Y": net.param(16, 6, scale=0.1)}, shape=(-1, 6), **flat)
+    return net.graph(net.op("elementwise_add", {"X": x, "Y": net.param(6)}, axis=1))
+
+
 NETS = {
+    "seeds_time": seeds_time_net,
     "mixed": mixed_net,
     "residual": residual_net,
     "inverted": inverted_net,

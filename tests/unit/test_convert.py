@@ -30,7 +30,7 @@ def test_int8_equals_the_simulation(name: str, levels: int, tmp_path: Path) -> N
     graph = NETS[name]()
     simulated = calibrate(graph, data(graph), algo="abs_max", weight_levels=levels)
     int8, coverage = convert(lower_quantizers(simulated))
-    weighted = sum(op.type in ("conv2d", "depthwise_conv2d", "matmul_v2") for op in graph.ops)
+    weighted = sum(op.type in ("conv2d", "depthwise_conv2d", "matmul_v2", "mul") for op in graph.ops)
     assert int8_ops(int8) == weighted
     assert not set(coverage.fp32) - {"pool2d", "concat", "flatten_contiguous_range"}
     [batch] = data(graph, 1, seed=9)
