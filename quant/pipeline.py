@@ -56,7 +56,9 @@ def _sources(*functions: str) -> list[str | bytes | Path]:
     for package in sorted(packages):
         found = importlib.util.find_spec(package)
         if found is None or not found.submodule_search_locations:
-            raise OptionError(f"the embedded models need the package {package!r}, which is not installed here")
+            raise OptionError(
+                f"the embedded models need the package {package!r}: run `make suite` in a checkout of the project"
+            )
         for place in found.submodule_search_locations:
             parts.extend(sorted(Path(place).rglob("*.py")))
             parts.extend(sorted(Path(place).rglob("*.npz")))
