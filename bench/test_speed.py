@@ -1,5 +1,6 @@
 """Latency of the full-size rows. The paired case asserts a ratio; absolute times are recorded, never asserted."""
 
+import pkgutil
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,24 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from quant import cpu, pipeline
 from quant.graph import load_dir
-from quant.jobs import sample_input
-from quant.predictor import Precision, Predictor, Settings
-from quant.registry import ModelSpec
+from quant.jobs import sample_input, signature
+from quant.predictor import Arrays, Precision, Predictor, Settings
+from quant.readers import Ragged, open_data
+from quant.registry import Case, ModelSpec
 from quant.report import pairs
 
 ROUNDS = 8
+
+
+def one_batch(spec: ModelSpec, directory: Path, batch: int) -> Arrays:
+    """What a row is timed on: its data's first samples, its own input, or generated images."""
+    if not spec.full:
+        data = open_data(pipeline.data_of(spec, spec.test), signature(load_dir(directory)), spec.format)
+        return {name: column[:batch] for name, column in data.inputs.items()}
+    if spec.full_input:
+        made: Arrays = pkgutil.resolve_name(spec.full_input)(batch)
+        return made
+    return sample_input(load_dir(directory), batch, {})
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "bf16"])
@@ -23,28 +36,31 @@ def test_latency(benchmark: BenchmarkFixture, spec: ModelSpec, precision: Precis
         pytest.skip("this CPU lacks avx512_bf16")
     directory: Path = pipeline.full_of(spec) / ("int8" if precision == "int8" else "fp32")
     with Predictor(directory, Settings(precision, threads=threads)) as predictor:
-        predictor.feed(sample_input(load_dir(directory), batch, {}))
+        predictor.feed(one_batch(spec, directory, batch))
         benchmark.extra_info.update(model=spec.name, precision=precision, threads=threads, batch=batch)
         benchmark.pedantic(predictor.run, rounds=ROUNDS, warmup_rounds=2)
-        assert all(np.isfinite(value).all() for value in predictor.read().values())
+        found = [out.values if isinstance(out, Ragged) else out for out in predictor.read().values()]
+        assert all(np.isfinite(values).all() for values in found)
 
 
-def test_int8_against_fp32(
-    benchmark: BenchmarkFixture, request: pytest.FixtureRequest, spec: ModelSpec, tier: cpu.Tier
-) -> None:
+def test_int8_against_fp32(benchmark: BenchmarkFixture, timing: tuple[ModelSpec, Case, cpu.Tier]) -> None:
     """FP32 (its fastest variant) and INT8 alternate in a child capped to the tier; the ratio against what is due.
 
     A ratio that isn't reached is measured once more before it counts. Then it is an expected failure, with its
     figures in the summary, when it comes close, and a failure when it doesn't (see Pair.result) or INT8 is slower.
     """
+    spec, case, tier = timing
     isa = tier.cap.lower()
-    records = benchmark.pedantic(pipeline.speed, (spec,), {"isa": isa, "budget_s": 2.5}, rounds=1)
+    records = benchmark.pedantic(pipeline.speed, (spec, case), {"isa": isa, "budget_s": 2.5}, rounds=1)
     [pair] = pairs(records)
     if pair.result != "reached":
-        [pair] = pairs(pipeline.speed(spec, isa=isa, budget_s=5.0))
+        [pair] = pairs(pipeline.speed(spec, case, isa=isa, budget_s=5.0))
     benchmark.extra_info.update(
         model=spec.name,
         isa=tier.name,
+        batch=case.batch,
+        repeat=case.repeat,
+        by_length=case.by_length,
         ratio=pair.ratio,
         ratio_low=pair.low,
         ratio_high=pair.high,

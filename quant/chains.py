@@ -1,11 +1,11 @@
-"""Which ops one INT8 kernel takes over: convolution or fully connected, bias, residual add, activation.
+"""Which ops one INT8 kernel takes over: convolution, product or recurrent layer, with bias, residual, activation.
 
 Calibration and conversion both read a graph through this module, so what is simulated as one op is fused as one op.
 """
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quant.errors import OptionError, check_choice
 from quant.graph import Graph, Op
@@ -14,10 +14,12 @@ __all__ = [
     "CONVS",
     "PRODUCTS",
     "QUANTIZABLE",
+    "RECURRENT",
     "Chain",
     "chains_of",
     "chosen_ops",
     "graph_macs",
+    "is_carrier",
     "is_move",
     "numbered",
     "row_dims",
@@ -25,17 +27,26 @@ __all__ = [
 
 CONVS = ("conv2d", "depthwise_conv2d")
 PRODUCTS = ("mul", "matmul", "matmul_v2", "fc")
+RECURRENT = ("gru", "lstm")
 
 # Ops that only carry values: the same numbers (or the largest of some) come out, so they commute exactly with
 # quantisation to one scale. Average pooling isn't one: its mean would be rounded where the simulation rounds nothing.
 MOVES = ("pool2d", "concat", "reshape2", "transpose2", "flatten_contiguous_range", "flatten2", "squeeze2", "unsqueeze2")
 
 # What the seeds call quantizable, plus the newer names of the same ops.
-QUANTIZABLE = (*CONVS, *PRODUCTS, "scale", *MOVES)
+QUANTIZABLE = (*CONVS, *PRODUCTS, *RECURRENT, "scale", *MOVES)
+
+_PRODUCT_ACTIVATIONS = ("relu", "gelu", "tanh", "sigmoid")
 
 
 def is_move(op: Op) -> bool:
+    """Whether an op only carries values and has an int8 kernel."""
     return op.type in MOVES and (op.type != "pool2d" or op.attr("pooling_type") == "max")
+
+
+def is_carrier(op: Op) -> bool:
+    """Whether an op only carries values, be it in float32: what comes out lies on the grid that went in."""
+    return is_move(op) or (op.type == "sequence_pool" and op.attr("pooltype") in ("MAX", "FIRST", "LAST"))
 
 
 def numbered(graph: Graph) -> dict[Op, int]:
@@ -59,8 +70,9 @@ def chosen_ops(graph: Graph, types: Collection[str], skip: Collection[int]) -> s
 class Chain:
     """A weighted op and the ops behind it that its kernel can take over.
 
-    `data`, `weight` and `residual` are variable names ("" when absent), `ops` run from the weighted op to the last
-    one taken over, and `out` is what that one writes.
+    `data`, `weight`, `residual` and `other` are variable names ("" when absent), `ops` run from the weighted op to
+    the last one taken over, and `out` is what that one writes. A product of two activations has `other` instead of
+    `weight`. A recurrent layer (`cell`) also has the constant weight of its state, `state_weight`.
     """
 
     ops: tuple[Op, ...]
@@ -68,12 +80,23 @@ class Chain:
     weight: str
     bias: str
     residual: str
-    activation: str  # "", "relu" or "relu6"
+    activation: str  # "", or the type of the op
     out: str
+    other: str = ""
+    cell: Op | None = None
 
     @property
     def op(self) -> Op:
         return self.ops[0]
+
+    @property
+    def state_weight(self) -> str:
+        return self.cell.input("Weight") if self.cell else ""
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The activations that its kernel multiplies."""
+        return (self.data, self.other) if self.other else (self.data,)
 
     @property
     def stores_unsigned(self) -> bool:
@@ -83,6 +106,14 @@ class Chain:
         predictor's own passes, an op without an INT8 kernel; so its ReLU is a post-op, and its output int8.
         """
         return bool(self.activation) and self.op.type in CONVS
+
+    @property
+    def signed_operands(self) -> bool:
+        """Whether its kernel reads signed values only.
+
+        A product of two activations takes both in one type. A recurrent kernel reads uint8 whose zero lies at 128.
+        """
+        return bool(self.other) or self.cell is not None
 
 
 def chains_of(graph: Graph, allowed: Collection[Op]) -> dict[Op, Chain]:
@@ -113,10 +144,26 @@ def chains_of(graph: Graph, allowed: Collection[Op]) -> dict[Op, Chain]:
             residual = next(name for name in (add.input("Y"), add.input("X")) if name != out)
             ops, out = [*ops, add], add.output("Out")
         act, activation = only_reader(out), ""
-        if act is not None and act.type in ("relu", "relu6") and (op.type in CONVS or act.type == "relu"):
+        if act is not None and act.type in RECURRENT and act in allowed and _is_recurrent(graph, chain, act):
+            result[op] = replace(chain, ops=(*ops, act), out=act.output("Hidden"), cell=act)
+            continue
+        fusable = ("relu", "relu6") if op.type in CONVS else _PRODUCT_ACTIVATIONS if chain.weight else ()
+        if act is not None and act.type in fusable:
             ops, out, activation = [*ops, act], act.output("Out"), act.type
-        result[op] = Chain(tuple(ops), chain.data, chain.weight, chain.bias, residual, activation, out)
+        result[op] = replace(chain, ops=tuple(ops), residual=residual, activation=activation, out=out)
     return result
+
+
+def _is_recurrent(graph: Graph, chain: Chain, cell: Op) -> bool:
+    """Whether oneDNN's recurrent kernels can take over a layer: sigmoid gates, tanh, no peepholes or first state."""
+    plain = not any(cell.input(slot) for slot in ("H0", "C0")) and not cell.attr("use_peepholes", False)
+    gates = cell.attr("gate_activation", "sigmoid") == "sigmoid"
+    # gru: activation; lstm: cell_activation and candidate_activation
+    names = ("activation", "cell_activation", "candidate_activation")
+    tanh = all(cell.attr(name, "tanh") == "tanh" for name in names)
+    known = cell.input("Weight") in graph.params and (not cell.input("Bias") or cell.input("Bias") in graph.params)
+    fetched = cell.output("Hidden") in graph.fetches
+    return plain and gates and tanh and known and not fetched and len(graph.vars[chain.data].shape) == 2
 
 
 def _head(graph: Graph, op: Op, after: Op | None) -> Chain | None:
@@ -133,6 +180,8 @@ def _head(graph: Graph, op: Op, after: Op | None) -> Chain | None:
         fits = plain and len(graph.vars[weight].shape) == 2 and 2 <= rank <= 4 and op.attr("alpha", 1.0) == 1.0
         fits = fits and op.attr("y_num_col_dims", 1) == 1 and not op.attr("activation_type", "")
         bias_axes = (-1, row_dims(graph, op))
+        if weight not in graph.params and data not in graph.params:
+            return _pair(graph, op)
     else:
         return None
     if not fits or weight not in graph.params:
@@ -143,6 +192,16 @@ def _head(graph: Graph, op: Op, after: Op | None) -> Chain | None:
         if bias in graph.params and graph.params[bias].shape == (channels,) and after.attr("axis", -1) in bias_axes:
             return Chain((op, after), data, weight, bias, "", "", after.output("Out"))
     return Chain((op,), data, weight, op.input("Bias") if op.type == "fc" else "", "", "", out)
+
+
+def _pair(graph: Graph, op: Op) -> Chain | None:
+    """A product of two activations of one rank (3 or 4), as in attention, or None."""
+    x, y = op.input("X"), op.input("Y")
+    ranks = {len(graph.vars[x].shape), len(graph.vars[y].shape)}
+    first_plain = not any(op.attr(name, False) for name in ("trans_x", "transpose_X"))
+    if op.type not in ("matmul", "matmul_v2") or x == y or not first_plain or not ranks <= {3, 4} or len(ranks) > 1:
+        return None
+    return Chain((op,), x, "", "", "", "", op.output("Out"), other=y)
 
 
 def row_dims(graph: Graph, op: Op) -> int:
@@ -165,23 +224,28 @@ def _is_residual(graph: Graph, op: Op) -> bool:
     return x != y and x not in graph.params and y not in graph.params and graph.vars[x].shape == graph.vars[y].shape
 
 
-def graph_macs(graph: Graph, batch: int) -> int:
+def graph_macs(graph: Graph, batch: int, longest: int = 0, steps: int = 0) -> int:
     """Multiply-accumulates of a graph's weighted ops for one run, from its declared shapes.
 
-    Counts what the log can't show: ops that ran outside oneDNN. 0 for an op whose spatial size is open.
+    Counts what the log can't show: ops that ran outside oneDNN. Open dimensions: the first is `batch`, or `steps` (the
+    total length of the batch's sequences) in a tensor of one row a step; others are `longest`, its longest sequence.
     """
-    return sum(_op_macs(graph, op, batch) for op in graph.ops)
 
+    def sizes(name: str) -> list[int]:
+        shape, has_rows = graph.vars[name].shape, graph.vars[name].lod_level > 0
+        first = steps if has_rows else batch
+        return [size if size >= 0 else longest if place else first for place, size in enumerate(shape)]
 
-def _op_macs(graph: Graph, op: Op, batch: int) -> int:
-    if "Filter" in op.inputs:
-        out, weight = graph.vars[op.output("Output")].shape, graph.vars[op.input("Filter")].shape
-        each = math.prod(weight[1:])
-    elif op.type in ("mul", "matmul", "matmul_v2", "fc"):
-        weight_name = op.input("W") or op.input("Y")
-        out, weight = graph.vars[op.output("Out")].shape, graph.vars[weight_name].shape
-        each = weight[-2] if len(weight) > 1 else weight[0]
-    else:
+    def macs(op: Op) -> int:
+        if op.type in (*RECURRENT, "fusion_gru", "fusion_lstm"):
+            weights = [op.input(slot) for slot in ("Weight", "WeightX", "WeightH") if op.input(slot)]
+            return steps * sum(math.prod(sizes(name)) for name in weights)
+        if op.type in (*CONVS, "fused_conv2d"):
+            return math.prod(sizes(op.output("Output"))) * math.prod(sizes(op.input("Filter"))[1:])
+        if op.type in (*PRODUCTS, "fused_matmul"):
+            weight = sizes(op.input("W") or op.input("Y"))
+            flipped = op.attr("trans_y", False) or op.attr("transpose_Y", False)
+            return math.prod(sizes(op.output("Out"))) * weight[-1 if flipped or len(weight) == 1 else -2]
         return 0
-    dims = [batch if place == 0 and size < 0 else size for place, size in enumerate(out)]
-    return 0 if any(size < 0 for size in dims) else math.prod(dims) * max(each, 0)
+
+    return sum(macs(op) for op in graph.ops)

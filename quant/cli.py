@@ -6,7 +6,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,13 +14,16 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from quant import cpu, isolate, metrics, pipeline, preprocess, registry, report
 from quant.errors import OptionError, OutputError, QuantError, check_choice
-from quant.observers import ALGORITHMS
+from quant.observers import ALGORITHMS, BEST
+from quant.readers import FORMATS, format_of
 from quant.record import Machine, Record, to_json
+from quant.sequences import Ragged
 
 __all__ = ["main"]
 
@@ -34,7 +37,11 @@ Isa = Annotated[
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of one run.")]
 Model = Annotated[Path, typer.Option("--model", help="Model directory.")]
-Data = Annotated[Path, typer.Option(help="Image binary (.bin), or .npz with one array a model input, and 'label'.")]
+Data = Annotated[Path, typer.Option(help="Labelled data in one of the formats of --format.")]
+Format = Annotated[
+    str | None, typer.Option("--format", help=f"{', '.join(FORMATS)}; default: what the file's suffix tells.")
+]
+Labels = Annotated[Path | None, typer.Option(help="File of labels, for data without them (pairs).")]
 BatchNum = Annotated[int | None, typer.Option(min=1, help="Use only this many batches.")]
 OpTypes = Annotated[str, typer.Option("--ops-to-quantize", help="Comma-separated op types; empty: all quantizable.")]
 OpIds = Annotated[str, typer.Option("--op-ids-to-skip", help="Comma-separated op ids (see --debug) to keep in FP32.")]
@@ -109,28 +116,33 @@ def cpu_command(as_json: Json = False) -> None:
 def models_command() -> None:
     """The models that the suite knows."""
     for spec in registry.MODELS:
-        _out.print(f"{spec.name:14} {spec.title:14} drop at most {100 * spec.max_drop:.1f} points of {spec.metric}")
+        limits = ", ".join(f"{100 * limit:.1f} points of {metric}" for metric, limit in spec.max_drop.items())
+        _out.print(f"{spec.name:14} {spec.title:14} drop at most {limits}")
 
 
 @app.command()
 def ptq(
     model: Model,
-    data: Annotated[Path, typer.Option(help="Calibration data: image binary (.bin) or .npz.")],
+    data: Annotated[Path, typer.Option(help="Calibration data, in one of the formats of --format.")],
     output: Annotated[Path, typer.Option(help="Where the fake-quantized model goes: absent, or an empty directory.")],
-    algo: Annotated[str, typer.Option(help="abs_max, min_max, avg, hist, KL or mse.")] = "avg",
+    algo: Annotated[
+        str, typer.Option(help="abs_max, min_max, avg, hist, KL, mse, or best: of these, by tensor.")
+    ] = "avg",
     target: Annotated[str | None, typer.Option(help="CPU tier the model is for; default: this CPU's.")] = None,
+    format: Format = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     batch_num: BatchNum = None,
     ops_to_quantize: OpTypes = "",
     op_ids_to_skip: OpIds = "",
 ) -> None:
     """Calibrate an FP32 model: write its fake-quantized twin."""
-    check_choice("calibration algorithm", algo, ALGORITHMS)
+    check_choice("calibration algorithm", algo, (*ALGORITHMS, BEST))
     arguments = {
         "model": str(model),
         "data": str(data),
         "output": str(output),
         "algo": algo,
+        "format": format,
         "batch_size": batch_size,
         "batch_num": batch_num,
         "weight_levels": pipeline.weight_levels(target),
@@ -140,6 +152,10 @@ def ptq(
     with _bar() as bar:
         result = isolate.call("quant.jobs:ptq", arguments, threads=cpu.cores(), progress=bar)
     _out.print(f"{output}: {result['fake_quantized']} tensors quantized from {result['samples']} samples")
+    if algo == BEST:
+        _out.print(
+            "algorithms: " + ", ".join(f"{name} {count}" for name, count in sorted(result["algorithms"].items()))
+        )
 
 
 @app.command()
@@ -178,7 +194,11 @@ def eval_command(
     model: Model,
     data: Data,
     precision: Annotated[str, typer.Option(help="fp32, quant, int8 or bf16.")] = "fp32",
-    metric: Annotated[str, typer.Option(help="Comma-separated: top1, top5.")] = "top1,top5",
+    metric: Annotated[
+        str, typer.Option(help=f"Comma-separated, of {', '.join(metrics.METRICS)}; default: those usual for the data.")
+    ] = "",
+    format: Format = None,
+    labels: Labels = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 50,
     threads: Threads = 1,
     isa: Isa = None,
@@ -187,14 +207,14 @@ def eval_command(
     as_json: Json = False,
 ) -> None:
     """Score one model on labelled data."""
-    names = _list(metric)
-    for name in names:
-        check_choice("metric", name, metrics.METRICS)
+    names = _metrics(metric, data, format)
     run = {"model": str(model), "precision": _precision(precision)}
     with _bar() as bar:
         [found] = pipeline.evaluate(
             [run],
             data,
+            format=format,
+            labels=labels,
             isa=isa,
             batch_size=batch_size,
             threads=threads,
@@ -203,11 +223,11 @@ def eval_command(
         )
     _warn_below_avx512(isa)
     result, shown = found.result, found.proof
-    scores = {name: float(found.outcomes(name).mean()) for name in names}
+    scores = {name: _score(found.counts(name), name) for name in names}
     ms = [1e3 * value for value in result["run_s"]]
     latency = {"median": float(np.median(ms)), "p95": float(np.quantile(ms, 0.95))}
     if save_outputs is not None:
-        _save_npz(save_outputs, dict(zip(result["outputs"], found.outputs, strict=True)))
+        _save_npz(save_outputs, _flat(dict(zip(result["outputs"], found.outputs, strict=True))))
     content = {
         "model": str(model),
         "precision": precision,
@@ -229,6 +249,27 @@ def eval_command(
     _out.print(f"INT8 kernels did {100 * shown.share:.1f}% of the multiply-accumulates {' '.join(shown.isas)}")
 
 
+def _metrics(text: str, data: Path, format: str | None) -> list[str]:
+    names = _list(text) or list(metrics.USUAL[format_of(data, format)])
+    for name in names:
+        check_choice("metric", name, metrics.METRICS)
+    return names
+
+
+def _score(counts: NDArray[np.int64], metric: str) -> float:
+    return float(metrics.METRICS[metric].score(counts.sum(0)))
+
+
+def _flat(outputs: Mapping[str, metrics.Column]) -> dict[str, Any]:
+    """Outputs for an .npz: sequences as their values, and their offsets as NAME.offsets."""
+    arrays: dict[str, Any] = {}
+    for name, column in outputs.items():
+        arrays[name] = column.values if isinstance(column, Ragged) else column
+        if isinstance(column, Ragged):
+            arrays[f"{name}.offsets"] = column.offsets
+    return arrays
+
+
 def _save_npz(path: Path, arrays: dict[str, Any]) -> None:
     staging = path.with_name(f".{path.name}.part.npz")
     try:
@@ -247,8 +288,11 @@ def compare(
     data: Data,
     quant_model: Annotated[Path | None, typer.Option(help="Fake-quantized model directory.")] = None,
     acc_diff_threshold: Annotated[
-        float, typer.Option(min=0.0, help="Largest accepted top-1 drop, 0.01 is one point.")
+        float, typer.Option(min=0.0, help="Largest accepted drop of the metric, 0.01 is one point.")
     ] = 0.01,
+    metric: Annotated[str, typer.Option(help="What is compared; default: the first usual one for the data.")] = "",
+    format: Format = None,
+    labels: Labels = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 50,
     batch_num: BatchNum = None,
     isa: Isa = None,
@@ -262,34 +306,48 @@ def compare(
     if quant_model is not None:
         runs.append({"model": str(quant_model), "precision": "quant"})
     runs.append({"model": str(int8_model), "precision": "int8"})
+    names = _metrics(metric, data, format)
+    name = names[0]
     with _bar() as bar:
-        found = list(pipeline.evaluate(runs, data, isa=isa, batch_size=batch_size, batch_num=batch_num, progress=bar))
-    hits = {run.result["precision"]: run.outcomes("top1") for run in found}
-    scores = {run.result["precision"]: run.outputs[0] for run in found}
-    drop = metrics.paired(hits["fp32"], hits["int8"])
+        evaluated = pipeline.evaluate(
+            runs,
+            data,
+            format=format,
+            labels=labels,
+            isa=isa,
+            batch_size=batch_size,
+            batch_num=batch_num,
+            progress=bar,
+        )
+        found = {run.result["precision"]: run for run in evaluated}
+    counts = {precision: run.counts(name) for precision, run in found.items()}
+    drop = metrics.paired(counts["fp32"], counts["int8"], name)
     decided = metrics.verdict(drop, acc_diff_threshold)
-    share = found[-1].proof
+    int8, share = found["int8"], found["int8"].proof
+    references = {precision: run for precision, run in found.items() if precision != "int8"}
     content: dict[str, Any] = {
-        "top1": {name: float(value.mean()) for name, value in hits.items()},
+        "metric": name,
+        **{other: {precision: _score(run.counts(other), other) for precision, run in found.items()} for other in names},
         "drop": asdict(drop),
         "verdict": decided.result,
         "on_point": decided.on_point,
         "needed": decided.needed,
-        "sqnr_db": {name: metrics.sqnr(scores[name], scores["int8"]) for name in scores if name != "int8"},
+        "sqnr_db": {precision: metrics.sqnr(run.scores[0], int8.scores[0]) for precision, run in references.items()},
         "int8_mac_share": share.share,
         "kernel_isas": share.isas,
     }
-    if "quant" in hits:
-        content["engine_drop"] = asdict(metrics.paired(hits["quant"], hits["int8"]))
+    if "quant" in found:
+        content["engine_drop"] = asdict(metrics.paired(counts["quant"], counts["int8"], name))
     if as_json:
         _print_json(content)
     else:
-        for name, value in content["top1"].items():
-            _out.print(f"{name:6} top-1 {100 * value:.2f}%")
+        for other in names:
+            _out.print(f"{other}: " + ", ".join(f"{key} {100 * value:.2f}%" for key, value in content[other].items()))
         interval = f"[{100 * drop.low:+.2f}, {100 * drop.high:+.2f}]"
-        _out.print(f"drop {100 * drop.drop:+.2f} points {interval}, McNemar p {drop.p_value:.3f}: {decided}")
-        if "quant" in hits:
-            _out.print(f"of which the engine: {100 * (hits['quant'].mean() - hits['int8'].mean()):+.2f} points")
+        _out.print(f"{name} drop {100 * drop.drop:+.2f} points {interval}, p {drop.p_value:.3f}: {decided}")
+        if "quant" in found:
+            engine = content[name]["quant"] - content[name]["int8"]
+            _out.print(f"of which the engine: {100 * engine:+.2f} points")
         _out.print(f"INT8 kernels did {100 * share.share:.1f}% of the multiply-accumulates {' '.join(share.isas)}")
     if not share.int8_kernels:
         _err.print(f"{int8_model}: not one INT8 kernel ran: this is not an INT8 model")
@@ -308,6 +366,11 @@ def bench(
     threads: Annotated[str, typer.Option(help="Comma-separated thread counts.")] = "1",
     batch_size: Annotated[str, typer.Option(help="Comma-separated batch sizes.")] = "1",
     isa: Isa = None,
+    data: Annotated[Path | None, typer.Option(help="Time on this data's samples, not on generated input.")] = None,
+    format: Format = None,
+    samples: Annotated[int, typer.Option(min=1, help="Of --data.")] = 500,
+    by_length: Annotated[bool, typer.Option("--by-length", help="Sort --data's samples by length.")] = False,
+    repeat: Annotated[int, typer.Option(min=1, help="Runs of each batch of --data in a row.")] = 1,
     input_shape: Annotated[
         list[str] | None, typer.Option(help="name=1,3,224,224 for an input with open dimensions.")
     ] = None,
@@ -322,12 +385,15 @@ def bench(
     contenders = [contender(model, _precision(precision))]
     if against is not None:
         contenders.append(contender(against, _precision(against_precision)))
+    feed: dict[str, Any] = {}
+    if data is not None:
+        feed = {"data": str(data), "format": format, "samples": samples, "sort": by_length, "repeat": repeat}
     rows = []
     for thread_count in _counts("--threads", threads):
         for batch in _counts("--batch-size", batch_size):
             with _bar() as bar:
                 timed = pipeline.bench(
-                    contenders, isa=isa, threads=thread_count, batch=batch, shapes=shapes, progress=bar
+                    contenders, isa=isa, threads=thread_count, batch=batch, shapes=shapes, progress=bar, **feed
                 )
             ms = 1e3 * np.array(timed[0]["seconds"])
             row = {
@@ -387,7 +453,7 @@ def preprocess_command(
 @app.command()
 def suite(
     model: Annotated[list[str] | None, typer.Option("--model", help="Only these rows (repeatable).")] = None,
-    full: Annotated[bool, typer.Option("--full", help="Accuracy on 50,000 images instead of 2,000.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Accuracy on all the data there is: 50,000 images.")] = False,
     output_dir: Annotated[Path, typer.Option(help="Where report.md and report.json go.")] = Path("out"),
 ) -> None:
     """Accuracy and speed of every row on the embedded data; two tables, report.md and report.json."""

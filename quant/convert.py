@@ -1,13 +1,13 @@
 """A fake-quantized graph -> a graph of oneDNN INT8 ops that a plain Paddle predictor runs as it is.
 
 Paddle's own way (C++ fusion passes, or Quant2Int8OnednnPass) loses accuracy or quantises nothing in several cases
-(docs/paddle-faults.md), so the INT8 ops are written directly: `fused_conv2d` and `fc` with int8 attributes, and
-quantize / dequantize ops where a value has to change its type. Attributes and their meaning:
-paddle/phi/kernels/onednn/conv_handler.h, paddle/phi/kernels/fusion/onednn/fc_kernel.cc. All scales there are
-levels / threshold.
+(docs/paddle-faults.md), so the INT8 ops are written directly: `fused_conv2d`, `fc`, `fused_matmul`, `fusion_gru` and
+`fusion_lstm` with int8 attributes, and quantize / dequantize ops where a value has to change its type. Attributes and
+their meaning: paddle/phi/kernels/onednn/conv_handler.h and, in paddle/phi/kernels/fusion/onednn, fc_kernel.cc,
+fused_matmul_kernel.cc, fusion_gru_kernel.cc, fusion_lstm_kernel.cc. All scales there are levels / threshold.
 
 One walk in program order. For each variable it knows which of its forms exist: the float32 one, the rounded int8
-one, or both; a missing float32 form is made, by a dequantize op, only when an op asks for it.
+one, the uint8 one around 128 that recurrent kernels read. A missing form is made only when an op asks for it.
 """
 
 import math
@@ -19,10 +19,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.chains import CONVS, PRODUCTS, Chain, chains_of, chosen_ops, is_move, numbered, row_dims
+from quant.chains import (
+    CONVS,
+    PRODUCTS,
+    RECURRENT,
+    Chain,
+    chains_of,
+    chosen_ops,
+    is_carrier,
+    is_move,
+    numbered,
+    row_dims,
+)
 from quant.errors import ConversionError
-from quant.graph import Attr, Graph, Op, Var, run_passes
-from quant.numerics import REDUCED, SIGNED, UNSIGNED
+from quant.graph import Graph, Op, Var, run_passes
+from quant.numerics import REDUCED, SHIFT, SIGNED, STATE_THRESHOLD, UNSIGNED
 from quant.passes import PLACE
 
 __all__ = ["Coverage", "Kept", "convert"]
@@ -63,6 +74,7 @@ def convert(
     emitter = _Emitter(graph, chosen)
     for op in graph.ops:
         emitter.visit(op)
+    emitter.finish()
     coverage = emitter.coverage()
     if not any(coverage.int8[kind] for kind in (*CONVS, *PRODUCTS)):
         reason = coverage.kept[0].reason if coverage.kept else "it holds no quantizable op"
@@ -73,22 +85,53 @@ def convert(
     return result, coverage
 
 
+Grid = tuple[float, int]  # threshold, levels
+_STATE = (STATE_THRESHOLD, SIGNED)
+
+# Op type -> what its kernel calls that activation.
+_FC_ACTIVATIONS: dict[str, Callable[[Op], str]] = {
+    "relu": lambda op: "relu",
+    "gelu": lambda op: "gelu_tanh" if op.attr("approximate", False) else "gelu_erf",
+    "tanh": lambda op: "tanh",
+    "sigmoid": lambda op: "sigmoid",
+}
+
+
 @dataclass(frozen=True)
 class _Int8:
-    """The int8 form of a tensor: its variable, grid, and stored type."""
+    """An int8 form of a tensor: its variable, grid, and stored type. `shift` is the stored integer that means 0."""
 
     name: str
     threshold: float
     levels: int
     unsigned: bool
+    shift: int = 0
 
     @property
     def scale(self) -> float:
         """oneDNN's factor from real values to stored integers."""
         return self.levels / self.threshold
 
+    @property
+    def grid(self) -> Grid:
+        return self.threshold, self.levels
+
     def same_grid(self, other: "_Int8") -> bool:
-        return (self.threshold, self.levels, self.unsigned) == (other.threshold, other.levels, other.unsigned)
+        return replace(self, name="") == replace(other, name="")
+
+
+# Outputs that the fused recurrent ops insist on.
+_GRU_SCRATCH = ("XX", "BatchedInput", "BatchedOut", "ReorderedH0")
+_LSTM_SCRATCH = (
+    "Cell",
+    "XX",
+    "BatchedInput",
+    "BatchedHidden",
+    "BatchedCell",
+    "ReorderedH0",
+    "ReorderedC0",
+    "CheckedCell",
+)
 
 
 class _Emitter:
@@ -96,16 +139,35 @@ class _Emitter:
         self.graph, self.chosen = graph, chosen
         self.readers = graph.readers()
         weighted = {op for op in chosen if op.attr("weight_thresholds")}
-        self.chains = chains_of(graph, weighted)
+        pairs = {op for op in chosen if self.rounds_both(op)}
+        self.chains = chains_of(graph, weighted | pairs)
         self.last = {chain.ops[-1]: chain for chain in self.chains.values()}
         self.inner = {op for chain in self.chains.values() for op in chain.ops[:-1]}
         self.int8: dict[str, _Int8] = {}  # variable -> its int8 form
-        self.grids: dict[str, tuple[float, int]] = {}  # variable -> the grid (threshold, levels) its values lie on
-        self.floats = {*graph.feeds, *graph.params}  # variables whose float32 form exists
+        self.shifted: dict[str, _Int8] = {}  # variable -> its uint8 form around 128
+        self.rounding: dict[str, tuple[str, Grid]] = {}  # rounded variable that has no form yet -> (source, grid)
+        self.grids: dict[str, Grid] = {}  # variable -> the grid its values lie on
+        self.floats = {name: name for name in (*graph.feeds, *graph.params)}  # variable -> its float32 form
         self.vars: dict[str, Var] = {}
         self.params: dict[str, NDArray[np.float32]] = {}
         self.ops: list[Op] = []
+        self.products: set[str] = set()  # float32 outputs of INT8 products of two activations
         self.reasons: dict[Op, str] = {}  # quantizable ops that stayed float32
+
+    def rounds_both(self, op: Op) -> bool:
+        """Whether the simulation rounds both factors of a product of two activations."""
+        if op.type not in PRODUCTS or op.input("Y") in self.graph.params:
+            return False
+        writers = self.graph.writers()
+
+        def rounded(name: str) -> bool:
+            writer = writers.get(name)
+            return writer is not None and (
+                writer.type == "fake_quant"
+                or (is_move(writer) and all(rounded(source) for source in writer.inputs["X"]))
+            )
+
+        return rounded(op.input("X")) and rounded(op.input("Y"))
 
     # --- the walk
 
@@ -116,96 +178,157 @@ class _Emitter:
             return
         elif op.type == "fake_quant":
             self.quantiser(op)
-        elif is_move(op) and op in self.chosen and self.move(op):
+        elif is_carrier(op) and self.carry(op):
             return
         else:
             self.reasons.setdefault(op, self.why_float(op))
             self.float_op(op)
 
+    def finish(self) -> None:
+        """Give every output of the model its float32 form under its own name."""
+        for name in self.graph.fetches:
+            source = self.need_float(name)
+            if source != name:
+                self.ops.append(Op.make("assign", {"X": source}, {"Out": name}))
+
     def float_op(self, op: Op) -> None:
-        for name in op.reads:
-            self.need_float(name)
+        if op.type == "elementwise_add" and self.products.intersection(op.reads):
+            # A predictor's matmul_elementwise_add_onednn_fuse_pass would put an addition of this type into the INT8
+            # product, where it is wrong or refused (docs/paddle-faults.md). This type is the same kernel.
+            op = replace(op, type="fused_elementwise_add")
+        op = op.rewired({name: self.need_float(name) for name in op.reads if name})
         plain = {key: attr for key, attr in op.attrs.items() if not key.startswith("weight_")}
         self.ops.append(replace(op, attrs=plain) if len(plain) < len(op.attrs) else op)
-        self.floats.update(op.writes)
-
-    def need_float(self, name: str) -> None:
-        if name in self.floats or name not in self.int8:
-            return
-        form = self.int8[name]
-        self.ops.append(
-            Op.make("dequantize", {"Input": form.name}, {"Output": name}, Scale=form.scale, Shift=0.0, use_mkldnn=True)
-        )
-        self.floats.add(name)
-
-    def add_int8(self, name: str, grid: _Int8) -> None:
-        dtype = "uint8" if grid.unsigned else "int8"
-        self.vars[grid.name] = self.graph.vars[name]._replace(dtype=dtype)
-        self.int8[name] = grid
+        self.floats.update({name: name for name in op.writes})
 
     def quantiser(self, op: Op) -> None:
         source, target = op.input("X"), op.output("Out")
-        threshold, levels = op.attr("threshold"), op.attr("levels")
-        stored = self.int8.get(source)
-        if stored is not None and (stored.threshold, stored.levels) == (threshold, levels):
-            self.int8[target] = stored  # its producer already wrote it rounded
-            return
-        if levels not in (SIGNED, UNSIGNED):
-            raise ConversionError(f"tensor {source!r}: {levels} levels don't fit int8 activations")
-        self.quantize(source, target, threshold, levels)
+        grid = (op.attr("threshold"), op.attr("levels"))
+        if grid[1] not in (SIGNED, UNSIGNED):
+            raise ConversionError(f"tensor {source!r}: {grid[1]} levels don't fit int8 activations")
+        self.rounding[target] = (source, grid)
+        self.grids[target] = grid
 
-    def quantize(self, source: str, target: str, threshold: float, levels: int) -> None:
-        """Make the int8 form of `target` from the float32 values of `source`."""
-        self.need_float(source)
-        grid = _Int8(self.graph.fresh(f"{target}.int8"), threshold, levels, levels == UNSIGNED)
+    # --- forms
+
+    def need_float(self, name: str) -> str:
+        """The variable that holds a tensor's float32 values, made if there is none yet."""
+        if name in self.floats:
+            return self.floats[name]
+        if name in self.rounding and self.unchanged(name):
+            self.floats[name] = self.need_float(self.rounding[name][0])
+            return self.floats[name]
+        form = self.int8.get(name) or self.shifted.get(name) or self.need_int8(name)
+        if form is None:  # an output that no op of a damaged program writes
+            return name
+        self.ops.append(
+            Op.make(
+                "dequantize",
+                {"Input": form.name},
+                {"Output": name},
+                Scale=form.scale,
+                Shift=float(form.shift),
+                use_mkldnn=True,
+            )
+        )
+        self.floats[name] = name
+        return name
+
+    def unchanged(self, name: str) -> bool:
+        """Whether a tensor to be rounded lies on that very grid already."""
+        source, grid = self.rounding[name]
+        return self.grids.get(source) == grid
+
+    def need_int8(self, name: str) -> _Int8 | None:
+        return self.form(name, self.int8, 0)
+
+    def need_shifted(self, name: str) -> _Int8 | None:
+        return self.form(name, self.shifted, SHIFT)
+
+    def form(self, name: str, forms: dict[str, _Int8], shift: int) -> _Int8 | None:
+        """A form of a rounded tensor, made from its float32 values if it isn't there; None for an unrounded tensor."""
+        if name in forms or name not in self.grids or (shift and self.grids[name][1] != SIGNED):
+            return forms.get(name)
+        source = self.rounding.get(name, (name,))[0]
+        if source != name and self.unchanged(name) and (stored := self.form(source, forms, shift)):
+            forms[name] = stored  # its producer already wrote it rounded
+        else:
+            self.quantize(self.need_float(source), name, forms, shift)
+        return forms[name]
+
+    def add_form(self, name: str, form: _Int8) -> None:
+        dtype = "uint8" if form.unsigned else "int8"
+        self.vars[form.name] = self.graph.vars[name]._replace(dtype=dtype)
+        (self.shifted if form.shift else self.int8)[name] = form
+        self.grids[name] = form.grid
+
+    def quantize(self, source: str, target: str, forms: dict[str, _Int8], shift: int) -> None:
+        threshold, levels = self.grids[target]
+        unsigned = levels == UNSIGNED or shift > 0
+        form = _Int8(self.graph.fresh(f"{target}.{'u8' if shift else 'int8'}"), threshold, levels, unsigned, shift)
         quantize = Op.make(
             "quantize",
             {"Input": source},
-            {"Output": grid.name},
-            Scale=grid.scale,
-            Shift=0.0,
+            {"Output": form.name},
+            Scale=form.scale,
+            Shift=float(shift),
             bfloat16=False,
-            is_negative_input=not grid.unsigned,
+            is_negative_input=not unsigned,
             output_format="NCHW",
             use_mkldnn=True,
         )
         self.ops.append(quantize)
-        self.add_int8(target, grid)
+        self.add_form(target, form)
 
-    def need_int8(self, name: str) -> _Int8 | None:
-        if name not in self.int8 and name in self.grids:
-            self.quantize(name, name, *self.grids[name])  # exact: its float32 values lie on the grid
-        return self.int8.get(name)
-
-    def grid_of(self, name: str) -> tuple[float, int] | None:
-        form = self.int8.get(name)
-        return (form.threshold, form.levels) if form else self.grids.get(name)
-
-    def move(self, op: Op) -> bool:
-        """Emit an op that only carries values on int8; False when its inputs aren't int8 on one grid.
+    def carry(self, op: Op) -> bool:
+        """Emit an op that only carries values on int8; False when it has to run in float32.
 
         Inputs on one grid but of unlike types (a uint8 and an int8 branch of a concat) are carried in float32, and
         what comes out still lies on that grid.
         """
-        grids = {self.grid_of(name) for name in op.inputs["X"]}
-        if len(grids) == 1 and (shared := grids.pop()) is not None:
-            self.grids[op.output("Out")] = shared
-        forms = [self.int8.get(name) for name in op.inputs["X"]]
+        names, out = op.inputs["X"], op.output("Out")
+        grids = {self.grids.get(name) for name in names}
+        if len(grids) > 1 or (shared := grids.pop()) is None:
+            return False
+        self.grids[out] = shared
+        shifted = self.only_into_cells(out)
+        have = self.shifted if shifted else self.int8
+        if not is_move(op) or op not in self.chosen or not all(self.at_hand(name, have) for name in names):
+            return False
+        forms = [self.need_shifted(name) if shifted else self.need_int8(name) for name in names]
         first = forms[0]
         if first is None or any(form is None or not form.same_grid(first) for form in forms):
             return False
-        out = op.output("Out")
-        grid = replace(first, name=self.graph.fresh(f"{out}.int8"))
+        form = replace(first, name=self.graph.fresh(f"{out}.int8"))
         inputs = {**op.inputs, "X": tuple(form.name for form in forms if form)}
-        moved = replace(op, inputs=inputs, outputs={**op.outputs, "Out": (grid.name,)})
+        moved = replace(op, inputs=inputs, outputs={**op.outputs, "Out": (form.name,)})
         self.ops.append(moved.with_attrs(use_mkldnn=True, mkldnn_data_type="int8"))
-        self.add_int8(out, grid)
+        self.add_form(out, form)
         return True
+
+    def at_hand(self, name: str, forms: dict[str, _Int8]) -> bool:
+        """Whether a form exists or is about to be made anyway: the tensor is rounded just here."""
+        if name in forms:
+            return True
+        if name not in self.rounding:
+            return False
+        return not self.unchanged(name) or self.at_hand(self.rounding[name][0], forms)
+
+    def only_into_cells(self, name: str) -> bool:
+        """Whether a tensor ends, through rounding and carrying ops, in recurrent layers alone."""
+        heads = {chain.op for chain in self.chains.values() if chain.cell}
+        readers = self.readers.get(name, [])
+        if not readers or name in self.graph.fetches:
+            return False
+        return all(
+            op in heads or ((op.type in ("fake_quant", "concat")) and self.only_into_cells(op.output("Out")))
+            for op in readers
+        )
 
     # --- kernels
 
-    def wanted_grid(self, name: str) -> tuple[float, int] | None:
-        """The one grid (threshold, levels) that all readers of a tensor round it to, or None."""
+    def wanted_grid(self, name: str) -> Grid | None:
+        """The one grid that all readers of a tensor round it to, or None."""
         readers = self.readers.get(name, [])
         if name in self.graph.fetches or any(op.type != "fake_quant" for op in readers):
             return None
@@ -214,57 +337,117 @@ class _Emitter:
 
     def output_form(self, chain: Chain, residual: _Int8 | None) -> _Int8 | None:
         """How the kernel stores its output rounded, or None when it has to write float32."""
-        if (wanted := self.wanted_grid(chain.out)) is None:
+        if (wanted := self.wanted_grid(chain.out)) is None or self.only_into_cells(chain.out):
             return None
         threshold, levels = wanted
         unsigned = chain.stores_unsigned
         if chain.residual and (residual is None or (residual.unsigned and not unsigned)):
             return None  # a sum is stored in its residual's type: float32, or unsigned though it may be negative
         room = UNSIGNED if unsigned and (residual is None or residual.unsigned) else SIGNED
-        return (
-            _Int8(self.graph.fresh(f"{chain.out}.int8"), threshold, levels, unsigned)
-            if levels in (SIGNED, room)
-            else None
-        )
+        if levels not in (SIGNED, room):
+            return None
+        return _Int8(self.graph.fresh(f"{chain.out}.int8"), threshold, levels, unsigned)
 
     def chain(self, chain: Chain) -> None:
-        data = self.need_int8(chain.data)
-        if data is None:
+        operands = [self.need_shifted(chain.data)] if chain.cell else [self.need_int8(name) for name in chain.operands]
+        if None in operands:
             self.reasons[chain.op] = "its input is not quantised"
             for op in chain.ops:
                 self.float_op(op)
-            return
-        residual = self.need_int8(chain.residual)
-        form = self.output_form(chain, residual)
-        if chain.residual and form is None:
-            self.need_float(chain.residual)
-            residual = None
-        if form is not None:
-            self.add_int8(chain.out, form)
+        elif chain.cell:
+            self.recurrent(chain, *(form for form in operands if form))
+        elif chain.other:
+            self.pair(chain, *(form for form in operands if form))
         else:
-            self.floats.add(chain.out)
+            self.weighted(chain, *(form for form in operands if form))
+
+    def write(self, chain: Chain, form: _Int8 | None) -> str:
+        """The variable that a chain's kernel writes."""
+        if form is None:
+            self.floats[chain.out] = chain.out
+            return chain.out
+        self.add_form(chain.out, form)
+        return form.name
+
+    def emit(self, kind: str, inputs: dict[str, str], outputs: dict[str, str], attrs: dict[str, Any]) -> None:
+        self.ops.append(Op.make(kind, inputs, outputs, **attrs, use_mkldnn=True, mkldnn_data_type="int8"))
+
+    def pair(self, chain: Chain, x: _Int8, y: _Int8) -> None:
+        """A product of two activations. Its fused addition is broken in Paddle (docs/paddle-faults.md): not used."""
+        form, op = self.output_form(chain, None), chain.op
+        attrs = {
+            "trans_x": False,
+            "trans_y": bool(op.attr("trans_y", False) or op.attr("transpose_Y", False)),
+            "matmul_alpha": float(op.attr("alpha", 1.0)),
+            "Scale_x": x.scale,
+            "Scale_y": y.scale,
+            "Scale_out": form.scale if form else 1.0,
+            "force_fp32_output": form is None,
+        }
+        if form is None:
+            self.products.add(chain.out)
+        self.emit("fused_matmul", {"X": x.name, "Y": y.name}, {"Out": self.write(chain, form)}, attrs)
+
+    def recurrent(self, chain: Chain, data: _Int8) -> None:
+        """A GRU or LSTM layer of one direction.
+
+        The kernel reads its input and keeps its state on one grid, that of the state. Weights of the input are
+        multiplied by the input's threshold instead, so that the input may have its own.
+        """
+        assert chain.cell is not None
+        cell, gru = chain.cell, chain.cell.type == "gru"
+        stored = None
+        if self.only_into_cells(chain.out):
+            stored = _Int8(self.graph.fresh(f"{chain.out}.u8"), *_STATE, unsigned=True, shift=SHIFT)
+        weight, bias = self.graph.fresh(f"{chain.weight}.scaled"), self.graph.fresh(f"{chain.out}.bias")
+        scaled = self.graph.params[chain.weight] * (data.threshold / STATE_THRESHOLD)
+        self.params[weight] = np.asarray(scaled, np.float32)
+        biases = [self.graph.params[name].reshape(1, -1) for name in (chain.bias, cell.input("Bias")) if name]
+        width = self.graph.params[chain.weight].shape[1]
+        self.params[bias] = np.asarray(sum(biases, np.zeros((1, width))), np.float32)
+        thresholds = np.array(cell.attr("weight_thresholds"), np.float64)
+        if not gru:  # Paddle's gates: candidate, input, forget, output; the kernel takes scales in oneDNN's order
+            thresholds = thresholds.reshape(4, -1)[[1, 2, 0, 3]].reshape(-1)
+        attrs = {
+            "is_reverse": bool(cell.attr("is_reverse", False)),
+            "use_seq": True,
+            "gate_activation": "sigmoid",
+            **({"activation": "tanh"} if gru else {"cell_activation": "tanh", "candidate_activation": "tanh"}),
+            **({"origin_mode": bool(cell.attr("origin_mode", False))} if gru else {"use_peepholes": False}),
+            "Scale_data": SIGNED / STATE_THRESHOLD,
+            "Shift_data": float(SHIFT),
+            "Scale_weights": [float(cell.attr("weight_levels") / threshold) for threshold in thresholds],
+            "force_fp32_output": stored is None,
+        }
+        scratch = _GRU_SCRATCH if gru else _LSTM_SCRATCH
+        outputs = {"Hidden": self.write(chain, stored), **{slot: f"{chain.out}.{slot}" for slot in scratch}}
+        self.vars.update({outputs[slot]: Var((-1, width)) for slot in scratch})
+        inputs = {"X": data.name, "WeightX": weight, "WeightH": chain.state_weight, "Bias": bias}
+        self.emit("fusion_gru" if gru else "fusion_lstm", inputs, outputs, attrs)
+        self.grids[chain.out] = _STATE
+
+    def weighted(self, chain: Chain, data: _Int8) -> None:
+        residual = self.need_int8(chain.residual) if chain.residual else None
+        form = self.output_form(chain, residual)
         conv = chain.op.type in CONVS
         data = data if conv else self.flat(chain, data)
         slots = ("Input", "Filter", "Output") if conv else ("Input", "W", "Out")
-        inputs = {slots[0]: (data.name,), slots[1]: (chain.weight,)}
+        inputs = {slots[0]: data.name, slots[1]: chain.weight}
+        if chain.residual:
+            residual = residual if form else None
+            inputs["ResidualData"] = residual.name if residual else self.need_float(chain.residual)
         bias = chain.bias
         if not conv and not bias:  # the predictor's own passes crash (SIGSEGV) on an fc without one
             bias = self.graph.fresh(f"{chain.weight}.no_bias")
             self.params[bias] = np.zeros(self.graph.vars[chain.weight].shape[1], np.float32)
         if bias:
-            inputs["Bias"] = (bias,)
-        if chain.residual:
-            inputs["ResidualData"] = (residual.name if residual else chain.residual,)
-        outputs = {slots[2]: (form.name if form else chain.out,)}
+            inputs["Bias"] = bias
         attrs = {
             **self.scales(chain, data, residual, form),
             **self.activation(chain, form),
             **(self.conv_attrs(chain) if conv else self.fc_attrs(chain)),
-            "use_mkldnn": True,
-            "mkldnn_data_type": "int8",
         }
-        kind = "fused_conv2d" if conv else "fc"
-        self.ops.append(Op(kind, inputs, outputs, {name: Attr.of(value) for name, value in attrs.items()}))
+        self.emit("fused_conv2d" if conv else "fc", inputs, {slots[2]: self.write(chain, form)}, attrs)
 
     def scales(self, chain: Chain, data: _Int8, residual: _Int8 | None, form: _Int8 | None) -> dict[str, Any]:
         levels = chain.op.attr("weight_levels")
@@ -281,6 +464,9 @@ class _Emitter:
 
     @staticmethod
     def activation(chain: Chain, form: _Int8 | None) -> dict[str, Any]:
+        if chain.activation and chain.op.type not in CONVS:
+            fused = _FC_ACTIVATIONS[chain.activation](chain.ops[-1])
+            return {"fuse_activation": fused, "fuse_alpha": 0.0, "fuse_beta": 0.0}
         top = 6.0 if chain.activation == "relu6" else math.inf
         if form is not None and form.unsigned and form.levels == SIGNED:
             top = min(top, form.threshold)  # uint8 has room above 127 levels, where the simulation clips
@@ -317,9 +503,13 @@ class _Emitter:
         if op not in self.chosen:
             return "left out by ops_to_quantize or op_ids_to_skip"
         if op.type in (*CONVS, *PRODUCTS):
+            if op.type not in CONVS and op.input("Y") and op.input("Y") not in self.graph.params:
+                return "the model doesn't fake-quantize both its factors"
             if not op.attr("weight_thresholds"):
                 return "the model doesn't fake-quantize its weight"
             return "no INT8 kernel for its layout, transposition or weight shape"
+        if op.type in RECURRENT:
+            return "no INT8 kernel for its form, or the model doesn't fake-quantize its input and weights"
         if op.type == "pool2d" and not is_move(op):
             return "an average would be rounded, which the simulation doesn't do"
         return "its inputs are not int8 on one grid"

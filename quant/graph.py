@@ -37,6 +37,7 @@ __all__ = [
     "files_of",
     "load_dir",
     "op_types",
+    "read_tensor",
     "run_passes",
     "save_dir",
 ]
@@ -451,7 +452,12 @@ def _read_separate(program: Path, directory: Path, name: str) -> Array:
     path = directory / name
     if Path(name).name != name or not path.is_file():
         raise ModelError(f"{directory}: no file for parameter {name!r} of {program.name}, and no combined file")
-    return next(_read_combined(path, [name]))
+    return read_tensor(path)
+
+
+def read_tensor(path: Path) -> Array:
+    """The one parameter in a file. Raises ModelError, naming the file."""
+    return next(_read_combined(path, [path.name]))
 
 
 def _parse_tensor(path: Path, data: memoryview, offset: int, name: str) -> tuple[Array, int]:

@@ -5,7 +5,7 @@ runs disagree carry information, and the interval comes from them.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,37 +13,175 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = ["METRICS", "Metric", "Paired", "Verdict", "paired", "ratio_interval", "sqnr", "verdict"]
+from quant.sequences import Ragged
 
-Hits = NDArray[np.bool_]
+__all__ = [
+    "METRICS",
+    "USUAL",
+    "Metric",
+    "Paired",
+    "Verdict",
+    "agreement",
+    "chunks",
+    "cosine",
+    "paired",
+    "ratio_interval",
+    "sqnr",
+    "verdict",
+]
+
+Column = NDArray[Any] | Ragged
+Counts = NDArray[np.int64]
+_RESAMPLES, _BLOCK = 4000, 100
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score in 0..1, the mean of per-sample outcomes; higher is better."""
+    """A score in 0..1; higher is better.
+
+    `counts`: a model's outputs in their order, and labels -> what each sample adds, [N, k]; `score` makes the score of
+    their sums [..., k]. So a set can be scored again, resampled or split without running the model again.
+    """
 
     unit: str
-    outcomes: Callable[[NDArray[Any], NDArray[Any]], Hits]
+    counts: Callable[[Sequence[Column], Column], Counts]
+    score: Callable[[NDArray[Any]], NDArray[np.float64]]
 
 
-def _top(count: int) -> Callable[[NDArray[Any], NDArray[Any]], Hits]:
-    def outcomes(scores: NDArray[Any], labels: NDArray[Any]) -> Hits:
-        """scores [N, classes], labels [N] -> [N]. Ties go to the lower class, as argmax does."""
+def _share(sums: NDArray[Any]) -> NDArray[np.float64]:
+    """(right, of) -> right / of."""
+    return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1))
+
+
+def _top(count: int) -> Callable[[Sequence[Column], Column], Counts]:
+    def counts(outputs: Sequence[Column], labels: Column) -> Counts:
+        """scores [N, classes], labels [N] -> (hit, 1). Ties go to the lower class, as argmax does."""
+        scores = np.asarray(outputs[0])
         order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-        hits: Hits = (order == labels[:, None]).any(1)
-        return hits
+        hits = (order == np.asarray(labels)[:, None]).any(1)
+        return np.stack([hits, np.ones(len(hits))], 1).astype(np.int64)
 
-    return outcomes
-
-
-METRICS: dict[str, Metric] = {"top1": Metric("share of images", _top(1)), "top5": Metric("share of images", _top(5))}
+    return counts
 
 
-def sqnr(reference: NDArray[Any], other: NDArray[Any]) -> float:
+def _sequences(column: Column) -> Iterator[NDArray[Any]]:
+    assert isinstance(column, Ragged)
+    return (column.sequence(place).reshape(-1) for place in range(len(column)))
+
+
+def _tags(outputs: Sequence[Column], labels: Column) -> Counts:
+    """tags of each step, and the gold ones -> (right, steps)."""
+    both = zip(_sequences(outputs[0]), _sequences(labels), strict=True)
+    return np.array([[(found == gold).sum(), gold.size] for found, gold in both], np.int64)
+
+
+def chunks(tags: Sequence[int], other: int = 56) -> set[tuple[int, int, int]]:
+    """Tags of one sentence -> its words, (first step, last step + 1, type), as the op chunk_eval reads IOB tags.
+
+    Tag 2 t begins a word of type t, 2 t + 1 goes on with it; a continuation behind another type begins a word too.
+    `other` (57 tags of LAC: 56) and what lies above belongs to no word.
+    Source: paddle/phi/kernels/cpu/chunk_eval_kernel.cc, scheme IOB, as LAC's own evaluation uses it.
+
+    >>> sorted(chunks([0, 1, 1, 4, 56, 5, 7]))
+    [(0, 3, 0), (3, 4, 2), (5, 6, 2), (6, 7, 3)]
+    """
+    found = set()
+    begin = kind = -1
+    for place, tag in enumerate([*tags, other]):
+        new = -1 if tag >= other else tag // 2
+        if kind >= 0 and (new != kind or tag % 2 == 0):
+            found.add((begin, place, kind))
+            kind = -1
+        if new >= 0 and kind < 0:
+            begin, kind = place, new
+    return found
+
+
+def _chunk_counts(typed: bool) -> Callable[[Sequence[Column], Column], Counts]:
+    def words(tags: NDArray[Any]) -> set[tuple[int, ...]]:
+        found = chunks(tags.tolist())
+        return set(found) if typed else {(begin, end) for begin, end, _ in found}
+
+    def counts(outputs: Sequence[Column], labels: Column) -> Counts:
+        """tags of each step, and the gold ones -> (words right, words found, words there)."""
+        both = (
+            (words(found), words(gold)) for found, gold in zip(_sequences(outputs[0]), _sequences(labels), strict=True)
+        )
+        return np.array([[len(found & gold), len(found), len(gold)] for found, gold in both], np.int64)
+
+    return counts
+
+
+def _f1(sums: NDArray[Any]) -> NDArray[np.float64]:
+    return np.asarray(2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1))
+
+
+def _recall(sums: NDArray[Any]) -> NDArray[np.float64]:
+    return np.asarray(sums[..., 0] / np.maximum(sums[..., 2], 1))
+
+
+def _single(outputs: Sequence[Column], labels: Column) -> Counts:
+    """scores [N, classes] as first output, label sequences -> (hit, 1) for labels of one class, (0, 0) for others."""
+    best = np.asarray(outputs[0]).argmax(1)
+    golds = list(_sequences(labels))
+    assert len(best) == len(golds)
+    return np.array([[int(gold[0] == y), 1] if gold.size == 1 else [0, 0] for y, gold in zip(best, golds, strict=True)])
+
+
+def _whole(outputs: Sequence[Column], labels: Column) -> Counts:
+    """decoded sequences as second output, label sequences -> (equal as a whole, 1).
+
+    `ctc_align` writes -1 when it finds nothing. Paddle's quant2_int8_lstm_model.py compares `a.all() == b.all()`, two
+    booleans that nearly always agree; here every symbol has to.
+    """
+    both = zip(_sequences(outputs[1]), _sequences(labels), strict=True)
+    return np.array([[int(np.array_equal(found[found >= 0], gold)), 1] for found, gold in both], np.int64)
+
+
+METRICS: dict[str, Metric] = {
+    "top1": Metric("share of samples", _top(1), _share),
+    "top5": Metric("share of samples", _top(5), _share),
+    "tags": Metric("share of steps", _tags, _share),
+    "precision": Metric("share of words found", _chunk_counts(True), _share),
+    "recall": Metric("share of words there", _chunk_counts(True), _recall),
+    "f1": Metric("of words, boundaries and types", _chunk_counts(True), _f1),
+    "segmentation_f1": Metric("of words, boundaries alone", _chunk_counts(False), _f1),
+    "hx": Metric("share of single symbols", _single, _share),
+    "ctc": Metric("share of whole sequences", _whole, _share),
+}
+
+# Data format -> the metrics that it is scored by, unless others are named; the first is the one that is compared.
+USUAL: dict[str, tuple[str, ...]] = {
+    "images": ("top1", "top5"),
+    "npz": ("top1", "top5"),
+    "pairs": ("top1",),
+    "lac": ("f1", "precision", "recall", "segmentation_f1", "tags"),
+    "lac_bin": ("f1", "precision", "recall", "segmentation_f1", "tags"),
+    "handwriting": ("hx", "ctc"),
+}
+
+
+def _values(column: Column) -> NDArray[Any]:
+    return column.values if isinstance(column, Ragged) else np.asarray(column)
+
+
+def sqnr(reference: Column, other: Column) -> float:
     """Signal to quantization noise ratio in dB, 10 log10(|r|^2 / |r - o|^2); higher is better, inf when equal."""
-    noise = float(np.sum((reference.astype(np.float64) - other) ** 2))
-    signal = float(np.sum(reference.astype(np.float64) ** 2))
-    return math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
+    before, after = _values(reference).astype(np.float64), _values(other)
+    noise = float(np.sum((before - after) ** 2))
+    return math.inf if noise == 0 else 10 * math.log10(max(float(np.sum(before**2)), 1e-300) / noise)
+
+
+def cosine(reference: Column, other: Column) -> float:
+    """Mean over rows of the cosine between two outputs [N, features]."""
+    before, after = _values(reference).astype(np.float64), _values(other).astype(np.float64)
+    norms = np.linalg.norm(before, axis=-1) * np.linalg.norm(after, axis=-1)
+    return float(((before * after).sum(-1) / np.maximum(norms, 1e-300)).mean())
+
+
+def agreement(reference: Column, other: Column) -> float:
+    """Share of equal values of two outputs of integers."""
+    return float((_values(reference) == _values(other)).mean())
 
 
 @dataclass(frozen=True)
@@ -59,14 +197,38 @@ class Paired:
     p_value: float
 
 
-def paired(before: Hits, after: Hits) -> Paired:
-    """Compare two runs over the same samples.
+def paired(before: Counts, after: Counts, metric: str = "top1") -> Paired:
+    """Compare two runs over the same samples by what each sample adds, [N, k].
 
-    Interval: Newcombe's hybrid score interval for paired proportions (Statistics in Medicine 17, 1998, method 10).
-    p-value: two-sided exact binomial test on the discordant pairs (McNemar).
+    One outcome a sample: Newcombe's hybrid score interval for paired proportions (Statistics in Medicine 17, 1998,
+    method 10), and the exact binomial test on the discordant pairs (McNemar). Other scores: a bootstrap over samples,
+    which keeps a sample's counts together, and a permutation test that swaps the two runs' samples at random.
     """
     if before.shape != after.shape or not before.size:
         raise ValueError(f"paired outcomes of different or no samples: {before.shape} and {after.shape}")
+    if before.shape[1] == 2 and np.array_equal(before[:, 1], after[:, 1]) and before[:, 1].max() <= 1:
+        counted = before[:, 1] == 1
+        return _paired_hits(before[counted, 0] == 1, after[counted, 0] == 1)
+    return _paired_counts(before, after, METRICS[metric].score)
+
+
+def _paired_counts(before: Counts, after: Counts, score: Callable[[NDArray[Any]], NDArray[np.float64]]) -> Paired:
+    n, random = len(before), np.random.default_rng(0)
+    drop = float(score(before.sum(0)) - score(after.sum(0)))
+    drops, swapped = [], []
+    for _ in range(_RESAMPLES // _BLOCK):  # in blocks: [resamples, samples] at once would not fit for large sets
+        drawn = random.multinomial(n, np.full(n, 1 / n), _BLOCK).astype(np.float64)
+        drops.append(score(drawn @ before) - score(drawn @ after))
+        stay = random.integers(0, 2, (_BLOCK, n)).astype(np.float64)
+        swapped.append(score(stay @ before + (1 - stay) @ after) - score(stay @ after + (1 - stay) @ before))
+    low, high = np.quantile(np.concatenate(drops), [0.025, 0.975])
+    extreme = np.abs(np.concatenate(swapped)) >= abs(drop) - 1e-12
+    p_value = float((1 + extreme.sum()) / (1 + extreme.size))
+    lost, won = int((before[:, 0] > after[:, 0]).sum()), int((before[:, 0] < after[:, 0]).sum())
+    return Paired(n, lost, won, drop, float(low), float(high), p_value)
+
+
+def _paired_hits(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Paired:
     n = before.size
     both, lost = int((before & after).sum()), int((before & ~after).sum())
     won, neither = int((~before & after).sum()), int((~before & ~after).sum())

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 __all__ = [
     "REDUCED",
+    "SHIFT",
     "SIGNED",
+    "STATE_THRESHOLD",
     "UNSIGNED",
     "bits_of",
     "channel_thresholds",
@@ -31,6 +33,10 @@ __all__ = [
 SIGNED = 127
 UNSIGNED = 255
 REDUCED = 63  # 7-bit weights: 255 * 63 * 2 < 2 ** 15, so pairwise 16-bit sums (CPUs without VNNI) can't saturate
+
+# Recurrent kernels store signed values as uint8 whose zero lies here, and their state, which tanh bounds by 1, too.
+SHIFT = 128
+STATE_THRESHOLD = 1.0
 
 # A threshold below this can't be told from "this channel is always zero"; any scale serves, 1 is harmless.
 _TINY = 1e-12

@@ -5,14 +5,16 @@ The algorithms are those of the seeds' `quant_post_static`
 (python/paddle/static/quantization/post_training_quantization.py).
 """
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import rel_entr
 
-__all__ = ["ALGORITHMS", "Observer"]
+from quant.numerics import dequantise, quantise
+
+__all__ = ["ALGORITHMS", "BEST", "Choice", "Observer", "Sample", "choose"]
 
 Array = NDArray[Any]
 
@@ -144,3 +146,57 @@ ALGORITHMS: dict[str, Callable[[int], Observer]] = {
     "KL": Entropy,
     "mse": LeastSquares,
 }
+
+BEST = "best"
+
+
+class Sample:
+    """A bounded sample of what one op reads, and what rounding it costs that op.
+
+    `energy` [channels]: the sum of squared weights that each channel is multiplied with. An error e in channel k adds
+    e^2 * energy[k] to the op's squared output error, errors of different channels taken as uncorrelated. So a channel
+    with outliers that small weights make up for counts for little, though its own rounding error is large.
+    """
+
+    _ROWS, _ROWS_OF_A_BATCH = 4096, 128
+
+    def __init__(self, energy: Array) -> None:
+        self.energy = energy
+        self.rows: list[Array] = []
+        self.count = 0
+        self.random = np.random.default_rng(0)
+
+    def update(self, batch: Array) -> None:
+        """`batch` [..., channels]; with one energy only, channels don't matter."""
+        rows = batch.reshape(-1, len(self.energy)) if len(self.energy) > 1 else batch.reshape(-1, 1)
+        limit = min(self._ROWS_OF_A_BATCH * (1 if len(self.energy) > 1 else 64), len(rows))
+        if self.count < self._ROWS * (1 if len(self.energy) > 1 else 64):
+            self.rows.append(rows[np.sort(self.random.choice(len(rows), limit, replace=False))].copy())
+            self.count += limit
+
+    def cost(self, threshold: float, levels: int) -> float:
+        """Squared output error of rounding with this threshold, as a share of the output's energy."""
+        if threshold <= 0:
+            return np.inf
+        rows = np.concatenate(self.rows)
+        error = dequantise(quantise(rows, threshold, levels), threshold, levels) - rows
+        signal = float((rows.astype(np.float64) ** 2 @ self.energy).sum())
+        return float((error.astype(np.float64) ** 2 @ self.energy).sum()) / max(signal, 1e-300)
+
+
+class Choice(NamedTuple):
+    """The threshold of a tensor, and the algorithm it comes from."""
+
+    algorithm: str
+    threshold: float
+
+
+def choose(candidates: Mapping[str, float], read: Sequence[Sample], levels: int) -> Choice:
+    """The candidate (algorithm -> threshold) that costs the ops that read the tensor least, all of them together.
+
+    Ties go to the earlier algorithm. Without a sample (a residual alone): least squares.
+    """
+    if not read:
+        return Choice("mse", candidates["mse"])
+    name = min(candidates, key=lambda name: sum(sample.cost(candidates[name], levels) for sample in read))
+    return Choice(name, candidates[name])

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from quant import cpu, isolate
 from quant.errors import OptionError
-from quant.metrics import METRICS, sqnr
+from quant.metrics import METRICS, Column, agreement, cosine, sqnr
 from quant.numerics import REDUCED, SIGNED
 from quant.places import cached
 from quant.profile import Proof, kernels, proof
-from quant.record import Record
-from quant.registry import ModelSpec
+from quant.record import Record, columns
+from quant.registry import Case, ModelSpec
+from quant.sequences import Ragged
 
 __all__ = [
     "Evaluated",
@@ -62,18 +63,19 @@ def _sources(*functions: str) -> list[str | bytes | Path]:
         for place in found.submodule_search_locations:
             parts.extend(sorted(Path(place).rglob("*.py")))
             parts.extend(sorted(Path(place).rglob("*.npz")))
+            parts.extend(sorted(Path(place).rglob("*.tsv")))
     return parts
 
 
 def data_of(spec: ModelSpec, which: tuple[str, int], progress: Progress | None = None) -> Path:
-    """The labelled images of a split, as an image binary."""
+    """The labelled data of a split, in the row's format."""
     split, count = which
 
     def build(staging: Path) -> None:
-        arguments = {"function": spec.data, "split": split, "count": count, "output": str(staging / "images.bin")}
+        arguments = {"function": spec.data, "split": split, "count": count, "output": str(staging / "data")}
         isolate.call("quant.jobs:write_data", arguments, progress=progress)
 
-    return cached(f"{split}-{count}", [*_sources(spec.data), split, str(count)], build) / "images.bin"
+    return cached(f"{spec.format}-{split}-{count}", [*_sources(spec.data), split, str(count)], build) / "data"
 
 
 def small_of(spec: ModelSpec, progress: Progress | None = None) -> Path:
@@ -83,6 +85,8 @@ def small_of(spec: ModelSpec, progress: Progress | None = None) -> Path:
         "function": spec.small,
         "name": spec.name,
         "data": str(calibration),
+        "format": spec.format,
+        "full_input": "",
         "algo": spec.algo,
         "weight_levels": {"": SIGNED, _SEVEN: REDUCED},
     }
@@ -90,11 +94,15 @@ def small_of(spec: ModelSpec, progress: Progress | None = None) -> Path:
 
 
 def full_of(spec: ModelSpec, progress: Progress | None = None) -> Path:
-    """A directory with the full-size row's fp32 and int8 models."""
+    """A directory with the full-size row's fp32 and int8 models; the trained ones where those are full-size."""
+    if not spec.full:
+        return small_of(spec, progress)
     arguments = {
         "function": spec.full,
         "name": spec.name,
         "data": None,
+        "format": spec.format,
+        "full_input": spec.full_input,
         "algo": "abs_max",
         "weight_levels": {"": SIGNED},
     }
@@ -138,19 +146,46 @@ class Evaluated(NamedTuple):
     """One model's run over a dataset."""
 
     result: dict[str, Any]  # of quant.jobs.evaluate
-    outputs: list[NDArray[Any]]
-    labels: NDArray[np.int64]
+    outputs: list[Column]
+    labels: Column
     proof: Proof
 
-    def outcomes(self, metric: str) -> NDArray[np.bool_]:
-        """Per-sample outcomes of a metric on the first output."""
-        return METRICS[metric].outcomes(self.outputs[0], self.labels)
+    def counts(self, metric: str) -> NDArray[np.int64]:
+        """What each sample adds to a metric, [N, k]. Raises OptionError when the model or the data don't fit it."""
+        try:
+            return METRICS[metric].counts(self.outputs, self.labels)
+        except (AssertionError, IndexError, ValueError, TypeError) as error:
+            shapes = [_shape(column) for column in self.outputs]
+            raise OptionError(
+                f"metric {metric!r} doesn't fit this model and data: outputs {shapes}, labels {_shape(self.labels)}"
+            ) from error
+
+    @property
+    def scores(self) -> list[Column]:
+        """The outputs of real numbers, first to last."""
+        return [column for column in self.outputs if _values(column).dtype.kind == "f"]
+
+
+def _values(column: Column) -> NDArray[Any]:
+    return column.values if isinstance(column, Ragged) else column
+
+
+def _shape(column: Column) -> str:
+    kind = f"{_values(column).dtype}{list(_values(column).shape)}"
+    return f"sequences of {kind}" if isinstance(column, Ragged) else kind
+
+
+def _load_column(path: Path) -> Column:
+    with np.load(path, allow_pickle=False) as stored:
+        return Ragged(stored["values"], stored["offsets"]) if "offsets" in stored else stored["values"]
 
 
 def evaluate(
     runs: Sequence[Mapping[str, Any]],
     data: Path,
     *,
+    format: str | None = None,
+    labels: Path | None = None,
     isa: str | None = None,
     batch_size: int = 50,
     threads: int = 1,
@@ -163,6 +198,8 @@ def evaluate(
         arguments = {
             "runs": list(runs),
             "data": str(data),
+            "format": format,
+            "labels": None if labels is None else str(labels),
             "batch_size": batch_size,
             "threads": threads,
             "batch_num": batch_num,
@@ -177,9 +214,9 @@ def evaluate(
             log=watch.log,
         )
         for number, (result, lines) in enumerate(zip(results, watch.runs, strict=True)):
-            outputs = [np.load(Path(scratch) / f"{number}.{place}.npy") for place in range(len(result["outputs"]))]
-            labels = np.load(Path(scratch) / "labels.npy")
-            yield Evaluated(result, outputs, labels, proof(kernels(lines), result["declared_macs"]))
+            outputs = [_load_column(Path(scratch) / f"{number}.{place}.npz") for place in range(len(result["outputs"]))]
+            golds = _load_column(Path(scratch) / "labels.npz")
+            yield Evaluated(result, outputs, golds, proof(kernels(lines), result["declared_macs"]))
 
 
 def accuracy(
@@ -191,10 +228,10 @@ def accuracy(
 ) -> list[Record]:
     """FP32, simulated and INT8 records of a row's trained model, INT8 on every reachable tier (or on `isa` alone)."""
     models = small_of(spec, progress)
-    data = data_of(spec, (spec.test[0], samples or spec.test[1]), progress)
+    data = data_of(spec, (spec.test[0], min(samples or spec.test[1], spec.most)), progress)
     tiers = (cpu.tier_of(isa),) if isa else cpu.reachable()
-    metrics = ("top1", "top5")
-    records, scores = [], {}
+    metrics = (*spec.max_drop, *(("top5",) if spec.format == "images" else ()))
+    records, seen = [], {}
     for place, tier in enumerate(tiers):
         names = [f"int8{_suffix(tier)}"]
         if place == 0:
@@ -202,11 +239,16 @@ def accuracy(
             names = ["fp32", *simulated, *names]
         runs = [{"model": str(models / name), "precision": name.partition("-")[0]} for name in names]
         capped = isa or (tier.cap.lower() if place else None)  # the first tier is this machine, as it is
-        for name, run in zip(names, evaluate(runs, data, isa=capped, progress=progress), strict=True):
-            scores[name] = run.outputs[0]
-            references = {"fp32": "fp32"} if name != "fp32" else {}
+        evaluated = evaluate(runs, data, format=spec.format, isa=capped, progress=progress)
+        for name, run in zip(names, evaluated, strict=True):
+            seen[name] = run
+            references = {"fp32": seen["fp32"]} if name != "fp32" else {}
             if run.result["precision"] == "int8":
-                references["quant"] = f"quant{_suffix(tier)}"
+                references["quant"] = seen[f"quant{_suffix(tier)}"]
+            decided = [column for column in run.outputs if _values(column).dtype.kind == "i"]
+            same = {
+                key: other.outputs[0] for key, other in references.items() if decided and decided[0] is run.outputs[0]
+            }
             records.append(
                 Record(
                     model=spec.name,
@@ -215,8 +257,10 @@ def accuracy(
                     threads=1,
                     batch=50,
                     samples=run.result["samples"],
-                    outcomes={metric: "".join("01"[hit] for hit in run.outcomes(metric) * 1) for metric in metrics},
-                    sqnr_db={key: sqnr(scores[other], run.outputs[0]) for key, other in references.items()},
+                    outcomes={metric: columns(run.counts(metric)) for metric in metrics},
+                    sqnr_db={key: sqnr(other.scores[0], run.scores[0]) for key, other in references.items()},
+                    cosine={key: cosine(other.scores[-1], run.scores[-1]) for key, other in references.items()},
+                    agreement={key: agreement(other, run.outputs[0]) for key, other in same.items()},
                     latency_s=tuple(run.result["run_s"]),
                     int8_share=run.proof.share,
                     kernel_isas=run.proof.isas,
@@ -227,7 +271,8 @@ def accuracy(
     return records
 
 
-FP32_VARIANTS = ({"onednn": True}, {"onednn": False})
+FP32_VARIANTS = tuple({"onednn": onednn, "optimise": fused} for fused in (True, False) for onednn in (True, False))
+_TIMED_SAMPLES = (60, 600)  # of a row that is timed on its data: at batch 1, and at larger batches
 
 
 def bench(
@@ -239,14 +284,16 @@ def bench(
     shapes: Mapping[str, Sequence[int]] | None = None,
     budget_s: float = 6.0,
     progress: Progress | None = None,
+    **feed: Any,
 ) -> list[dict[str, Any]]:
-    """Time contenders against each other in one child; see quant.jobs.bench."""
+    """Time contenders against each other in one child, on the input that `feed` describes; see quant.jobs.bench."""
     arguments = {
         "contenders": [list(runs) for runs in contenders],
         "batch": batch,
         "threads": threads,
         "shapes": shapes,
         "budget_s": budget_s,
+        **feed,
     }
     result: list[dict[str, Any]] = isolate.call(
         "quant.jobs:bench", arguments, isa=isa, threads=threads, progress=progress
@@ -261,29 +308,41 @@ def fp32_variants(model: Path) -> list[dict[str, Any]]:
 
 def speed(
     spec: ModelSpec,
+    case: Case,
     *,
     isa: str | None = None,
     threads: int = 1,
-    batch: int = 1,
     budget_s: float = 2.5,
     progress: Progress | None = None,
 ) -> list[Record]:
     """FP32 and INT8 records of a row's full-size model, measured in pairs on one ISA."""
     models = full_of(spec, progress)
-    contenders = [fp32_variants(models / "fp32"), [{"model": str(models / "int8"), "precision": "int8"}]]
-    timed = bench(contenders, isa=isa, threads=threads, batch=batch, budget_s=budget_s, progress=progress)
+    int8 = models / f"int8{_suffix(cpu.tier_of(isa)) if not spec.full else ''}"
+    contenders = [fp32_variants(models / "fp32"), [{"model": str(int8), "precision": "int8"}]]
+    feed: dict[str, Any] = {"full_input": spec.full_input}
+    if not spec.full:
+        samples = _TIMED_SAMPLES[case.batch > 1]
+        data = str(data_of(spec, spec.test, progress))
+        feed = {"data": data, "format": spec.format, "sort": case.by_length, "repeat": case.repeat, "samples": samples}
+    timed = bench(contenders, isa=isa, threads=threads, batch=case.batch, budget_s=budget_s, progress=progress, **feed)
     return [
         Record(
             model=spec.name,
             precision=entry["run"]["precision"],
             isa=cpu.tier_of(isa).name,
             threads=threads,
-            batch=batch,
+            batch=case.batch,
             latency_s=tuple(entry["seconds"]),
-            variant="oneDNN" if entry["run"].get("onednn", True) else "native",
+            variant=_variant(entry["run"]),
+            repeat=case.repeat,
+            by_length=case.by_length,
         )
         for entry in timed
     ]
+
+
+def _variant(run: Mapping[str, Any]) -> str:
+    return ("oneDNN" if run.get("onednn", True) else "native") + ("" if run.get("optimise", True) else " unfused")
 
 
 def suite(
@@ -293,11 +352,20 @@ def suite(
     tell: Callable[[Record], None],
     progress: Progress | None = None,
 ) -> tuple[list[Record], list[Record]]:
-    """All rows: accuracy on every reachable tier, then speed: each tier at one thread, the best also at two."""
+    """All rows: accuracy on every reachable tier, then speed.
+
+    A row's first case is timed on each tier at one thread, and on the best at two; its other cases on the best alone.
+    """
     tiers = cpu.reachable()
-    cases = [(tier, 1) for tier in tiers] + ([(tiers[0], 2)] if cpu.cores() > 1 else [])
+    timings = [
+        (spec, case, tier, threads)
+        for spec in specs
+        for case in spec.cases
+        for tier, threads in [*((tier, 1) for tier in tiers), *([(tiers[0], 2)] if cpu.cores() > 1 else [])]
+        if case is spec.cases[0] or (tier is tiers[0] and threads == 1)
+    ]
     exact, timed = [], []
-    step, steps = 0, len(specs) * (1 + len(cases))
+    step, steps = 0, len(specs) + len(timings)
 
     def numbered(what: str, done: int, total: int) -> None:
         if progress:
@@ -309,9 +377,8 @@ def suite(
         for record in accuracy(spec, samples=samples, progress=numbered):
             tell(record)
             exact.append(record)
-    for spec in specs:
-        for tier, threads in cases:
-            step += 1
-            timed.extend(speed(spec, isa=tier.cap.lower(), threads=threads, progress=numbered))
-            tell(timed[-1])
+    for spec, case, tier, threads in timings:
+        step += 1
+        timed.extend(speed(spec, case, isa=tier.cap.lower(), threads=threads, progress=numbered))
+        tell(timed[-1])
     return exact, timed

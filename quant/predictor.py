@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from quant.errors import DataError, ModelError
 from quant.graph import files_of, op_types
+from quant.readers import Ragged
 
 os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's C++ log would drown ours
 
@@ -24,7 +25,8 @@ from paddle.base.core import DenseTensor
 
 __all__ = ["BROKEN_ONEDNN", "PRECISIONS", "Precision", "Predictor", "Settings", "log_kernels"]
 
-Arrays = Mapping[str, NDArray[Any]]
+Column = NDArray[Any] | Ragged
+Arrays = Mapping[str, Column]
 Precision = Literal["fp32", "quant", "int8", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "quant", "int8", "bf16")
 
@@ -33,12 +35,24 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "quant", "int8", "bf16")
 BROKEN_ONEDNN = {"pad": "corrupts the heap: abort or hang, at any batch, in float32 too"}
 
 
+# Ops that run, or are fused into ops that run, on oneDNN's recurrent kernels. Paddle keys what it keeps of those by
+# the longest sequence only. A batch of as many steps and another number of sequences then reads out of bounds: wrong
+# results, or the end of the process (tests/unit/test_predictor.py shows it). So an engine is used for one number of
+# sequences. And per total number of steps it prepares weights anew, unless it may keep everything (capacity 0): a
+# sentence of a new length would take four times as long. So it keeps everything, and is replaced before that is much.
+RECURRENT = {"gru", "lstm", "fusion_gru", "fusion_lstm", "multi_gru"}
+_KEEP_ALL = 0
+_ENGINES = 4  # numbers of sequences at a time
+_LENGTHS = 100  # longest sequences that one engine has met; a GRU of two layers keeps 1.7 MB for each
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to run a model.
 
     `precision` names what the model is and how it should run; an INT8 model needs no option beyond oneDNN.
-    `cache_capacity` bounds oneDNN's primitives kept per input shape (Paddle's default is 10).
+    `cache_capacity` bounds oneDNN's primitives kept per input shape (Paddle's default is 10); recurrent models keep
+    them in another way (see RECURRENT).
     `onednn` and `optimise` (graph fusion) exist to look for the fastest FP32 baseline.
     """
 
@@ -52,46 +66,24 @@ class Settings:
 class Predictor:
     """A loaded model: a callable from named inputs to outputs; also a context manager.
 
-    Inputs aren't copied: each array must stay alive and unchanged during the call. Outputs are new arrays.
+    An input or output of unequal sequences is a Ragged, any other an array. Inputs aren't copied: each array must
+    stay alive and unchanged during the call. Outputs are new arrays.
     Raises ModelError when Paddle refuses the model, DataError when an input is missing, or has a wrong dtype.
     A damaged model can end the process: load what isn't yours in a child (`quant.isolate`).
     """
 
     def __init__(self, directory: Path, settings: Settings = Settings()) -> None:
-        files = files_of(directory)
-        if files.params is None:
-            config = engine.Config(str(directory))
-        else:
-            config = engine.Config(str(files.program), str(files.params))
-        config.disable_gpu()
-        config.disable_glog_info()
-        config.set_cpu_math_library_num_threads(settings.threads)
-        config.switch_ir_optim(settings.optimise)
-        if settings.optimise:
-            config.enable_memory_optim()  # fewer pages touched: MobileNetV1 FP32 5%, INT8 9% faster, same outputs
-        if settings.onednn:
-            config.enable_onednn()
-            config.set_onednn_cache_capacity(settings.cache_capacity)
-            types = op_types(files.program)
-            if types & BROKEN_ONEDNN.keys():
-                config.set_onednn_op(types - BROKEN_ONEDNN.keys())
-            if settings.precision == "bf16":
-                config.enable_onednn_bfloat16()
-        else:
-            config.disable_onednn()
-        try:
-            self._engine: Any = engine.create_predictor(config)
-        except Exception as error:  # Paddle's own error types are plain Exceptions
-            raise ModelError(f"{directory}: Paddle can't load this model ({_last_line(error)})") from error
+        types = op_types(files_of(directory).program)
         self.directory = directory
         self.settings = settings
-        self.inputs: tuple[str, ...] = tuple(self._engine.get_input_names())
-        self.outputs: tuple[str, ...] = tuple(self._engine.get_output_names())
-        self._in = {name: self._engine.get_input_handle(name) for name in self.inputs}
-        self._out = {name: self._engine.get_output_handle(name) for name in self.outputs}
+        self._recurrent = bool(types & RECURRENT) and settings.onednn
+        self._engine: Any = _Engine(directory, settings)
+        self._engines = {0: self._engine}  # number of sequences -> its engine; 0: any, the first one to be used
+        self.inputs: tuple[str, ...] = self._engine.inputs
+        self.outputs: tuple[str, ...] = self._engine.outputs
         self._held: list[DenseTensor] = []
 
-    def __call__(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
+    def __call__(self, arrays: Arrays) -> dict[str, Any]:
         self.feed(arrays)
         self.run()
         return self.read()
@@ -100,27 +92,50 @@ class Predictor:
         """Point the inputs at `arrays`, without a copy. Raises DataError when one is missing."""
         if missing := [name for name in self.inputs if name not in arrays]:
             raise DataError(f"{self.directory}: no data for model input {missing[0]!r}, only for {sorted(arrays)}")
+        ragged = [value for value in arrays.values() if isinstance(value, Ragged)]
+        if self._recurrent and ragged:
+            self._engine = self._engine_for(len(ragged[0]), int(ragged[0].lengths.max()))
         self._held = []
-        for name, handle in self._in.items():
+        for name, handle in self._engine.feeds.items():
+            column = arrays[name]
             tensor = DenseTensor()
-            tensor.set(np.ascontiguousarray(arrays[name]), CPUPlace(), True)
+            values = column.values if isinstance(column, Ragged) else column
+            tensor.set(np.ascontiguousarray(values), CPUPlace(), True)
             handle.share_external_data(tensor)
+            if isinstance(column, Ragged):
+                handle.set_lod([column.offsets.tolist()])
             self._held.append(tensor)
+
+    def _engine_for(self, sequences: int, longest: int) -> "_Engine":
+        """The engine for a number of sequences; those used least recently, and those that keep much, are dropped."""
+        found = self._engines.pop(sequences, None) or self._engines.pop(0, None)
+        if found is not None and len(found.lengths | {longest}) > _LENGTHS:
+            found = None
+        while len(self._engines) >= _ENGINES:
+            self._engines.pop(next(iter(self._engines)))
+        found = found or _Engine(self.directory, self.settings)
+        found.lengths.add(longest)
+        self._engines[sequences] = found  # the last is the one used most recently
+        return found
 
     def run(self) -> None:
         """Run on what `feed` set: the part that is timed."""
         try:
-            self._engine.run()
+            self._engine.native.run()
         except Exception as error:
             raise ModelError(f"{self.directory}: Paddle can't run this model ({_last_line(error)})") from error
 
-    def read(self) -> dict[str, NDArray[Any]]:
-        """The outputs of the last run, copied."""
-        return {name: handle.copy_to_cpu() for name, handle in self._out.items()}
+    def read(self) -> dict[str, Any]:
+        """The outputs of the last run, copied: arrays, or Ragged for sequences."""
+        result: dict[str, Any] = {}
+        for name, handle in self._engine.fetches.items():
+            values, lod = handle.copy_to_cpu(), handle.lod()
+            result[name] = Ragged(values, np.array(lod[-1], np.int64)) if lod else values
+        return result
 
     def close(self) -> None:
         """Give the model's memory back; the predictor can't be used afterwards."""
-        self._in, self._out, self._held, self._engine = {}, {}, [], None
+        self._engine, self._engines, self._held = None, {}, []
 
     def __enter__(self) -> Self:
         return self
@@ -129,6 +144,47 @@ class Predictor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _config(directory: Path, settings: Settings) -> Any:
+    files = files_of(directory)
+    types = op_types(files.program)
+    if files.params is None:
+        config = engine.Config(str(directory))
+    else:
+        config = engine.Config(str(files.program), str(files.params))
+    config.disable_gpu()
+    config.disable_glog_info()
+    config.set_cpu_math_library_num_threads(settings.threads)
+    config.switch_ir_optim(settings.optimise)
+    if settings.optimise:
+        config.enable_memory_optim()  # fewer pages touched: MobileNetV1 FP32 5%, INT8 9% faster, same outputs
+    if settings.onednn:
+        config.enable_onednn()
+        config.set_onednn_cache_capacity(_KEEP_ALL if types & RECURRENT else settings.cache_capacity)
+        if types & BROKEN_ONEDNN.keys():
+            config.set_onednn_op(types - BROKEN_ONEDNN.keys())
+        if settings.precision == "bf16":
+            config.enable_onednn_bfloat16()
+    else:
+        config.disable_onednn()
+    return config
+
+
+class _Engine:
+    """Paddle's predictor with its handles. `lengths`: the longest sequences of the batches that it has run."""
+
+    def __init__(self, directory: Path, settings: Settings) -> None:
+        try:
+            # A configuration of Paddle's serves one predictor only.
+            self.native: Any = engine.create_predictor(_config(directory, settings))
+        except Exception as error:  # Paddle's own error types are plain Exceptions
+            raise ModelError(f"{directory}: Paddle can't load this model ({_last_line(error)})") from error
+        self.inputs: tuple[str, ...] = tuple(self.native.get_input_names())
+        self.outputs: tuple[str, ...] = tuple(self.native.get_output_names())
+        self.feeds = {name: self.native.get_input_handle(name) for name in self.inputs}
+        self.fetches = {name: self.native.get_output_handle(name) for name in self.outputs}
+        self.lengths: set[int] = set()
 
 
 def log_kernels(on: bool) -> None:

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 __all__ = ["Kernel", "Proof", "kernels", "proof"]
 
-_WEIGHTED = ("convolution", "inner_product", "matmul")
+_INT8_SOURCES = {"src:s8", "src:u8", "src_layer:u8", "src_layer:s8"}
+_INT8_WEIGHTS = {"wei:s8", "wei_layer:s8"}
+_GATES = {"vanilla_gru": 3, "lbr_gru": 3, "vanilla_lstm": 4, "vanilla_rnn": 1}
+_WEIGHTED = ("convolution", "inner_product", "matmul", "rnn")
 
 
 @dataclass(frozen=True)
@@ -19,14 +22,14 @@ class Kernel:
 
     op: str
     implementation: str
-    types: tuple[str, ...]  # e.g. ("src:u8", "wei:s8", "dst:u8")
+    types: tuple[str, ...]  # e.g. ("src:u8", "wei:s8", "dst:u8"); of an rnn "src_layer:u8", "wei_layer:s8", ...
     problem: str
     ms: float
     macs: int
 
     @property
     def int8(self) -> bool:
-        return any(t in ("src:s8", "src:u8") for t in self.types) and "wei:s8" in self.types
+        return bool(_INT8_SOURCES.intersection(self.types)) and bool(_INT8_WEIGHTS.intersection(self.types))
 
     @property
     def isa(self) -> str:
@@ -42,7 +45,9 @@ def kernels(lines: Iterable[str]) -> Iterator[Kernel]:
         at = parts.index("exec")
         op, implementation, types, problem, ms = parts[at + 2], parts[at + 3], parts[at + 5], parts[-2], parts[-1]
         short = tuple(":".join(entry.split(":")[:2]) for entry in types.split())
-        yield Kernel(op, implementation, short, problem, float(ms), _macs(op, problem))
+        algorithm = re.search(r"\balg:(\w+)", line)
+        macs = _macs(op, problem) * (_GATES.get(algorithm[1], 1) if op == "rnn" and algorithm else 1)
+        yield Kernel(op, implementation, short, problem, float(ms), macs)
 
 
 def _macs(op: str, problem: str) -> int:
@@ -52,6 +57,8 @@ def _macs(op: str, problem: str) -> int:
     65536
     >>> _macs("matmul", "8x16x64:8x64x32")
     262144
+    >>> _macs("rnn", "l1t18mb3sic128slc256dhc128dic128")
+    2654208
     """
     if op == "matmul":
         left, right = (side.split("x") for side in problem.split(":")[:2])
@@ -59,6 +66,8 @@ def _macs(op: str, problem: str) -> int:
     if op not in _WEIGHTED:
         return 0
     size = {name: int(value) for name, value in re.findall(r"([a-z]+)(\d+)", problem)}
+    if op == "rnn":  # per gate: layers, steps, batch, (input + state) x output channels
+        return size["l"] * size["t"] * size["mb"] * (size["slc"] + size["sic"]) * size["dhc"]
     if op == "inner_product":
         return math.prod(size.get(name, 1) for name in ("mb", "ic", "oc", "id", "ih", "iw"))
     spread = math.prod(size.get(name, 1) for name in ("mb", "oc", "od", "oh", "ow", "kd", "kh", "kw"))

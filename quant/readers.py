@@ -1,59 +1,108 @@
 """Datasets on disk -> named arrays, in slices. One format a function; files are mapped, not loaded, where they can be.
 
-A `Dataset` holds array-likes of one length; slicing it is what reads. So memory doesn't grow with the file.
+A `Dataset` holds columns of one length; slicing it is what reads. So memory doesn't grow with the file, except for text
+formats, which are parsed whole. Formats of samples of unequal length are in `quant/sequences.py`.
 """
 
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quant.errors import DataError
+from quant.sequences import (
+    Array,
+    Dataset,
+    Padded,
+    Ragged,
+    Signature,
+    read_handwriting,
+    read_lac,
+    read_lac_bin,
+    read_pairs,
+    staged,
+)
 
-__all__ = ["Dataset", "batches", "check_labels", "open_data", "read_bin", "read_npz", "write_bin"]
+__all__ = [
+    "FORMATS",
+    "Dataset",
+    "Padded",
+    "Ragged",
+    "Signature",
+    "batches",
+    "by_length",
+    "check_ids",
+    "check_labels",
+    "format_of",
+    "open_data",
+    "read_bin",
+    "read_npz",
+    "write_bin",
+]
 
-Array = NDArray[Any]
-# Model input -> (shape of one sample with -1 for open dimensions, dtype).
-Signature = Mapping[str, tuple[tuple[int, ...], str]]
+Reader = Callable[[Path, Signature, Path | None], Dataset]
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """`inputs`: model input -> array [N, ...]; `labels`: int64 [N], or None."""
-
-    path: Path
-    inputs: Mapping[str, Array]
-    labels: Array | None
-
-    def __len__(self) -> int:
-        return len(next(iter(self.inputs.values())))
-
-
-def batches(data: Dataset, size: int, limit: int | None = None) -> Iterator[dict[str, Array]]:
+def batches(data: Dataset, size: int, limit: int | None = None) -> Iterator[dict[str, Array | Ragged]]:
     """Slices of `size` samples in order (the last one may be shorter), at most `limit` of them."""
     for number, start in enumerate(range(0, len(data), size)):
         if limit is not None and number >= limit:
             return
-        yield {name: array[start : start + size] for name, array in data.inputs.items()}
+        yield {name: column[start : start + size] for name, column in data.inputs.items()}
 
 
-def open_data(path: Path, signature: Signature) -> Dataset:
-    """Open a .bin or .npz file as data for a model. Raises DataError naming the file and what is wrong."""
+def by_length(data: Dataset) -> Dataset:
+    """The same samples sorted by the length of their first input, equal lengths in the file's order.
+
+    Dense samples all have one length, so a dataset of them stays as it is. Sorting is a copy.
+    """
+    first = next(iter(data.inputs.values()))
+    if not isinstance(first, Ragged | Padded):
+        return data
+    order = np.argsort(_ragged(first).lengths, kind="stable")
+    inputs: dict[str, Array | Ragged | Padded] = {}
+    for name, column in data.inputs.items():
+        inputs[name] = Padded(column.ragged.take(order)) if isinstance(column, Padded) else _reorder(column, order)
+    return Dataset(data.path, inputs, None if data.labels is None else _reorder(data.labels, order))
+
+
+def _ragged(column: Ragged | Padded) -> Ragged:
+    return column.ragged if isinstance(column, Padded) else column
+
+
+def _reorder(column: Array | Ragged, order: Array) -> Array | Ragged:
+    return column.take(order) if isinstance(column, Ragged) else column[order]
+
+
+def open_data(path: Path, signature: Signature, format: str | None = None, labels: Path | None = None) -> Dataset:
+    """Open a data file for a model: as `format`, a key of FORMATS, or as its suffix tells.
+
+    `labels` is a file of labels, for the format that doesn't carry its own (pairs). Raises DataError naming the file
+    and what is wrong.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such data file")
-    if path.suffix == ".npz":
-        return read_npz(path, signature)
-    if path.suffix == ".bin":
-        if len(signature) != 1:
-            raise DataError(f"{path}: an image binary feeds one input, but the model has {sorted(signature)}")
-        [(name, (shape, _))] = signature.items()
-        return read_bin(path, name, shape)
-    raise DataError(f"{path}: unknown data format {path.suffix!r}; known: .bin (image binary), .npz")
+    _, read = FORMATS[format_of(path, format)]
+    return read(path, signature, labels)
+
+
+def format_of(path: Path, format: str | None = None) -> str:
+    """The name of a file's format: `format` itself, or what the suffix tells. DataError when it isn't a known one."""
+    name = _SUFFIXES.get(path.suffix) if format is None else format
+    if name is None or name not in FORMATS:
+        shown = path.suffix if format is None else format
+        raise DataError(f"{path}: unknown data format {shown!r}; name one with --format: {', '.join(FORMATS)}")
+    return name
+
+
+def _read_images(path: Path, signature: Signature) -> Dataset:
+    """An image binary (`read_bin`) for a model with one input."""
+    if len(signature) != 1:
+        raise DataError(f"{path}: an image binary feeds one input, but the model has {sorted(signature)}")
+    [(name, (shape, _))] = signature.items()
+    return read_bin(path, name, shape)
 
 
 def read_bin(path: Path, name: str, shape: tuple[int, ...]) -> Dataset:
@@ -90,18 +139,13 @@ def read_bin(path: Path, name: str, shape: tuple[int, ...]) -> Dataset:
 
 def write_bin(path: Path, parts: Iterator[tuple[Array, Array]], count: int) -> None:
     """Write an image binary of `count` images from parts of (float32 images, int64 labels), atomically."""
-    staging = path.with_name(f".{path.name}.part")
     labels = []
-    try:
-        with staging.open("wb") as file:
-            file.write(struct.pack("<q", count))
-            for images, some in parts:
-                file.write(np.ascontiguousarray(images, "<f4").data)
-                labels.append(np.asarray(some, "<i8"))
-            file.write(np.concatenate(labels).data)
-        staging.rename(path)
-    finally:
-        staging.unlink(missing_ok=True)
+    with staged(path) as file:
+        file.write(struct.pack("<q", count))
+        for images, some in parts:
+            file.write(np.ascontiguousarray(images, "<f4").data)
+            labels.append(np.asarray(some, "<i8"))
+        file.write(np.concatenate(labels).data)
 
 
 def read_npz(path: Path, signature: Signature) -> Dataset:
@@ -141,12 +185,59 @@ def read_npz(path: Path, signature: Signature) -> Dataset:
     return Dataset(path, chosen, None if labels is None else labels.astype(np.int64))
 
 
-def check_labels(data: Dataset, classes: int) -> Array:
-    """The labels, in memory. Raises DataError when there are none, or one lies outside 0..classes-1."""
+def check_labels(data: Dataset, classes: int) -> Array | Ragged:
+    """The labels, in memory. Raises DataError when there are none, or one lies outside 0..classes-1.
+
+    The message counts samples from 0, and the records of sequences, as their readers do, from 1.
+    """
     if data.labels is None:
-        raise DataError(f"{data.path}: has no labels (an array named 'label')")
-    labels = np.asarray(data.labels)
-    bad = np.flatnonzero((labels < 0) | (labels >= classes))
+        raise DataError(f"{data.path}: has no labels (an array named 'label', or a label file given with --labels)")
+    labels = data.labels
+    values = np.asarray(labels.values if isinstance(labels, Ragged) else labels)
+    bad = np.flatnonzero((values < 0) | (values >= classes))
     if bad.size:
-        raise DataError(f"{data.path}: label {labels[bad[0]]} of sample {bad[0]} is out of range 0..{classes - 1}")
-    return labels
+        place = f"record {labels.record(bad[0])}" if isinstance(labels, Ragged) else f"sample {bad[0]}"
+        raise DataError(f"{data.path}: label {values[bad[0]]} of {place} is out of range 0..{classes - 1}")
+    return Ragged(values, labels.offsets) if isinstance(labels, Ragged) else values
+
+
+def check_ids(data: Dataset, vocabulary: Mapping[str, int]) -> None:
+    """Raise DataError when an id of an input lies outside 0..size-1; `vocabulary`: input -> size.
+
+    Records are counted from 1 in the order of `data`: check before sorting by length.
+    """
+    for name, size in vocabulary.items():
+        column = data.inputs[name]
+        ragged = _ragged(column) if isinstance(column, Ragged | Padded) else None
+        values = np.asarray(column if ragged is None else ragged.values)
+        bad = np.argwhere((values < 0) | (values >= size))
+        if bad.size:
+            place = tuple(bad[0])
+            record = place[0] + 1 if ragged is None else ragged.record(place[0])
+            raise DataError(
+                f"{data.path}: record {record}: id {values[place]} of input {name!r} is outside its vocabulary "
+                f"of {size} (0..{size - 1})"
+            )
+
+
+def _labelled(read: Callable[[Path, Signature], Dataset]) -> Reader:
+    """A reader of a format that carries its labels itself, and so refuses a label file."""
+
+    def reader(path: Path, signature: Signature, labels: Path | None) -> Dataset:
+        if labels is not None:
+            raise DataError(f"{path}: its format carries its labels itself; {labels} can't be used (--labels)")
+        return read(path, signature)
+
+    return reader
+
+
+# Name -> (what it is, reader).
+FORMATS: Mapping[str, tuple[str, Reader]] = {
+    "images": ("image binary of Paddle's INT8 tutorials (int8_full_val.bin)", _labelled(_read_images)),
+    "npz": ("one array per model input, and `label`", _labelled(read_npz)),
+    "pairs": ("text: one sentence pair a line as ids, `shape:values;...` (1.8w.bs1)", read_pairs),
+    "lac": ("Baidu LAC's TSV of characters and tags, its dictionaries beside it", _labelled(read_lac)),
+    "lac_bin": ("binary of word ids and labels (GRU_eval_data)", _labelled(read_lac_bin)),
+    "handwriting": ("binary of feature sequences and labels (quant_lstm_input_data)", _labelled(read_handwriting)),
+}
+_SUFFIXES = {".bin": "images", ".npz": "npz", ".tsv": "lac", ".bs1": "pairs"}

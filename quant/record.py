@@ -1,6 +1,6 @@
 """What was measured, raw: per-sample outcomes and timing samples. Everything else is derived on reading.
 
-Schema history: 1 - first.
+Schema history: 1 - first; 2 - outcomes are columns of counts, agreement, cosine, repeat, by_length.
 """
 
 import json
@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant import cpu
+from quant.metrics import METRICS
 
-__all__ = ["SCHEMA", "Machine", "Record", "from_json", "to_json"]
+__all__ = ["SCHEMA", "Machine", "Record", "columns", "from_json", "to_json"]
 
-SCHEMA = 1
+SCHEMA = 2
 _SHOWN_FLAGS = ("avx2", "avx512f", "avx512bw", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
 
@@ -48,8 +49,10 @@ class Machine:
 class Record:
     """One model run at one precision on one ISA.
 
-    `outcomes`: metric -> a string of 0 and 1, one a sample, in the dataset's order. `latency_s`: one value a round;
-    in a paired measurement round i of both records ran back to back. `sqnr_db`: reference precision -> dB.
+    `outcomes`: metric -> the columns of its counts (see quant.metrics.Metric), each a string of one number a sample,
+    in the dataset's order. `latency_s`: one value a round, seconds a batch; in a paired measurement round i of both
+    records ran back to back. `repeat`: how often each batch ran in a row; `by_length`: samples sorted by length.
+    `sqnr_db`, `cosine`, `agreement`: reference precision -> dB, mean cosine, share of equal integers.
     `int8_share`: share of multiply-accumulates that INT8 kernels did, from oneDNN's log. Absent is None.
     """
 
@@ -59,20 +62,29 @@ class Record:
     threads: int
     batch: int
     samples: int = 0
-    outcomes: Mapping[str, str] = field(default_factory=dict)
+    outcomes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sqnr_db: Mapping[str, float] = field(default_factory=dict)
+    cosine: Mapping[str, float] = field(default_factory=dict)
+    agreement: Mapping[str, float] = field(default_factory=dict)
     latency_s: tuple[float, ...] = ()
     int8_share: float | None = None
     kernel_isas: tuple[str, ...] = ()
     variant: str = ""
+    repeat: int = 1
+    by_length: bool = False
     overhead: float | None = None  # share of an evaluation's wall time outside predictor.run
 
-    def hits(self, metric: str) -> NDArray[np.bool_]:
-        hits: NDArray[np.bool_] = np.frombuffer(self.outcomes[metric].encode(), np.uint8) == ord("1")
-        return hits
+    def counts(self, metric: str) -> NDArray[np.int64]:
+        """What each sample adds to a metric, [N, k]."""
+        return np.stack([np.array(column.split(), np.int64) for column in self.outcomes[metric]], axis=1)
 
     def score(self, metric: str) -> float:
-        return float(self.hits(metric).mean())
+        return float(METRICS[metric].score(self.counts(metric).sum(0)))
+
+
+def columns(counts: NDArray[np.int64]) -> tuple[str, ...]:
+    """The inverse of `Record.counts`."""
+    return tuple(" ".join(map(str, column.tolist())) for column in counts.T)
 
 
 def to_json(machine: Machine, records: tuple[Record, ...]) -> str:
@@ -86,8 +98,11 @@ def from_json(text: str) -> tuple[Machine, tuple[Record, ...]]:
     if content.get("schema") != SCHEMA:
         raise ValueError(f"schema {content.get('schema')!r}, this version reads {SCHEMA}")
     machine = content["machine"]
-    records = (
-        Record(**{**entry, "latency_s": tuple(entry["latency_s"]), "kernel_isas": tuple(entry["kernel_isas"])})
-        for entry in content["records"]
-    )
+
+    def record(entry: dict[str, Any]) -> Record:
+        lists = {"latency_s": tuple(entry["latency_s"]), "kernel_isas": tuple(entry["kernel_isas"])}
+        outcomes = {metric: tuple(found) for metric, found in entry["outcomes"].items()}
+        return Record(**{**entry, **lists, "outcomes": outcomes})
+
+    records = map(record, content["records"])
     return Machine(**{**machine, "flags": tuple(machine["flags"])}), tuple(records)

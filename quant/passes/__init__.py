@@ -3,7 +3,9 @@
 from quant.graph import Pass
 from quant.passes.bias_as_vector import bias_as_vector
 from quant.passes.drop_identities import drop_identities
+from quant.passes.equalise_embeddings import equalise_embeddings
 from quant.passes.fold_batch_norm import fold_batch_norm
+from quant.passes.fold_scale import fold_scale
 from quant.passes.hoist_quantizers import hoist_quantizers
 from quant.passes.pad_as_pad3d import pad_as_pad3d
 from quant.passes.quantizers import lift_quantizers, lower_quantizers
@@ -13,7 +15,9 @@ __all__ = [
     "PLACE",
     "bias_as_vector",
     "drop_identities",
+    "equalise_embeddings",
     "fold_batch_norm",
+    "fold_scale",
     "hoist_quantizers",
     "lift_quantizers",
     "lower_quantizers",
@@ -21,7 +25,14 @@ __all__ = [
 ]
 
 # What calibration sees; outputs don't change.
-NORMALISE: tuple[Pass, ...] = (drop_identities, bias_as_vector, fold_batch_norm, pad_as_pad3d)
+NORMALISE: tuple[Pass, ...] = (
+    drop_identities,
+    bias_as_vector,
+    fold_batch_norm,
+    pad_as_pad3d,
+    fold_scale,
+    equalise_embeddings,
+)
 
 # A fake-quantized model of any dialect -> what the INT8 emitter reads. Normalising comes second, for models that
 # were fake-quantized before they were normalised.

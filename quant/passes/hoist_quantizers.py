@@ -7,7 +7,7 @@ Exact, because rounding to one grid is monotone and acts on each value by itself
 """
 
 from quant.chains import is_move
-from quant.graph import Attr, Graph, Op, Var
+from quant.graph import Graph, Op, Var
 
 __all__ = ["hoist_quantizers"]
 
@@ -32,7 +32,7 @@ def _hoist_once(graph: Graph) -> Graph:
         found = readers.get(out, [])
         if not is_move(op) or not found or out in graph.fetches:
             continue
-        if any(reader.type != "fake_quant" or reader.attrs != found[0].attrs for reader in found):
+        if any(reader.type != "fake_quant" or _grid(reader) != _grid(found[0]) for reader in found):
             continue
         vars: dict[str, Var] = {}
         above, renamed = [], {}
@@ -48,14 +48,18 @@ def _hoist_once(graph: Graph) -> Graph:
     return graph
 
 
+def _grid(op: Op) -> tuple[float, int]:
+    return op.attr("threshold"), op.attr("levels")
+
+
 def _merge_equal(graph: Graph) -> Graph:
-    first: dict[tuple[str, Attr, Attr], str] = {}
+    first: dict[tuple[str, float, int], str] = {}
     names: dict[str, str] = {}
     ops = []
     for op in graph.ops:
         op = op.rewired(names)
         if op.type == "fake_quant" and op.output("Out") not in graph.fetches:
-            key = (op.input("X"), op.attrs["threshold"], op.attrs["levels"])
+            key = (op.input("X"), *_grid(op))
             if key in first:
                 names[op.output("Out")] = first[key]
                 continue

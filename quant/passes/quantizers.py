@@ -3,7 +3,8 @@
 The form, which exists only between these two passes:
 - `fake_quant` (X -> Out; threshold, levels): round X to its grid and back, as in `quant.numerics`.
 - a weighted op with attributes `weight_thresholds` (one, or one per output channel) and `weight_levels`: its weight
-  parameter is float32 and already lies on that grid.
+  parameter is float32 and already lies on that grid. A recurrent op (gru, lstm) keeps this form in saved programs,
+  because the channels of gru's packed weight are no axis that QDQ could name.
 
 The dialects (paddle/phi/kernels/impl/{quantize_linear,fake_quantize}_kernel*.h,
 python/paddle/static/quantization/quantization_pass.py):
@@ -22,7 +23,7 @@ from quant.errors import ConversionError
 from quant.graph import Attr, Graph, Op, Var
 from quant.numerics import SIGNED, bits_of, dequantise, levels_of, quantise
 
-__all__ = ["WEIGHT_SLOT", "lift_quantizers", "lower_quantizers"]
+__all__ = ["WEIGHT_SLOT", "lift_quantizers", "lower_quantizers", "pack_state_weight", "state_matrix"]
 
 # Ops with a constant weight that can be quantised: type -> (weight's slot, axis of the output channels).
 WEIGHT_SLOT = {
@@ -38,6 +39,28 @@ _PADDLES_OWN = ("fake_quantize_", "fake_dequantize_", "fake_channel_wise_", "qua
 _CLASSIC_STATIC = ("fake_quantize_moving_average_abs_max", "fake_quantize_range_abs_max")
 _CLASSIC_BOTH = ("fake_quantize_dequantize_moving_average_abs_max",)
 _DYNAMIC = ("fake_quantize_abs_max", "fake_quantize_dequantize_abs_max", "fake_channel_wise_quantize_abs_max")
+
+
+def state_matrix(cell: Op, weight: NDArray[Any]) -> NDArray[Any]:
+    """The state's weight of a recurrent op as a matrix [hidden, gates * hidden].
+
+    `gru` packs its [hidden, 3 * hidden] weight: first update and reset gate [hidden, 2 * hidden], then the candidate
+    [hidden, hidden] (paddle/phi/kernels/funcs/gru_compute.h).
+    """
+    if cell.type != "gru":
+        return weight
+    hidden, flat = weight.shape[0], weight.reshape(-1)
+    gates, candidate = flat[: 2 * hidden * hidden], flat[2 * hidden * hidden :]
+    return np.concatenate([gates.reshape(hidden, 2 * hidden), candidate.reshape(hidden, hidden)], axis=1)
+
+
+def pack_state_weight(cell: Op, matrix: NDArray[Any]) -> NDArray[Any]:
+    """The inverse of `state_matrix`."""
+    if cell.type != "gru":
+        return matrix
+    hidden = matrix.shape[0]
+    parts = (matrix[:, : 2 * hidden].reshape(-1), matrix[:, 2 * hidden :].reshape(-1))
+    return np.concatenate(parts).reshape(hidden, 3 * hidden)
 
 
 def lift_quantizers(graph: Graph) -> Graph:
@@ -153,7 +176,7 @@ def lower_quantizers(graph: Graph) -> Graph:
             inputs = {"Scale": (scale,), "ZeroPoint": (zero,)}
             ops.append(Op("quantize_linear", {"X": (source,), **inputs}, {"Y": (between,)}, attrs))
             ops.append(Op("dequantize_linear", {"X": (between,), **inputs}, {"Y": (target,)}, attrs))
-        elif thresholds := op.attr("weight_thresholds"):
+        elif (thresholds := op.attr("weight_thresholds")) and op.type in WEIGHT_SLOT:
             slot, axis = WEIGHT_SLOT[op.type]
             name, levels = op.input(slot), op.attr("weight_levels")
             stored, scale, target = f"{name}.int8", f"{name}.scale", f"{name}.float"

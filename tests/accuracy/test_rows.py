@@ -9,45 +9,46 @@ from quant import cpu, pipeline
 from quant.registry import ModelSpec
 from quant.report import Comparison, comparisons
 
-Compare = Callable[[ModelSpec, cpu.Tier], Comparison]
+Compare = Callable[[ModelSpec, cpu.Tier], list[Comparison]]
 
 
 @pytest.fixture(scope="session")
 def compared(request: pytest.FixtureRequest) -> Compare:
-    """(row, tier) -> its INT8 record against FP32 and simulation; a row is measured once."""
+    """(row, tier) -> its INT8 record against FP32 and simulation, by metric; a row is measured once."""
     samples = 50_000 if request.config.getoption("--full") else None
     isa = request.config.getoption("--isa")
 
     @cache
-    def measure(spec: ModelSpec) -> dict[str, Comparison]:
-        return {c.int8.isa: c for c in comparisons(pipeline.accuracy(spec, isa=isa, samples=samples))}
+    def measure(spec: ModelSpec) -> list[Comparison]:
+        return comparisons(pipeline.accuracy(spec, isa=isa, samples=samples))
 
-    return lambda spec, tier: measure(spec)[tier.name]
+    return lambda spec, tier: [c for c in measure(spec) if c.int8.isa == tier.name]
 
 
 def test_fp32_is_above_its_floor_and_not_saturated(spec: ModelSpec, tier: cpu.Tier, compared: Compare) -> None:
-    score = compared(spec, tier).fp32.score(spec.metric)
-    assert spec.floor <= score <= 0.97
+    for found in compared(spec, tier):
+        assert spec.floor <= found.fp32.score(found.metric) <= 0.97, found.metric
 
 
 def test_drop_is_within_the_limit(spec: ModelSpec, tier: cpu.Tier, compared: Compare) -> None:
-    found = compared(spec, tier)
-    assert found.drop.drop <= spec.max_drop, str(found.verdict)
-    assert found.verdict.result != "FAIL"
+    for found in compared(spec, tier):
+        assert found.drop.drop <= spec.max_drop[found.metric], f"{found.metric}: {found.verdict}"
+        assert found.verdict.result != "FAIL", found.metric
 
 
 def test_int8_agrees_with_the_simulation(spec: ModelSpec, tier: cpu.Tier, compared: Compare) -> None:
-    found = compared(spec, tier)
-    assert abs(found.engine.drop) <= spec.max_engine_gap
+    for found in compared(spec, tier):
+        assert abs(found.engine.drop) <= spec.max_engine_gap, found.metric
     # What is left is float32 rounding that now and then crosses a rounding boundary. A wrong scale anywhere costs
-    # tens of dB: Paddle's own conversion of these models reaches 20 to 30.
-    assert found.int8.sqnr_db["quant"] > 40
+    # tens of dB: Paddle's own conversion of the image models reaches 20 to 30, of encoders less than 0.
+    assert found.int8.sqnr_db["quant"] > spec.min_engine_sqnr
+    assert found.int8.cosine["quant"] > 0.995
 
 
 def test_int8_kernels_did_the_work(spec: ModelSpec, tier: cpu.Tier, compared: Compare) -> None:
-    found = compared(spec, tier)
+    found = compared(spec, tier)[0]
     assert found.int8.int8_share is not None
-    assert found.int8.int8_share >= spec.min_int8_share
+    assert found.int8.int8_share >= spec.int8_share_due(found.int8.variant)
     assert found.fp32.int8_share == 0.0
     assert found.quant.int8_share == 0.0
     families = {isa.partition("_")[0] for isa in found.int8.kernel_isas} - {"jit"}

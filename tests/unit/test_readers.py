@@ -100,8 +100,25 @@ def test_what_is_no_archive(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such data file"):
         open_data(tmp_path / "b.npz", SIGNATURE)
     (tmp_path / "c.txt").touch()
-    with pytest.raises(DataError, match="unknown data format"):
+    with pytest.raises(
+        DataError, match=r"unknown data format '\.txt'; name one with --format: images, npz, pairs, lac"
+    ):
         open_data(tmp_path / "c.txt", SIGNATURE)
+
+
+def test_a_format_given_by_name_and_what_it_has_no_use_for(tmp_path: Path) -> None:
+    images, _ = write(tmp_path / "a.dat")
+    assert np.array_equal(open_data(tmp_path / "a.dat", SIGNATURE, "images").inputs["image"], images)
+    with pytest.raises(DataError, match="carries its labels itself"):
+        open_data(tmp_path / "a.dat", SIGNATURE, "images", tmp_path / "labels")
+    with pytest.raises(DataError, match=r"a\.dat: an image binary feeds one input"):
+        open_data(tmp_path / "a.dat", {**SIGNATURE, "other": ((), "int64")}, "images")
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one array"):
+        write_bin(tmp_path / "a.bin", iter([]), 0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from quant.metrics import METRICS, paired, ratio_interval, sqnr, verdict
+from quant.metrics import METRICS, agreement, chunks, cosine, paired, ratio_interval, sqnr, verdict
 from quant.numerics import (
     REDUCED,
     SIGNED,
@@ -18,7 +18,8 @@ from quant.numerics import (
     quantise,
     usable,
 )
-from quant.observers import ALGORITHMS
+from quant.observers import ALGORITHMS, Sample, choose
+from quant.sequences import Ragged
 
 FLOATS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=3), elements=st.floats(-1e3, 1e3, width=32))
 
@@ -94,15 +95,73 @@ def test_all_zero_activations_have_a_threshold() -> None:
 def test_top_k_counts_right_and_wrong_predictions() -> None:
     scores = np.array([[0.1, 0.9, 0, 0, 0, 0], [0.9, 0.1, 0, 0, 0, 0], [6, 5, 4, 3, 2, 1]])
     labels = np.array([1, 1, 5])
-    assert METRICS["top1"].outcomes(scores, labels).tolist() == [True, False, False]
-    assert METRICS["top5"].outcomes(scores, labels).tolist() == [True, True, False]
+    assert METRICS["top1"].counts([scores], labels).tolist() == [[1, 1], [0, 1], [0, 1]]
+    assert METRICS["top5"].counts([scores], labels).tolist() == [[1, 1], [1, 1], [0, 1]]
+
+
+def test_tags_and_words() -> None:
+    """Two sentences; words by B (even) and I (odd) tags, 56 is outside."""
+    gold = Ragged.of([np.array([0, 1, 4, 56]), np.array([2, 3, 3])])
+    found = Ragged.of([np.array([[0], [1], [6], [56]]), np.array([[2], [3], [2]])])
+    sums = {
+        name: METRICS[name].counts([found], gold).sum(0)
+        for name in ("tags", "f1", "segmentation_f1", "precision", "recall")
+    }
+    assert sums["tags"].tolist() == [5, 7]
+    assert sums["f1"].tolist() == [1, 4, 3]
+    assert sums["segmentation_f1"].tolist() == [2, 4, 3]
+    assert float(METRICS["precision"].score(sums["precision"])) == pytest.approx(1 / 4)
+    assert float(METRICS["recall"].score(sums["recall"])) == pytest.approx(1 / 3)
+    assert float(METRICS["f1"].score(sums["f1"])) == pytest.approx(2 / 7)
+
+
+@given(st.lists(st.integers(0, 56), max_size=30))
+def test_words_cover_their_steps_once(tags: list[int]) -> None:
+    found = sorted(chunks(tags))
+    covered = [place for begin, end, _ in found for place in range(begin, end)]
+    assert covered == [place for place, tag in enumerate(tags) if tag < 56]
+    assert all(tags[begin] // 2 == kind for begin, _, kind in found)
+
+
+def test_single_symbols_and_whole_sequences() -> None:
+    """A sequence counts as a whole: one wrong symbol, or one too many, is wrong; the upstream script passes these."""
+    labels = Ragged.of([np.array([3]), np.array([1, 2, 3]), np.array([1, 2, 3])])
+    scores = np.eye(10)[[3, 5, 5]]
+    decoded = Ragged.of([np.array([[3]]), np.array([[1], [2], [3]]), np.array([[1], [2], [4]])])
+    assert METRICS["hx"].counts([scores, decoded], labels).tolist() == [[1, 1], [0, 0], [0, 0]]
+    assert METRICS["ctc"].counts([scores, decoded], labels).tolist() == [[1, 1], [1, 1], [0, 1]]
+    nothing = Ragged.of([np.array([[-1]])])  # what ctc_align writes when there are only blanks
+    assert METRICS["ctc"].counts([scores[:1], nothing], labels[:1]).tolist() == [[0, 1]]
+
+
+def test_scores_of_words_are_compared_over_sentences() -> None:
+    random = np.random.default_rng(0)
+    gold = random.integers(5, 20, 400)
+    right = gold - random.integers(0, 3, 400)
+    before = np.stack([right, gold, gold], 1)
+    assert paired(before, before, "f1").p_value == 1.0
+    worse = before - np.array([1, 0, 0]) * (random.random(400) < 0.2)[:, None]
+    found = paired(before, worse, "f1")
+    assert found.low > 0
+    assert found.p_value < 0.01
+    assert found.low < found.drop < found.high
+
+
+def test_cosine_and_agreement() -> None:
+    assert cosine(np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[1.0, 0.0], [3.0, 0.0]])) == pytest.approx(0.5)
+    assert agreement(np.array([1, 2, 3, 4]), np.array([1, 2, 0, 4])) == 0.75
+
+
+def hits(right: np.ndarray) -> np.ndarray:
+    """Per-sample outcomes as counts."""
+    return np.stack([right, np.ones(len(right))], 1).astype(np.int64)
 
 
 def test_paired_matches_newcombes_published_example() -> None:
     """Newcombe 1998 (Stat. Med. 17:2635), table III, method 10: 36, 12, 2, 0 gives -0.2 shown as 0.0569 to 0.3404."""
     before = np.array([True] * 36 + [True] * 12 + [False] * 2)
     after = np.array([True] * 36 + [False] * 12 + [True] * 2)
-    found = paired(before, after)
+    found = paired(hits(before), hits(after))
     assert (found.drop, found.lost, found.won) == (pytest.approx(0.2), 12, 2)
     assert (found.low, found.high) == (pytest.approx(0.0569, abs=2e-3), pytest.approx(0.3404, abs=2e-3))
     assert found.p_value == pytest.approx(2 * (1 + 14 + 91) / 2**14)
@@ -112,7 +171,7 @@ def test_paired_matches_newcombes_published_example() -> None:
 def test_paired_intervals_hold_the_estimate_and_mirror(n: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     before, after = random.random(n) < 0.8, random.random(n) < 0.7
-    one, other = paired(before, after), paired(after, before)
+    one, other = paired(hits(before), hits(after)), paired(hits(after), hits(before))
     assert one.low <= one.drop <= one.high
     assert (one.low, one.high) == (pytest.approx(-other.high), pytest.approx(-other.low))
 
@@ -124,7 +183,8 @@ def test_the_interval_covers_the_truth_about_95_times_in_100() -> None:
         before = random.random(500) < 0.9
         flips = random.random(500)
         after = np.where(before, flips > 0.03, flips < 0.1)
-        covered += paired(before, after).low <= 0.9 * 0.03 - 0.1 * 0.1 <= paired(before, after).high
+        found = paired(hits(before), hits(after))
+        covered += found.low <= 0.9 * 0.03 - 0.1 * 0.1 <= found.high
     assert 0.92 <= covered / 400 <= 0.99
 
 
@@ -133,7 +193,7 @@ def outcome(n: int, lost: int, won: int) -> tuple[np.ndarray, np.ndarray]:
     before[:won] = False
     after = np.ones(n, bool)
     after[won : won + lost] = False
-    return before, after
+    return hits(before), hits(after)
 
 
 def test_verdicts() -> None:
@@ -156,3 +216,17 @@ def test_a_ratio_of_paired_rounds_ignores_a_drifting_machine() -> None:
     drift = np.linspace(1, 3, 40)
     ratio, low, high = ratio_interval(2 * drift, drift)
     assert (ratio, low, high) == (2.0, 2.0, 2.0)
+
+
+def test_the_best_algorithm_is_the_one_whose_readers_err_least() -> None:
+    """A channel with outliers that small weights make up for: least squares of the tensor itself keeps the outliers."""
+    random = np.random.default_rng(0)
+    values = random.standard_normal((4000, 16)).astype(np.float32)
+    values[:, 0] *= 100
+    sample = Sample(np.array([1e-8, *[1.0] * 15]))
+    sample.update(values)
+    candidates = {"wide": float(np.abs(values).max()), "narrow": 4.0}
+    assert choose(candidates, [sample], SIGNED).algorithm == "narrow"
+    important = Sample(np.ones(16))
+    important.update(values)
+    assert choose(candidates, [important], SIGNED).algorithm == "wide"

@@ -6,7 +6,7 @@ import pytest
 from quant import cpu, registry, report
 from quant.errors import OptionError
 from quant.profile import kernels, proof
-from quant.record import Machine, Record, from_json, to_json
+from quant.record import Machine, Record, columns, from_json, to_json
 
 LOG = """onednn_verbose,v1,info,oneDNN v3.6.2 (commit 28d6967)
 onednn_verbose,v1,primitive,exec,cpu,convolution,brg_conv_fwd:avx512_core_vnni,forward_inference,src:u8:a:blocked:acdb::f0 wei:s8:a:blocked:AcdB16a4b::f1:s8m1 bia:f32::blocked:a::f0 dst:u8:a:blocked:acdb::f0,attr-scales:src0:0:f32+wei:1:f32,alg:convolution_direct,mb2_ic8oc16_ih8oh4kh3sh2dh0ph1_iw8ow4kw3sw2dw0pw1,0.0998535
@@ -75,7 +75,9 @@ def test_near_misses_in_the_registry() -> None:
     assert len(set(names)) == len(names)
     for spec in registry.MODELS:
         assert spec.calibration[0] != spec.test[0]
-        assert spec.min_ratio.keys() == {tier.name for tier in cpu.TIERS}
+        for case in spec.cases:
+            assert case.due_on("avx2") == case.due_on("avx512_core") == 1.0
+            assert 1.0 < case.due_on("avx512_vnni") <= case.due_on("amx")
 
 
 MACHINE = Machine(("avx2",), "avx2", 2, "3.11", {"paddlepaddle": "3.3.1"})
@@ -83,7 +85,8 @@ MACHINE = Machine(("avx2",), "avx2", 2, "3.11", {"paddlepaddle": "3.3.1"})
 
 def record(precision: str, outcomes: str, **more: object) -> Record:
     values = {"model": "resnet50", "isa": "avx512_vnni", "threads": 1, "batch": 50, "samples": len(outcomes)}
-    both = {"top1": outcomes, "top5": outcomes}
+    found = columns(np.array([[int(hit), 1] for hit in outcomes]))
+    both = {"top1": found, "top5": found}
     return Record(precision=precision, outcomes=both, **{**values, **more})  # type: ignore[arg-type]
 
 
@@ -92,7 +95,9 @@ def accuracy(int8: str, share: float = 1.0) -> list[Record]:
     return [
         record("fp32", right),
         record("quant", right),
-        record("int8", int8, int8_share=share, sqnr_db={"fp32": 30.0, "quant": 50.0}),
+        record(
+            "int8", int8, int8_share=share, sqnr_db={"fp32": 30.0, "quant": 50.0}, cosine={"fp32": 0.99, "quant": 1.0}
+        ),
     ]
 
 
@@ -110,7 +115,7 @@ def test_records_round_trip() -> None:
     machine, again = from_json(to_json(MACHINE, records))
     assert (machine, again) == (MACHINE, records)
     with pytest.raises(ValueError, match="schema 0"):
-        from_json(to_json(MACHINE, records).replace('"schema": 1', '"schema": 0'))
+        from_json(to_json(MACHINE, records).replace('"schema": 2', '"schema": 0'))
 
 
 def test_thresholds_that_hold_and_that_fail() -> None:
@@ -136,7 +141,7 @@ def test_tables_say_the_same_in_markdown() -> None:
     records, timed = accuracy("1" * 1899 + "0" * 101), speed(2.9, 1.0)
     tables = [report.accuracy_table(records), report.speed_table(timed)]
     text = report.markdown(MACHINE, tables, report.misses(records, timed))
-    assert "| ResNet-50 | avx512_vnni | 8bit | 95.00 | 95.00 | 94.95 | +0.05 [" in text
-    assert "Missed: ResNet-50 on avx512_vnni, 1 thread(s): FP32 / INT8 2.90, due 3.0: MISSED." in text
+    assert "| ResNet-50 | top1 | avx512_vnni | 8bit | 95.00 | 95.00 | 94.95 | +0.05 [" in text
+    assert "Missed: ResNet-50 on avx512_vnni, batch 1, 1 thread(s): FP32 / INT8 2.90, due 3.0: MISSED." in text
     assert "amx: not measured, this CPU lacks amx_int8" in text
     assert all(len(row) == len(table.columns) for table in tables for row in table.rows)

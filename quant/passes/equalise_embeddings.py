@@ -1,0 +1,60 @@
+"""Give every column of an embedding table that feeds recurrent layers the range [-1, 1], that of their state.
+
+    lookup(E) W = lookup(E / t) (t W),   t = abs-max of each column of E
+
+A recurrent kernel has one grid for input and state. After this no entry of the table is clipped and every column uses
+the whole grid (equalisation across layers: Nagel et al. 2019, section 4.1).
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from quant.chains import RECURRENT
+from quant.graph import Graph, Op
+from quant.numerics import usable
+
+__all__ = ["equalise_embeddings"]
+
+_LOOKUPS = ("lookup_table", "lookup_table_v2")
+
+
+def equalise_embeddings(graph: Graph) -> Graph:
+    """Rescale tables whose lookups are read only by products (`mul`) that feed gru or lstm.
+
+    Not touched: a table with another reader, a fetched lookup, a table whose columns have that range already.
+    """
+    readers = graph.readers()
+    swap: dict[Op, Op] = {}
+    params = {}
+    for lookup in graph.ops:
+        if lookup.type not in _LOOKUPS or lookup.output("Out") in graph.fetches:
+            continue
+        table, products = lookup.input("W"), readers.get(lookup.output("Out"), [])
+        if table not in graph.params or len(readers[table]) > 1 or not products:
+            continue
+        if not all(_feeds_cell(graph, readers, op) and op.input("X") == lookup.output("Out") for op in products):
+            continue
+        if any(op.attr("weight_thresholds") for op in products):
+            continue
+        peaks = usable(np.abs(graph.params[table]).max(0))
+        if (peaks == 1).all():
+            continue
+        new_table = graph.fresh(f"{table}.equalised")
+        params[new_table] = np.clip(graph.params[table] / peaks, -1, 1).astype(np.float32)
+        swap[lookup] = replace(lookup, inputs={**lookup.inputs, "W": (new_table,)})
+        for op in products:
+            weight = graph.fresh(f"{op.input('Y')}.equalised")
+            params[weight] = (graph.params[op.input("Y")] * peaks[:, None]).astype(np.float32)
+            swap[op] = replace(op, inputs={**op.inputs, "Y": (weight,)})
+    return graph.evolve((swap.get(op, op) for op in graph.ops), params=params) if swap else graph
+
+
+def _feeds_cell(graph: Graph, readers: dict[str, list[Op]], op: Op) -> bool:
+    """mul [-> elementwise_add of a constant] -> gru or lstm."""
+    if op.type != "mul" or op.input("Y") not in graph.params or op.attr("x_num_col_dims", 1) != 1:
+        return False
+    after = readers.get(op.output("Out"), [])
+    if len(after) == 1 and after[0].type == "elementwise_add":
+        after = readers.get(after[0].output("Out"), [])
+    return len(after) == 1 and after[0].type in RECURRENT
