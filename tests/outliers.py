@@ -1,0 +1,54 @@
+"""Encoders with planted outlier channels that leave the function unchanged.
+
+Pretrained encoders have a few channels behind their layer norms that are tens of times larger than the others, and
+there Paddle's own INT8 becomes noise while the simulation is fine. Generated and small trained weights don't show it.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from quant.graph import Graph, Op, Var
+
+__all__ = ["plant"]
+
+
+def plant(graph: Graph, factor: float, channels: tuple[int, ...] = (3, 40, 77)) -> Graph:
+    """Multiply some channels of every layer norm by `factor`, and divide where they are read.
+
+    Products divide in their weights' rows; for any other reader (the residual addition) a division is inserted.
+    """
+    readers = graph.readers()
+    params, vars = dict(graph.params), dict(graph.vars)
+    rewired: dict[Op, Op] = {}
+    behind: dict[Op, Op] = {}
+    for norm in graph.ops:
+        if norm.type != "layer_norm":
+            continue
+        out = norm.output("Y")
+        gain = np.ones(vars[out].shape[-1], np.float32)
+        gain[list(channels)] = factor
+        slots = {}
+        for slot in ("Scale", "Bias"):
+            slots[slot] = (f"{norm.input(slot)}.planted",)
+            params[slots[slot][0]] = params[norm.input(slot)] * gain
+            vars[slots[slot][0]] = Var(gain.shape)
+        rewired[norm] = replace(norm, inputs={**norm.inputs, **slots})
+        divided, divisor = f"{out}.divided", f"{out}.divisor"
+        params[divisor], vars[divisor], vars[divided] = 1 / gain, Var(gain.shape), vars[out]
+        for reader in readers[out]:
+            weight = reader.input("Y")
+            if reader.type == "matmul_v2" and weight in params:
+                name = f"{weight}.planted"
+                params[name], vars[name] = params[weight] / gain[:, None], vars[weight]
+                rewired[reader] = replace(reader, inputs={**reader.inputs, "Y": (name,)})
+            else:
+                rewired[reader] = rewired.get(reader, reader).rewired({out: divided})
+                inputs = {"X": out, "Y": divisor}
+                behind[norm] = Op.make("elementwise_mul", inputs, {"Out": divided}, axis=-1)
+    ops: list[Op] = []
+    for op in graph.ops:
+        ops.append(rewired.get(op, op))
+        if op in behind:
+            ops.append(behind[op])
+    return replace(graph, ops=tuple(ops), params=params, vars=vars).evolve(ops)
