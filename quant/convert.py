@@ -151,7 +151,7 @@ class _Emitter:
         self.vars: dict[str, Var] = {}
         self.params: dict[str, NDArray[np.float32]] = {}
         self.ops: list[Op] = []
-        self.products: set[str] = set()  # float32 outputs of INT8 products of two activations
+        self.products: set[str] = set()  # outputs of INT8 products of two activations, and their rounded twins
         self.reasons: dict[Op, str] = {}  # quantizable ops that stayed float32
 
     def rounds_both(self, op: Op) -> bool:
@@ -302,6 +302,9 @@ class _Emitter:
         form = replace(first, name=self.graph.fresh(f"{out}.int8"))
         inputs = {**op.inputs, "X": tuple(form.name for form in forms if form)}
         moved = replace(op, inputs=inputs, outputs={**op.outputs, "Out": (form.name,)})
+        if op.type == "transpose2" and self.products.intersection(names):
+            # matmul_transpose_reshape_onednn_fuse_pass would put it into the INT8 product, whose kernel ignores it.
+            moved = replace(moved, type="fused_transpose")
         self.ops.append(moved.with_attrs(use_mkldnn=True, mkldnn_data_type="int8"))
         self.add_form(out, form)
         return True
@@ -384,8 +387,8 @@ class _Emitter:
             "Scale_out": form.scale if form else 1.0,
             "force_fp32_output": form is None,
         }
-        if form is None:
-            self.products.add(chain.out)
+        twins = (op.output("Out") for op in self.readers.get(chain.out, []) if op.type == "fake_quant")
+        self.products.update((chain.out, *twins))
         self.emit("fused_matmul", {"X": x.name, "Y": y.name}, {"Out": self.write(chain, form)}, attrs)
 
     def recurrent(self, chain: Chain, data: _Int8) -> None:
