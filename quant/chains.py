@@ -63,7 +63,15 @@ def chosen_ops(graph: Graph, types: Collection[str], skip: Collection[int]) -> s
         if number not in ids.values():
             raise OptionError(f"unknown op id {number}; this model's quantizable ops are 0 to {len(ids) - 1}")
     wanted = {"mul", "matmul", "matmul_v2", "fc", *types} if {"mul", "matmul", "fc"} & set(types) else set(types)
-    return {op for op, number in ids.items() if number not in skip and (not types or op.type in wanted)}
+    chosen = {op for op, number in ids.items() if number not in skip and (not types or op.type in wanted)}
+    writers = graph.writers()
+    for cell in [op for op in chosen if op.type in RECURRENT]:  # a layer's kernel computes its input's product too
+        before = writers.get(cell.input("Input"))
+        if before is not None and before.type == "elementwise_add":
+            before = writers.get(before.input("X"))
+        if before in ids and ids[before] not in skip:
+            chosen.add(before)
+    return chosen
 
 
 @dataclass(frozen=True, eq=False)

@@ -342,15 +342,17 @@ def _sizes(batch: Mapping[str, Column]) -> tuple[int, int, int]:
 def sample_input(graph: Graph, batch: int, shapes: Mapping[str, Sequence[int]]) -> dict[str, Column]:
     """Generated input for timing. Raises DataError when a shape is open and not given.
 
-    Ids lie within the vocabulary. An input of sequences (LoD) takes its total length from its shape, as one sequence.
+    Ids lie within the vocabulary. An input of sequences (LoD) is one sequence, as long as its shape says.
     """
     random = np.random.default_rng(0)
     words = vocabularies(graph)
     arrays: dict[str, Column] = {}
     for name, (shape, dtype) in signature(graph).items():
         full = tuple(shapes.get(name, (batch, *shape)))
-        if any(size < 1 for size in full):
-            raise DataError(f"model input {name!r} has the open shape {list(full)}: give --input-shape {name}=...")
+        if any(size < 1 for size in full) or (graph.vars[name].lod_level and name not in shapes):
+            raise DataError(
+                f"model input {name!r} has no fixed size ({list(full)}): give --data or --input-shape {name}="
+            )
         values = random.standard_normal(full, dtype=np.float32)
         ids = random.integers(0, words.get(name, 2), full)
         array = values if dtype == "float32" else ids.astype(dtype)

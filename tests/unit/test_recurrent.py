@@ -232,3 +232,10 @@ def test_the_predictor_keeps_them_apart(tmp_path: Path) -> None:
             batch = {"x": Ragged.of(np.split(steps, np.cumsum(cut)[:-1]))}
             [found], [expected] = predictor(batch).values(), native(batch).values()
             np.testing.assert_allclose(found.values, expected.values, atol=1e-4)
+
+
+def test_choosing_gru_chooses_what_its_kernel_computes() -> None:
+    simulated = calibrate(layers("gru"), [sequences()], algo="abs_max", ops_to_quantize=["gru"])
+    int8, coverage = convert(simulated)
+    assert coverage.int8["gru"] == 4
+    assert int8.op_counts()["fc"] == 0
