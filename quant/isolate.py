@@ -6,6 +6,7 @@ and runs in a fresh interpreter. Arrays go through files that the job is told of
 """
 
 import collections
+import contextlib
 import ctypes
 import json
 import os
@@ -23,11 +24,12 @@ from quant import errors
 from quant.cpu import isa_environment
 from quant.errors import ChildError, QuantError
 
-__all__ = ["call", "report_progress"]
+__all__ = ["call", "end_all", "report_progress"]
 
 _MARK = "\x1equant "  # begins a line that is a message, not log
 
 Progress = Callable[[str, int, int], None]
+_running: set[subprocess.Popen[str]] = set()
 
 
 class _Last:
@@ -77,6 +79,7 @@ def call(
         start_new_session=True,  # so that a hung child goes with all it started
     )
     assert child.stdin and child.stdout
+    _running.add(child)
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     stdout = child.stdout
 
@@ -114,11 +117,19 @@ def call(
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
         stdout.close()
+        _running.discard(child)
     if answer is None:
         raise ChildError(f"{_told(arguments)}{_death(child.returncode)}{_last_words(tail)}")
     if "error" in answer:
         raise getattr(errors, answer["error"])(answer["message"])
     return answer["result"]
+
+
+def end_all() -> None:
+    """End the children of every thread's calls; each of those then raises ChildError."""
+    for child in list(_running):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def _told(arguments: Mapping[str, Any]) -> str:

@@ -3,9 +3,10 @@
 import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ __all__ = [
     "accuracy",
     "bench",
     "data_of",
+    "each",
     "evaluate",
     "fp32_variants",
     "full_of",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 Progress = isolate.Progress
+T = TypeVar("T")
 _SEVEN = "-7bit"
 
 
@@ -261,7 +264,6 @@ def accuracy(
                     sqnr_db={key: sqnr(other.scores[0], run.scores[0]) for key, other in references.items()},
                     cosine={key: cosine(other.scores[-1], run.scores[-1]) for key, other in references.items()},
                     agreement={key: agreement(other, run.outputs[0]) for key, other in same.items()},
-                    latency_s=tuple(run.result["run_s"]),
                     int8_share=run.proof.share,
                     kernel_isas=run.proof.isas,
                     variant=name.partition("-")[2],
@@ -269,6 +271,18 @@ def accuracy(
                 )
             )
     return records
+
+
+def each(specs: Sequence[ModelSpec], work: Callable[[ModelSpec], T]) -> list[T]:
+    """`work` for several rows, one on each core at a time. For what isn't timed: models, data, accuracy."""
+    with ThreadPoolExecutor(cpu.cores()) as pool:
+        waiting = [pool.submit(work, spec) for spec in specs]
+        try:
+            return [future.result() for future in waiting]
+        except BaseException:  # also Ctrl-C: don't wait for rows whose result nobody wants
+            pool.shutdown(wait=False, cancel_futures=True)
+            isolate.end_all()
+            raise
 
 
 FP32_VARIANTS = tuple({"onednn": onednn, "optimise": fused} for fused in (True, False) for onednn in (True, False))
@@ -364,19 +378,25 @@ def suite(
         for tier, threads in [*((tier, 1) for tier in tiers), *([(tiers[0], 2)] if cpu.cores() > 1 else [])]
         if case is spec.cases[0] or (tier is tiers[0] and threads == 1)
     ]
-    exact, timed = [], []
+    timed = []
     step, steps = 0, len(specs) + len(timings)
 
     def numbered(what: str, done: int, total: int) -> None:
         if progress:
             progress(f"[{step}/{steps}] {what}", done, total)
 
-    for spec in specs:
+    def row(spec: ModelSpec) -> list[Record]:
+        nonlocal step
+        full_of(spec)
+        records = accuracy(spec, samples=samples)
         step += 1
-        full_of(spec, numbered)
-        for record in accuracy(spec, samples=samples, progress=numbered):
+        numbered("accuracy", step, len(specs))
+        for record in records:
             tell(record)
-            exact.append(record)
+        return records
+
+    numbered("accuracy", 0, len(specs))
+    exact = [record for records in each(specs, row) for record in records]
     for spec, case, tier, threads in timings:
         step += 1
         timed.extend(speed(spec, case, isa=tier.cap.lower(), threads=threads, progress=numbered))
