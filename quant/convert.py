@@ -137,7 +137,7 @@ _LSTM_SCRATCH = (
 class _Emitter:
     def __init__(self, graph: Graph, chosen: Collection[Op]) -> None:
         self.graph, self.chosen = graph, chosen
-        self.readers = graph.readers()
+        self.readers, self.writers = graph.readers(), graph.writers()
         weighted = {op for op in chosen if op.attr("weight_thresholds")}
         pairs = {op for op in chosen if self.rounds_both(op)}
         self.chains = chains_of(graph, weighted | pairs)
@@ -158,10 +158,9 @@ class _Emitter:
         """Whether the simulation rounds both factors of a product of two activations."""
         if op.type not in PRODUCTS or op.input("Y") in self.graph.params:
             return False
-        writers = self.graph.writers()
 
         def rounded(name: str) -> bool:
-            writer = writers.get(name)
+            writer = self.writers.get(name)
             return writer is not None and (
                 writer.type == "fake_quant"
                 or (is_move(writer) and all(rounded(source) for source in writer.inputs["X"]))

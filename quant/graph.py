@@ -36,6 +36,7 @@ __all__ = [
     "Var",
     "files_of",
     "load_dir",
+    "load_program",
     "op_types",
     "read_tensor",
     "run_passes",
@@ -269,6 +270,11 @@ def files_of(directory: Path) -> Files:
 def op_types(program: Path) -> set[str]:
     """The op types in a program file. Raises ModelError when it can't be parsed."""
     return {op.type for block in _read_program(program).blocks for op in block.ops}
+
+
+def load_program(directory: Path) -> Graph:
+    """A model directory's graph without the values of its parameters, each of which is an empty array."""
+    return _parse_program(files_of(directory).program)
 
 
 def load_dir(directory: Path) -> Graph:

@@ -17,12 +17,12 @@ from quant.calibrate import calibrate
 from quant.chains import CONVS, PRODUCTS, RECURRENT, graph_macs, numbered
 from quant.convert import Coverage, convert
 from quant.errors import DataError, ModelError, QuantError
-from quant.graph import Graph, load_dir, run_passes, save_dir
+from quant.graph import Graph, load_dir, load_program, run_passes, save_dir
 from quant.isolate import report_progress
 from quant.passes import NORMALISE, lower_quantizers
 from quant.places import fresh_dir
 from quant.predictor import Predictor, Settings, log_kernels
-from quant.readers import Dataset, Ragged, batches, by_length, check_ids, check_labels, open_data
+from quant.readers import Dataset, Ragged, batches, by_length, check_ids, check_labels, head, open_data
 
 __all__ = [
     "bench",
@@ -43,6 +43,7 @@ Column = NDArray[Any] | Ragged
 _LOOKUPS = ("lookup_table", "lookup_table_v2")
 _WARM_UP = 2
 _HOPELESS = 1.5  # a variant this much slower than the best needs no second look
+_LOST = 4  # and this much slower even in its first run, which builds the kernels, no first one
 _TURN_S = 0.03  # how long a contender's turn lasts, so that quick models get several runs
 
 
@@ -61,13 +62,15 @@ def vocabularies(graph: Graph) -> dict[str, int]:
             while name in writers and writers[name].input("X"):
                 name = writers[name].input("X")
             if name in graph.feeds:
-                found[name] = min(len(graph.params[op.input("W")]), found.get(name, 1 << 62))
+                found[name] = min(graph.vars[op.input("W")].shape[0], found.get(name, 1 << 62))
     return found
 
 
-def _open(graph: Graph, data: str, format: str | None = None, labels: str | None = None) -> Dataset:
+def _open(
+    graph: Graph, data: str, format: str | None = None, labels: str | None = None, *, scored: bool = False
+) -> Dataset:
     """A data file for a model, its ids checked against the model's vocabularies."""
-    dataset = open_data(Path(data), signature(graph), format, Path(labels) if labels else None)
+    dataset = open_data(Path(data), signature(graph), format, Path(labels) if labels else None, scored=scored)
     check_ids(dataset, vocabularies(graph))
     return dataset
 
@@ -256,8 +259,8 @@ def evaluate(
     """
     results = []
     for number, run in enumerate(runs):
-        graph = load_dir(Path(run["model"]))
-        dataset = _open(graph, data, format, labels)
+        graph = load_program(Path(run["model"]))
+        dataset = _open(graph, data, format, labels, scored=True)
         total = min(len(dataset), batch_size * batch_num) if batch_num else len(dataset)
         collected: dict[str, list[Column]] = {}
         seconds = []
@@ -389,8 +392,9 @@ def bench(
     if full_input:
         feeds = [pkgutil.resolve_name(full_input)(batch)]
     elif data is not None:
-        dataset = _open(load_dir(Path(contenders[0][0]["model"])), data, format)
-        feeds = list(batches(by_length(dataset) if sort else dataset, batch, max(samples // batch, 1)))
+        whole = _open(load_program(Path(contenders[0][0]["model"])), data, format)
+        dataset = head(whole, samples or len(whole))
+        feeds = list(batches(by_length(dataset) if sort else dataset, batch))
     chosen = [_quickest(runs, batch, threads, shapes or {}, feeds) for runs in contenders]
     repeats = [repeat if data else int(np.clip(_TURN_S / turn.best, 1, 10)) for turn in chosen]
     each_s = sum(turn.best * (count + 1) for turn, count in zip(chosen, repeats, strict=True))
@@ -439,12 +443,15 @@ def _quickest(
     best: _Turn | None = None
     for run in runs:
         with _about(run["model"]):
-            graph = load_dir(Path(run["model"]))
+            graph = load_program(Path(run["model"]))
             if not run.get("optimise", True) and not any(op.type in RECURRENT for op in graph.ops):
                 continue  # without graph fusion only recurrent layers are ever faster
             given = feeds or [sample_input(graph, batch, shapes)]
         turn = _Turn(run, Predictor(Path(run["model"]), _settings(run, threads)), given)
         laps = [turn.lap(1)]  # the first run builds the kernels
+        if best and laps[0] > _LOST * best.best:
+            turn.predictor.close()
+            continue
         while len(laps) <= _WARM_UP and not (best and len(laps) > 1 and laps[-1] > _HOPELESS * best.best):
             laps.append(turn.lap(1))
         turn.best = min(laps[1:])

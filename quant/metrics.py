@@ -53,19 +53,30 @@ def _share(sums: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1))
 
 
+def _scores(column: Column) -> NDArray[Any]:
+    """A column of scores [N, classes]. Raises ValueError for any other."""
+    if isinstance(column, Ragged) or column.ndim != 2 or column.dtype.kind != "f":
+        raise ValueError("not scores [N, classes]")
+    return column
+
+
 def _top(count: int) -> Callable[[Sequence[Column], Column], Counts]:
     def counts(outputs: Sequence[Column], labels: Column) -> Counts:
         """scores [N, classes], labels [N] -> (hit, 1). Ties go to the lower class, as argmax does."""
-        scores = np.asarray(outputs[0])
+        scores = _scores(outputs[0])
+        if isinstance(labels, Ragged):
+            raise ValueError("labels are sequences")
         order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-        hits = (order == np.asarray(labels)[:, None]).any(1)
+        hits = (order == labels[:, None]).any(1)
         return np.stack([hits, np.ones(len(hits))], 1).astype(np.int64)
 
     return counts
 
 
 def _sequences(column: Column) -> Iterator[NDArray[Any]]:
-    assert isinstance(column, Ragged)
+    """The sequences of a column of one integer a step. Raises ValueError for any other."""
+    if not isinstance(column, Ragged) or column.values.dtype.kind not in "iu" or column.values[0].size != 1:
+        raise ValueError("not sequences of one integer a step")
     return (column.sequence(place).reshape(-1) for place in range(len(column)))
 
 
@@ -122,9 +133,8 @@ def _recall(sums: NDArray[Any]) -> NDArray[np.float64]:
 
 def _single(outputs: Sequence[Column], labels: Column) -> Counts:
     """scores [N, classes] as first output, label sequences -> (hit, 1) for labels of one class, (0, 0) for others."""
-    best = np.asarray(outputs[0]).argmax(1)
     golds = list(_sequences(labels))
-    assert len(best) == len(golds)
+    best = _scores(outputs[0]).argmax(1)
     return np.array([[int(gold[0] == y), 1] if gold.size == 1 else [0, 0] for y, gold in zip(best, golds, strict=True)])
 
 

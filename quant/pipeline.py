@@ -148,6 +148,7 @@ class _Watch:
 class Evaluated(NamedTuple):
     """One model's run over a dataset."""
 
+    data: Path
     result: dict[str, Any]  # of quant.jobs.evaluate
     outputs: list[Column]
     labels: Column
@@ -157,10 +158,11 @@ class Evaluated(NamedTuple):
         """What each sample adds to a metric, [N, k]. Raises OptionError when the model or the data don't fit it."""
         try:
             return METRICS[metric].counts(self.outputs, self.labels)
-        except (AssertionError, IndexError, ValueError, TypeError) as error:
-            shapes = [_shape(column) for column in self.outputs]
+        except (IndexError, ValueError) as error:
+            shapes = ", ".join(_shape(column) for column in self.outputs)
             raise OptionError(
-                f"metric {metric!r} doesn't fit this model and data: outputs {shapes}, labels {_shape(self.labels)}"
+                f"metric {metric!r} doesn't fit: {self.result['model']} puts out {shapes}, "
+                f"{self.data} has labels {_shape(self.labels)}"
             ) from error
 
     @property
@@ -219,7 +221,7 @@ def evaluate(
         for number, (result, lines) in enumerate(zip(results, watch.runs, strict=True)):
             outputs = [_load_column(Path(scratch) / f"{number}.{place}.npz") for place in range(len(result["outputs"]))]
             golds = _load_column(Path(scratch) / "labels.npz")
-            yield Evaluated(result, outputs, golds, proof(kernels(lines), result["declared_macs"]))
+            yield Evaluated(data, result, outputs, golds, proof(kernels(lines), result["declared_macs"]))
 
 
 def accuracy(
@@ -286,7 +288,8 @@ def each(specs: Sequence[ModelSpec], work: Callable[[ModelSpec], T]) -> list[T]:
 
 
 FP32_VARIANTS = tuple({"onednn": onednn, "optimise": fused} for fused in (True, False) for onednn in (True, False))
-_TIMED_SAMPLES = (60, 600)  # of a row that is timed on its data: at batch 1, and at larger batches
+# Samples of a row that is timed on its data: at batch 1, at larger ones, and where each batch runs several times.
+_TIMED_SAMPLES = (60, 300, 100)
 
 
 def bench(
@@ -335,7 +338,7 @@ def speed(
     contenders = [fp32_variants(models / "fp32"), [{"model": str(int8), "precision": "int8"}]]
     feed: dict[str, Any] = {"full_input": spec.full_input}
     if not spec.full:
-        samples = _TIMED_SAMPLES[case.batch > 1]
+        samples = _TIMED_SAMPLES[2 if case.repeat > 1 else case.batch > 1]
         data = str(data_of(spec, spec.test, progress))
         feed = {"data": data, "format": spec.format, "sort": case.by_length, "repeat": case.repeat, "samples": samples}
     timed = bench(contenders, isa=isa, threads=threads, batch=case.batch, budget_s=budget_s, progress=progress, **feed)

@@ -18,6 +18,7 @@ from quant.sequences import (
     Padded,
     Ragged,
     Signature,
+    labels_beside,
     read_handwriting,
     read_lac,
     read_lac_bin,
@@ -36,6 +37,7 @@ __all__ = [
     "check_ids",
     "check_labels",
     "format_of",
+    "head",
     "open_data",
     "read_bin",
     "read_npz",
@@ -51,6 +53,14 @@ def batches(data: Dataset, size: int, limit: int | None = None) -> Iterator[dict
         if limit is not None and number >= limit:
             return
         yield {name: column[start : start + size] for name, column in data.inputs.items()}
+
+
+def head(data: Dataset, count: int) -> Dataset:
+    """The first `count` samples."""
+    inputs: dict[str, Array | Ragged | Padded] = {}
+    for name, column in data.inputs.items():
+        inputs[name] = Padded(column.ragged[:count]) if isinstance(column, Padded) else column[:count]
+    return Dataset(data.path, inputs, None if data.labels is None else data.labels[:count])
 
 
 def by_length(data: Dataset) -> Dataset:
@@ -76,15 +86,25 @@ def _reorder(column: Array | Ragged, order: Array) -> Array | Ragged:
     return column.take(order) if isinstance(column, Ragged) else column[order]
 
 
-def open_data(path: Path, signature: Signature, format: str | None = None, labels: Path | None = None) -> Dataset:
+def open_data(
+    path: Path,
+    signature: Signature,
+    format: str | None = None,
+    labels: Path | None = None,
+    *,
+    scored: bool = True,
+) -> Dataset:
     """Open a data file for a model: as `format`, a key of FORMATS, or as its suffix tells.
 
-    `labels` is a file of labels, for the format that doesn't carry its own (pairs). Raises DataError naming the file
-    and what is wrong.
+    `labels` is a file of labels, for the format that doesn't carry its own (pairs); when the data is to be `scored`, a
+    file beside it is looked for. Raises DataError naming the file and what is wrong.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such data file")
-    _, read = FORMATS[format_of(path, format)]
+    name = format_of(path, format)
+    _, read = FORMATS[name]
+    if name == "pairs" and scored and labels is None:
+        labels = labels_beside(path)
     return read(path, signature, labels)
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "Ragged",
     "Signature",
     "half_width",
+    "labels_beside",
     "read_handwriting",
     "read_lac",
     "read_lac_bin",
@@ -152,8 +153,7 @@ def read_pairs(path: Path, signature: Signature, labels: Path | None = None) -> 
 
     Sources: paddle/fluid/inference/tests/api/analyzer_ernie_tester.h, test/quantization/quant2_int8_nlp_comparison.py.
     A shape is `1 S ...`: a batch of one, then the length, the same in all fields of a line. Columns are Padded with
-    samples as the model declares them ([S, 1] or [S]). Labels, one integer a line, come from `labels`, else from
-    `NAME.label` or `label.xnli.dev` beside the file, else there are none.
+    samples as the model declares them ([S, 1] or [S]). Labels, one integer a line, come from the file `labels`.
     """
     for name, (shape, dtype) in signature.items():
         if dtype not in ("int64", "float32"):
@@ -168,11 +168,14 @@ def read_pairs(path: Path, signature: Signature, labels: Path | None = None) -> 
                 columns[name].append(values)
         except ValueError as error:
             raise DataError(f"{path}: line {number}: {error}") from error
-    if labels is None:
-        beside = (path.with_name(f"{path.name}.label"), path.with_name("label.xnli.dev"))
-        labels = next((file for file in beside if file.is_file()), None)
     inputs = {name: Padded(Ragged.of(sequences)) for name, sequences in columns.items()}
     return Dataset(path, inputs, None if labels is None else _read_labels(labels, path, len(lines)))
+
+
+def labels_beside(path: Path) -> Path | None:
+    """The labels of a file of pairs: the file `NAME.label` or `label.xnli.dev` beside it, if there is one."""
+    beside = (path.with_name(f"{path.name}.label"), path.with_name("label.xnli.dev"))
+    return next((file for file in beside if file.is_file()), None)
 
 
 def _pair(line: str, signature: Signature) -> list[Array]:
@@ -441,9 +444,7 @@ def read_handwriting(path: Path, signature: Signature) -> Dataset:
     spare = len(words) % 4
     words = words[: len(words) - spare].view("<u4")
     try:
-        records = _records(words, width)
-        if spare:
-            raise ValueError(f"record {len(records) + 1}: truncated after {spare} bytes")
+        records = _records(words, width, spare)
     except ValueError as error:
         fits = next((other for other in range(1, 257) if not spare and _fits(words, other)), None)
         hint = f" (features of {fits} values would fit, but the model reads {width})" if fits else ""
@@ -457,8 +458,11 @@ def read_handwriting(path: Path, signature: Signature) -> Dataset:
     return Dataset(path, {name: features}, labels)
 
 
-def _records(words: Array, width: int) -> list[tuple[int, int, int]]:
-    """32-bit words -> for each record the place of its first label, the number of labels, and of steps."""
+def _records(words: Array, width: int, spare: int = 0) -> list[tuple[int, int, int]]:
+    """32-bit words -> for each record the place of its first label, the number of labels, and of steps.
+
+    `spare`: bytes behind the last whole word, of a file that was cut off.
+    """
     records: list[tuple[int, int, int]] = []
     place = 0
     while place < len(words):
@@ -471,8 +475,10 @@ def _records(words: Array, width: int) -> list[tuple[int, int, int]]:
         if place > len(words):
             raise ValueError(
                 f"record {len(records)}: truncated: {count} labels and {steps} steps of {width} values need "
-                f"{4 * (place - len(words))} bytes more"
+                f"{4 * (place - len(words)) - spare} bytes more"
             )
+    if spare:
+        raise ValueError(f"record {len(records) + 1}: truncated after {spare} bytes")
     return records
 
 
@@ -521,7 +527,7 @@ def _lines(path: Path) -> list[str]:
     """The lines of a UTF-8 file, ended by LF or CR LF only: str.splitlines would also cut at characters of the text."""
     content = _content(path)
     try:
-        text = content.decode()
+        text = content.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}: line {line}: not UTF-8") from error

@@ -220,6 +220,7 @@ CASES = {
     "an unknown format": Bad(LAC, as_it_is, ("'nonsense'", "--format"), options=("--format", "nonsense")),
     "metric hx of tags": Bad(LAC, as_it_is, ("metric 'hx'",), command="eval", options=("--metric", "hx")),
     "metric top1 of tags": Bad(LAC, as_it_is, ("metric 'top1'",), command="eval", options=("--metric", "top1")),
+    "metric ctc of tags": Bad(LAC, as_it_is, ("metric 'ctc'",), command="eval", options=("--metric", "ctc")),
     "labels for data that has its own": Bad(
         LAC, as_it_is, ("its labels itself", "--labels"), command="eval", options=("--labels", f"{PAIRS}.label")
     ),

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quant.errors import DataError
-from quant.readers import FORMATS, batches, by_length, check_ids, check_labels, open_data
+from quant.readers import FORMATS, batches, by_length, check_ids, check_labels, head, open_data
 from quant.sequences import (
     Dataset,
     Padded,
@@ -275,6 +275,31 @@ def test_labels_of_pairs_are_found(tmp_path: Path) -> None:
         (tmp_path / name).write_text(f"{label}\n")
         data = open_data(path, PAIR, labels=tmp_path / name if name == "mine" else None)
         assert data.labels.tolist() == [label]
+
+
+def test_data_that_is_not_scored_needs_no_labels(tmp_path: Path) -> None:
+    """Calibration data beside the labels of other data."""
+    path = tmp_path / "a.bs1"
+    path.write_text("1 1:3;1 1:1\n")
+    (tmp_path / "label.xnli.dev").write_text("1\n2\n")
+    with pytest.raises(DataError, match="2 labels"):
+        open_data(path, PAIR)
+    assert open_data(path, PAIR, scored=False).labels is None
+
+
+def test_the_first_samples_sorted_by_length(tmp_path: Path) -> None:
+    path = tmp_path / "a.bs1"
+    path.write_text("1 3:3 4 5;1 3:1 1 1\n1 2:8 9;1 2:1 1\n1 1:7;1 1:1\n")
+    (tmp_path / "a.bs1.label").write_text("0\n1\n2\n")
+    first = by_length(head(open_data(path, PAIR), 2))
+    assert first.inputs["ids"][:].tolist() == [[[8], [9], [0]], [[3], [4], [5]]]
+    assert first.labels.tolist() == [1, 0]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.bs1"
+    path.write_bytes(b"\xef\xbb\xbf1 1:3;1 1:1\n")
+    assert open_data(path, PAIR).inputs["ids"][:].tolist() == [[[3]]]
 
 
 def test_lac_as_baidu_has_it(tmp_path: Path) -> None:

@@ -134,6 +134,15 @@ def test_single_symbols_and_whole_sequences() -> None:
     assert METRICS["ctc"].counts([scores[:1], nothing], labels[:1]).tolist() == [[0, 1]]
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_refuses_outputs_that_it_does_not_fit(name: str) -> None:
+    """Emissions where tags are wanted, tags where scores are wanted."""
+    emissions = Ragged.of([np.zeros((2, 5), np.float32)])
+    labels = Ragged.of([np.zeros(2, np.int64)])
+    with pytest.raises(ValueError, match="not s"):
+        METRICS[name].counts([emissions, emissions], labels)
+
+
 def test_scores_of_words_are_compared_over_sentences() -> None:
     random = np.random.default_rng(0)
     gold = random.integers(5, 20, 400)
