@@ -332,7 +332,11 @@ def compare(
         "verdict": decided.result,
         "on_point": decided.on_point,
         "needed": decided.needed,
-        "sqnr_db": {precision: metrics.sqnr(run.scores[0], int8.scores[0]) for precision, run in references.items()},
+        "sqnr_db": {
+            precision: metrics.sqnr(run.scores[0], int8.scores[0])
+            for precision, run in references.items()
+            if int8.scores  # a model may give out decisions only
+        },
         "int8_mac_share": share.share,
         "kernel_isas": share.isas,
     }

@@ -2,9 +2,7 @@
 
 Paddle's own way (C++ fusion passes, or Quant2Int8OnednnPass) loses accuracy or quantises nothing in several cases
 (docs/paddle-faults.md), so the INT8 ops are written directly: `fused_conv2d`, `fc`, `fused_matmul`, `fusion_gru` and
-`fusion_lstm` with int8 attributes, and quantize / dequantize ops where a value has to change its type. Attributes and
-their meaning: paddle/phi/kernels/onednn/conv_handler.h and, in paddle/phi/kernels/fusion/onednn, fc_kernel.cc,
-fused_matmul_kernel.cc, fusion_gru_kernel.cc, fusion_lstm_kernel.cc. All scales there are levels / threshold.
+`fusion_lstm` with int8 attributes (quant.kernels), and quantize / dequantize ops where a value has to change its type.
 
 One walk in program order. For each variable it knows which of its forms exist: the float32 one, the rounded int8
 one, the uint8 one around 128 that recurrent kernels read. A missing form is made only when an op asks for it.
@@ -33,7 +31,8 @@ from quant.chains import (
 )
 from quant.errors import ConversionError
 from quant.graph import Graph, Op, Var, run_passes
-from quant.numerics import REDUCED, SHIFT, SIGNED, STATE_THRESHOLD, UNSIGNED
+from quant.kernels import SCRATCH, STATE, Grid, Int8, conv_attrs, fc_attrs, product_attrs, recurrent_attrs
+from quant.numerics import SHIFT, SIGNED, STATE_THRESHOLD, UNSIGNED
 from quant.passes import PLACE
 
 __all__ = ["Coverage", "Kept", "convert"]
@@ -85,55 +84,6 @@ def convert(
     return result, coverage
 
 
-Grid = tuple[float, int]  # threshold, levels
-_STATE = (STATE_THRESHOLD, SIGNED)
-
-# Op type -> what its kernel calls that activation.
-_FC_ACTIVATIONS: dict[str, Callable[[Op], str]] = {
-    "relu": lambda op: "relu",
-    "gelu": lambda op: "gelu_tanh" if op.attr("approximate", False) else "gelu_erf",
-    "tanh": lambda op: "tanh",
-    "sigmoid": lambda op: "sigmoid",
-}
-
-
-@dataclass(frozen=True)
-class _Int8:
-    """An int8 form of a tensor: its variable, grid, and stored type. `shift` is the stored integer that means 0."""
-
-    name: str
-    threshold: float
-    levels: int
-    unsigned: bool
-    shift: int = 0
-
-    @property
-    def scale(self) -> float:
-        """oneDNN's factor from real values to stored integers."""
-        return self.levels / self.threshold
-
-    @property
-    def grid(self) -> Grid:
-        return self.threshold, self.levels
-
-    def same_grid(self, other: "_Int8") -> bool:
-        return replace(self, name="") == replace(other, name="")
-
-
-# Outputs that the fused recurrent ops insist on.
-_GRU_SCRATCH = ("XX", "BatchedInput", "BatchedOut", "ReorderedH0")
-_LSTM_SCRATCH = (
-    "Cell",
-    "XX",
-    "BatchedInput",
-    "BatchedHidden",
-    "BatchedCell",
-    "ReorderedH0",
-    "ReorderedC0",
-    "CheckedCell",
-)
-
-
 class _Emitter:
     def __init__(self, graph: Graph, chosen: Collection[Op]) -> None:
         self.graph, self.chosen = graph, chosen
@@ -143,8 +93,8 @@ class _Emitter:
         self.chains = chains_of(graph, weighted | pairs)
         self.last = {chain.ops[-1]: chain for chain in self.chains.values()}
         self.inner = {op for chain in self.chains.values() for op in chain.ops[:-1]}
-        self.int8: dict[str, _Int8] = {}  # variable -> its int8 form
-        self.shifted: dict[str, _Int8] = {}  # variable -> its uint8 form around 128
+        self.int8: dict[str, Int8] = {}  # variable -> its int8 form
+        self.shifted: dict[str, Int8] = {}  # variable -> its uint8 form around 128
         self.rounding: dict[str, tuple[str, Grid]] = {}  # rounded variable that has no form yet -> (source, grid)
         self.grids: dict[str, Grid] = {}  # variable -> the grid its values lie on
         self.floats = {name: name for name in (*graph.feeds, *graph.params)}  # variable -> its float32 form
@@ -238,13 +188,13 @@ class _Emitter:
         source, grid = self.rounding[name]
         return self.grids.get(source) == grid
 
-    def need_int8(self, name: str) -> _Int8 | None:
+    def need_int8(self, name: str) -> Int8 | None:
         return self.form(name, self.int8, 0)
 
-    def need_shifted(self, name: str) -> _Int8 | None:
+    def need_shifted(self, name: str) -> Int8 | None:
         return self.form(name, self.shifted, SHIFT)
 
-    def form(self, name: str, forms: dict[str, _Int8], shift: int) -> _Int8 | None:
+    def form(self, name: str, forms: dict[str, Int8], shift: int) -> Int8 | None:
         """A form of a rounded tensor, made from its float32 values if it isn't there; None for an unrounded tensor."""
         if name in forms or name not in self.grids or (shift and self.grids[name][1] != SIGNED):
             return forms.get(name)
@@ -255,16 +205,16 @@ class _Emitter:
             self.quantize(self.need_float(source), name, forms, shift)
         return forms[name]
 
-    def add_form(self, name: str, form: _Int8) -> None:
+    def add_form(self, name: str, form: Int8) -> None:
         dtype = "uint8" if form.unsigned else "int8"
         self.vars[form.name] = self.graph.vars[name]._replace(dtype=dtype)
         (self.shifted if form.shift else self.int8)[name] = form
         self.grids[name] = form.grid
 
-    def quantize(self, source: str, target: str, forms: dict[str, _Int8], shift: int) -> None:
+    def quantize(self, source: str, target: str, forms: dict[str, Int8], shift: int) -> None:
         threshold, levels = self.grids[target]
         unsigned = levels == UNSIGNED or shift > 0
-        form = _Int8(self.graph.fresh(f"{target}.{'u8' if shift else 'int8'}"), threshold, levels, unsigned, shift)
+        form = Int8(self.graph.fresh(f"{target}.{'u8' if shift else 'int8'}"), threshold, levels, unsigned, shift)
         quantize = Op.make(
             "quantize",
             {"Input": source},
@@ -308,7 +258,7 @@ class _Emitter:
         self.add_form(out, form)
         return True
 
-    def at_hand(self, name: str, forms: dict[str, _Int8]) -> bool:
+    def at_hand(self, name: str, forms: dict[str, Int8]) -> bool:
         """Whether a form exists or is about to be made anyway: the tensor is rounded just here."""
         if name in forms:
             return True
@@ -337,7 +287,7 @@ class _Emitter:
         grids = {(op.attr("threshold"), op.attr("levels")) for op in readers}
         return grids.pop() if len(grids) == 1 else None
 
-    def output_form(self, chain: Chain, residual: _Int8 | None) -> _Int8 | None:
+    def output_form(self, chain: Chain, residual: Int8 | None) -> Int8 | None:
         """How the kernel stores its output rounded, or None when it has to write float32."""
         if (wanted := self.wanted_grid(chain.out)) is None or self.only_into_cells(chain.out):
             return None
@@ -348,13 +298,13 @@ class _Emitter:
         room = UNSIGNED if unsigned and (residual is None or residual.unsigned) else SIGNED
         if levels not in (SIGNED, room):
             return None
-        return _Int8(self.graph.fresh(f"{chain.out}.int8"), threshold, levels, unsigned)
+        return Int8(self.graph.fresh(f"{chain.out}.int8"), threshold, levels, unsigned)
 
     def chain(self, chain: Chain) -> None:
         operands = [self.need_shifted(chain.data)] if chain.cell else [self.need_int8(name) for name in chain.operands]
         if None in operands:
-            self.reasons[chain.op] = "its input is not quantised"
             for op in chain.ops:
+                self.reasons[op] = "its input is not quantised"
                 self.float_op(op)
         elif chain.cell:
             self.recurrent(chain, *(form for form in operands if form))
@@ -363,7 +313,7 @@ class _Emitter:
         else:
             self.weighted(chain, *(form for form in operands if form))
 
-    def write(self, chain: Chain, form: _Int8 | None) -> str:
+    def write(self, chain: Chain, form: Int8 | None) -> str:
         """The variable that a chain's kernel writes."""
         if form is None:
             self.floats[chain.out] = chain.out
@@ -374,61 +324,39 @@ class _Emitter:
     def emit(self, kind: str, inputs: dict[str, str], outputs: dict[str, str], attrs: dict[str, Any]) -> None:
         self.ops.append(Op.make(kind, inputs, outputs, **attrs, use_mkldnn=True, mkldnn_data_type="int8"))
 
-    def pair(self, chain: Chain, x: _Int8, y: _Int8) -> None:
+    def pair(self, chain: Chain, x: Int8, y: Int8) -> None:
         """A product of two activations. Its fused addition is broken in Paddle (docs/paddle-faults.md): not used."""
-        form, op = self.output_form(chain, None), chain.op
-        attrs = {
-            "trans_x": False,
-            "trans_y": bool(op.attr("trans_y", False) or op.attr("transpose_Y", False)),
-            "matmul_alpha": float(op.attr("alpha", 1.0)),
-            "Scale_x": x.scale,
-            "Scale_y": y.scale,
-            "Scale_out": form.scale if form else 1.0,
-            "force_fp32_output": form is None,
-        }
+        form = self.output_form(chain, None)
         twins = (op.output("Out") for op in self.readers.get(chain.out, []) if op.type == "fake_quant")
         self.products.update((chain.out, *twins))
+        attrs = product_attrs(chain.op, x, y, form)
         self.emit("fused_matmul", {"X": x.name, "Y": y.name}, {"Out": self.write(chain, form)}, attrs)
 
-    def recurrent(self, chain: Chain, data: _Int8) -> None:
+    def recurrent(self, chain: Chain, data: Int8) -> None:
         """A GRU or LSTM layer of one direction.
 
         The kernel reads its input and keeps its state on one grid, that of the state. Weights of the input are
         multiplied by the input's threshold instead, so that the input may have its own.
         """
         assert chain.cell is not None
-        cell, gru = chain.cell, chain.cell.type == "gru"
+        cell = chain.cell
         stored = None
         if self.only_into_cells(chain.out):
-            stored = _Int8(self.graph.fresh(f"{chain.out}.u8"), *_STATE, unsigned=True, shift=SHIFT)
+            stored = Int8(self.graph.fresh(f"{chain.out}.u8"), *STATE, unsigned=True, shift=SHIFT)
         weight, bias = self.graph.fresh(f"{chain.weight}.scaled"), self.graph.fresh(f"{chain.out}.bias")
         scaled = self.graph.params[chain.weight] * (data.threshold / STATE_THRESHOLD)
         self.params[weight] = np.asarray(scaled, np.float32)
         biases = [self.graph.params[name].reshape(1, -1) for name in (chain.bias, cell.input("Bias")) if name]
         width = self.graph.params[chain.weight].shape[1]
         self.params[bias] = np.asarray(sum(biases, np.zeros((1, width))), np.float32)
-        thresholds = np.array(cell.attr("weight_thresholds"), np.float64)
-        if not gru:  # Paddle's gates: candidate, input, forget, output; the kernel takes scales in oneDNN's order
-            thresholds = thresholds.reshape(4, -1)[[1, 2, 0, 3]].reshape(-1)
-        attrs = {
-            "is_reverse": bool(cell.attr("is_reverse", False)),
-            "use_seq": True,
-            "gate_activation": "sigmoid",
-            **({"activation": "tanh"} if gru else {"cell_activation": "tanh", "candidate_activation": "tanh"}),
-            **({"origin_mode": bool(cell.attr("origin_mode", False))} if gru else {"use_peepholes": False}),
-            "Scale_data": SIGNED / STATE_THRESHOLD,
-            "Shift_data": float(SHIFT),
-            "Scale_weights": [float(cell.attr("weight_levels") / threshold) for threshold in thresholds],
-            "force_fp32_output": stored is None,
-        }
-        scratch = _GRU_SCRATCH if gru else _LSTM_SCRATCH
+        scratch = SCRATCH[cell.type]
         outputs = {"Hidden": self.write(chain, stored), **{slot: f"{chain.out}.{slot}" for slot in scratch}}
         self.vars.update({outputs[slot]: Var((-1, width)) for slot in scratch})
         inputs = {"X": data.name, "WeightX": weight, "WeightH": chain.state_weight, "Bias": bias}
-        self.emit("fusion_gru" if gru else "fusion_lstm", inputs, outputs, attrs)
-        self.grids[chain.out] = _STATE
+        self.emit(f"fusion_{cell.type}", inputs, outputs, recurrent_attrs(cell, stored))
+        self.grids[chain.out] = STATE
 
-    def weighted(self, chain: Chain, data: _Int8) -> None:
+    def weighted(self, chain: Chain, data: Int8) -> None:
         residual = self.need_int8(chain.residual) if chain.residual else None
         form = self.output_form(chain, residual)
         conv = chain.op.type in CONVS
@@ -444,44 +372,13 @@ class _Emitter:
             self.params[bias] = np.zeros(self.graph.vars[chain.weight].shape[1], np.float32)
         if bias:
             inputs["Bias"] = bias
-        attrs = {
-            **self.scales(chain, data, residual, form),
-            **self.activation(chain, form),
-            **(self.conv_attrs(chain) if conv else self.fc_attrs(chain)),
-        }
+        if conv:
+            attrs = conv_attrs(chain, data, residual, form)
+        else:
+            attrs = fc_attrs(chain, row_dims(self.graph, chain.op), data, form)
         self.emit("fused_conv2d" if conv else "fc", inputs, {slots[2]: self.write(chain, form)}, attrs)
 
-    def scales(self, chain: Chain, data: _Int8, residual: _Int8 | None, form: _Int8 | None) -> dict[str, Any]:
-        levels = chain.op.attr("weight_levels")
-        # Without VNNI oneDNN halves a convolution's int8 weights when the input is signed (scale adjust 0.5), and a
-        # 7-bit weight must still be whole after that. The 8-bit scale of an unsigned input would saturate instead.
-        step = 2 if levels <= REDUCED and not data.unsigned and chain.op.type in CONVS else 1
-        return {
-            "Scale_in": data.scale,
-            "Scale_weights": [step * levels / threshold for threshold in chain.op.attr("weight_thresholds")],
-            "Scale_in_eltwise": residual.scale if residual else 1.0,
-            "Scale_out": form.scale if form else 1.0,
-            "force_fp32_output": form is None and not chain.residual,
-        }
-
-    @staticmethod
-    def activation(chain: Chain, form: _Int8 | None) -> dict[str, Any]:
-        if chain.activation and chain.op.type not in CONVS:
-            fused = _FC_ACTIVATIONS[chain.activation](chain.ops[-1])
-            return {"fuse_activation": fused, "fuse_alpha": 0.0, "fuse_beta": 0.0}
-        top = 6.0 if chain.activation == "relu6" else math.inf
-        if form is not None and form.unsigned and form.levels == SIGNED:
-            top = min(top, form.threshold)  # uint8 has room above 127 levels, where the simulation clips
-        fused = "" if not chain.activation else "relu" if math.isinf(top) else "relu6"
-        return {"fuse_activation": fused, "fuse_alpha": 0.0, "fuse_beta": 0.0 if math.isinf(top) else top}
-
-    @staticmethod
-    def conv_attrs(chain: Chain) -> dict[str, Any]:
-        copied = ("strides", "paddings", "dilations", "groups", "data_format", "padding_algorithm")
-        present = {name: chain.op.attr(name) for name in copied if name in chain.op.attrs}
-        return {**present, "fuse_residual_connection": bool(chain.residual)}
-
-    def flat(self, chain: Chain, data: _Int8) -> _Int8:
+    def flat(self, chain: Chain, data: Int8) -> Int8:
         """A product's input with its summed dimensions made one, in plain layout, which the kernel expects."""
         shape, rows = self.graph.vars[chain.data].shape, row_dims(self.graph, chain.op)
         if rows == len(shape) - 1:
@@ -491,13 +388,6 @@ class _Emitter:
         attrs = {"start_axis": rows, "stop_axis": -1, "use_mkldnn": True, "mkldnn_data_type": "int8"}
         self.ops.append(Op.make("flatten_contiguous_range", {"X": data.name}, {"Out": form.name}, **attrs))
         return form
-
-    def fc_attrs(self, chain: Chain) -> dict[str, Any]:
-        return {
-            "in_num_col_dims": row_dims(self.graph, chain.op),
-            "padding_weights": False,
-            "activation_type": "",
-        }
 
     # --- what was done
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from fixtures import ernie, handwriting_model, lac
-from quant.graph import load_dir
+from quant.graph import load_dir, save_dir
 from quant.readers import open_data
 from quant.registry import find
 from quant.sequences import Ragged, write_lac_bin
@@ -90,6 +91,20 @@ def test_lac_from_fp32_to_proven_int8(place: Path, tmp_path: Path) -> None:
     timed = json.loads(quant("bench", *timing, *sizes, "--json"))["results"]
     assert [(row["threads"], row["batch"]) for row in timed] == [(1, 1), (1, 10)]
     assert all(0 < row["ratio_low"] <= row["ratio"] <= row["ratio_high"] for row in timed)
+
+
+def test_a_model_that_gives_tags_alone(place: Path, tmp_path: Path) -> None:
+    """The seeds' GRU model fetches its decoded tags only: there are no scores to compare, and that is no error."""
+    whole = load_dir(place / "lac")
+    (tmp_path / "fp32").mkdir()
+    save_dir(replace(whole, fetches=whole.fetches[:1]), tmp_path / "fp32")
+    calibration = ["--data", place / "data" / "calibration.tsv", "--output", tmp_path / "quant"]
+    quant("ptq", "--model", tmp_path / "fp32", *calibration)
+    quant("convert", "--quant-model-path", tmp_path / "quant", "--int8-model-save-path", tmp_path / "int8")
+    dirs = ["--fp32-model", tmp_path / "fp32", "--int8-model", tmp_path / "int8"]
+    compared = json.loads(quant("compare", *dirs, "--data", place / "data" / LAC, "--json"))
+    assert compared["sqnr_db"] == {}
+    assert compared["int8_mac_share"] > 0.98
 
 
 def test_the_seeds_lstm_binary(place: Path) -> None:
@@ -206,7 +221,7 @@ CASES = {
     "an empty sentence": Bad(LAC, line(4, rb"^[^\t]+", b""), ("record 3 (line 4)", "empty sentence")),
     "a sequence of length 0": Bad(RECORDS, with_an_empty_record, ("record 61", "length 0")),
     "a label too few beside": Bad(
-        PAIRS, fewer_labels(f"{PAIRS}.label"), ("23 labels", f"{PAIRS} has 24"), f"{PAIRS}.label"
+        PAIRS, fewer_labels(f"{PAIRS}.label"), ("23 labels", f"{PAIRS} has 24"), f"{PAIRS}.label", "eval"
     ),
     "a label too few in --labels": Bad(
         PAIRS, fewer_labels("mine"), ("23 labels", f"{PAIRS} has 24"), "mine", "eval", ("--labels", "mine")
