@@ -44,6 +44,7 @@ _LOOKUPS = ("lookup_table", "lookup_table_v2")
 _WARM_UP = 2
 _HOPELESS = 1.5  # a variant this much slower than the best needs no second look
 _LOST = 4  # and this much slower even in its first run, which builds the kernels, no first one
+_LONG_S = 0.1  # a lap that takes longer doesn't feel what the other contender left in the caches
 _TURN_S = 0.03  # how long a contender's turn lasts, so that quick models get several runs
 
 
@@ -380,9 +381,9 @@ def bench(
 
     A contender is a list of variants ({"model", "precision", "onednn", "optimise"}), of which the fastest in a short
     trial is measured. Contenders then alternate, round by round, on the same input, and the order within a round
-    alternates too. In its turn a contender runs once untimed, because the other one has emptied the caches, and then
-    a few times in a row, as a served model does: a round's value is the median of those. The number of rounds
-    follows from the time budget: 10 to 60.
+    alternates too. In its turn a contender runs once untimed, because the other one has emptied the caches (unless it
+    takes long), and then a few times in a row, as a served model does: a round's value is the median of those. The
+    number of rounds follows from the time budget: 10 to 60.
 
     Input is generated, or comes from the function `full_input` (batch), or is a data file's first `samples`, in their
     order or sorted by length; then a turn runs all its batches, each `repeat` times in a row.
@@ -396,7 +397,7 @@ def bench(
         feeds = list(batches(by_length(dataset) if sort else dataset, batch))
     chosen = [_quickest(runs, batch, threads, shapes or {}, feeds) for runs in contenders]
     repeats = [repeat if data else int(np.clip(_TURN_S / turn.best, 1, 10)) for turn in chosen]
-    each_s = sum(turn.best * (count + 1) for turn, count in zip(chosen, repeats, strict=True))
+    each_s = sum(turn.best * (count + (turn.best < _LONG_S)) for turn, count in zip(chosen, repeats, strict=True))
     rounds = int(np.clip(budget_s / each_s, 10, 60))
     seconds: list[list[float]] = [[] for _ in chosen]
     gc.disable()  # as timeit does; the process ends with this job
@@ -404,7 +405,8 @@ def bench(
         places = range(len(chosen)) if number % 2 == 0 else reversed(range(len(chosen)))
         for place in places:
             turn = chosen[place]
-            turn.lap(1)
+            if turn.best < _LONG_S:
+                turn.lap(1)
             seconds[place].append(turn.lap(repeats[place]) / len(turn.feeds))
         report_progress("bench", number + 1, rounds)
     return [{"run": dict(turn.run), "seconds": times} for turn, times in zip(chosen, seconds, strict=True)]
