@@ -1,5 +1,5 @@
 # make suite: accuracy and speed of all rows, two tables, out/report.md and out/report.json
-# make test:  the whole test suite
+# make test:  the whole test suite; what is timed (bench) alone, the rest on all cores
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,8 @@ suite: $(VENV)/installed
 	$(BIN)/python -m quant suite
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests --numprocesses auto --dist loadscope
+	$(BIN)/python -m pytest bench
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

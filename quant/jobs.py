@@ -383,7 +383,7 @@ def bench(
     trial is measured. Contenders then alternate, round by round, on the same input, and the order within a round
     alternates too. In its turn a contender runs once untimed, because the other one has emptied the caches (unless it
     takes long), and then a few times in a row, as a served model does: a round's value is the median of those. The
-    number of rounds follows from the time budget: 10 to 60.
+    number of rounds follows from the time budget: 8 to 60.
 
     Input is generated, or comes from the function `full_input` (batch), or is a data file's first `samples`, in their
     order or sorted by length; then a turn runs all its batches, each `repeat` times in a row.
@@ -398,7 +398,7 @@ def bench(
     chosen = [_quickest(runs, batch, threads, shapes or {}, feeds) for runs in contenders]
     repeats = [repeat if data else int(np.clip(_TURN_S / turn.best, 1, 10)) for turn in chosen]
     each_s = sum(turn.best * (count + (turn.best < _LONG_S)) for turn, count in zip(chosen, repeats, strict=True))
-    rounds = int(np.clip(budget_s / each_s, 10, 60))
+    rounds = int(np.clip(budget_s / each_s, 8, 60))
     seconds: list[list[float]] = [[] for _ in chosen]
     gc.disable()  # as timeit does; the process ends with this job
     for number in range(rounds):
