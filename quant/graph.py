@@ -10,6 +10,7 @@ TensorDesc | TensorDesc | raw data; a combined file is these in the order of the
 """
 
 import math
+import mmap
 import os
 import struct
 from collections import Counter, defaultdict
@@ -36,7 +37,6 @@ __all__ = [
     "Var",
     "files_of",
     "load_dir",
-    "load_program",
     "op_types",
     "read_tensor",
     "run_passes",
@@ -272,11 +272,6 @@ def op_types(program: Path) -> set[str]:
     return {op.type for block in _read_program(program).blocks for op in block.ops}
 
 
-def load_program(directory: Path) -> Graph:
-    """A model directory's graph without the values of its parameters, each of which is an empty array."""
-    return _parse_program(files_of(directory).program)
-
-
 def load_dir(directory: Path) -> Graph:
     """Read a model directory. Raises ModelError, naming the file, on anything that isn't a usable legacy model."""
     files = files_of(directory)
@@ -443,7 +438,9 @@ def _program_bytes(graph: Graph) -> bytes:
 
 def _read_combined(path: Path, names: Sequence[str]) -> Iterator[Array]:
     try:
-        data = memoryview(path.read_bytes())
+        with path.open("rb") as file:  # mapped: a look at a large model costs no read of its weights
+            empty = path.stat().st_size == 0
+            data = memoryview(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
         raise ModelError(f"{path}: can't be read ({error.strerror})") from error
     offset = 0

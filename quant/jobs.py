@@ -17,7 +17,7 @@ from quant.calibrate import calibrate
 from quant.chains import CONVS, PRODUCTS, RECURRENT, graph_macs, numbered
 from quant.convert import Coverage, convert
 from quant.errors import DataError, ModelError, QuantError
-from quant.graph import Graph, load_dir, load_program, run_passes, save_dir
+from quant.graph import Graph, load_dir, run_passes, save_dir
 from quant.isolate import report_progress
 from quant.passes import NORMALISE, lower_quantizers
 from quant.places import fresh_dir
@@ -260,7 +260,7 @@ def evaluate(
     """
     results = []
     for number, run in enumerate(runs):
-        graph = load_program(Path(run["model"]))
+        graph = load_dir(Path(run["model"]))
         dataset = _open(graph, data, format, labels, scored=True)
         total = min(len(dataset), batch_size * batch_num) if batch_num else len(dataset)
         collected: dict[str, list[Column]] = {}
@@ -392,7 +392,7 @@ def bench(
     if full_input:
         feeds = [pkgutil.resolve_name(full_input)(batch)]
     elif data is not None:
-        whole = _open(load_program(Path(contenders[0][0]["model"])), data, format)
+        whole = _open(load_dir(Path(contenders[0][0]["model"])), data, format)
         dataset = head(whole, samples or len(whole))
         feeds = list(batches(by_length(dataset) if sort else dataset, batch))
     chosen = [_quickest(runs, batch, threads, shapes or {}, feeds) for runs in contenders]
@@ -444,7 +444,7 @@ def _quickest(
     best: _Turn | None = None
     for run in runs:
         with _about(run["model"]):
-            graph = load_program(Path(run["model"]))
+            graph = load_dir(Path(run["model"]))
             if not run.get("optimise", True) and not any(op.type in RECURRENT for op in graph.ops):
                 continue  # without graph fusion only recurrent layers are ever faster
             given = feeds or [sample_input(graph, batch, shapes)]

@@ -51,4 +51,5 @@ def test_int8_kernels_did_the_work(spec: ModelSpec, tier: cpu.Tier, compared: Co
     assert found.fp32.int8_share == 0.0
     assert found.quant.int8_share == 0.0
     families = {isa.partition("_")[0] for isa in found.int8.kernel_isas} - {"jit"}
-    assert families == {tier.cap.lower().partition("_")[0]}
+    assert found.int8.kernel_isas
+    assert families <= {tier.cap.lower().partition("_")[0]}  # "jit": a kernel that doesn't name its ISA
