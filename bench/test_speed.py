@@ -18,6 +18,14 @@ from quant.report import pairs
 ROUNDS = 8
 
 
+@pytest.fixture(scope="session", autouse=True)
+def models(request: pytest.FixtureRequest) -> None:
+    """The full-size models of all cases, built on all cores before anything is timed."""
+    params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    specs = [found["timing"][0] if "timing" in found else found.get("spec") for found in params]
+    pipeline.each([spec for spec in dict.fromkeys(specs) if spec is not None], pipeline.full_of)
+
+
 def one_batch(spec: ModelSpec, directory: Path, batch: int) -> Arrays:
     """What a row is timed on: its data's first samples, its own input, or generated images."""
     if not spec.full:
