@@ -1,7 +1,7 @@
 """Datasets on disk -> named arrays, in slices. One format a function; files are mapped, not loaded, where they can be.
 
 A `Dataset` holds columns of one length; slicing it is what reads. So memory doesn't grow with the file, except for text
-formats, which are parsed whole. Formats of samples of unequal length are in `quant/sequences.py`.
+formats, which are parsed whole. Formats of samples of unequal length are in `quant/formats.py`.
 """
 
 import struct
@@ -12,19 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from quant.errors import DataError
-from quant.sequences import (
-    Array,
-    Dataset,
-    Padded,
-    Ragged,
-    Signature,
-    labels_beside,
-    read_handwriting,
-    read_lac,
-    read_lac_bin,
-    read_pairs,
-    staged,
-)
+from quant.formats import labels_beside, read_handwriting, read_lac, read_lac_bin, read_pairs
+from quant.sequences import Array, Dataset, Padded, Ragged, Signature, staged
 
 __all__ = [
     "FORMATS",

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 from fixtures import ernie, handwriting_model, lac
+from quant.formats import write_lac_bin
 from quant.graph import load_dir, save_dir
 from quant.readers import open_data
 from quant.registry import find
-from quant.sequences import Ragged, write_lac_bin
+from quant.sequences import Ragged
 
 ROOT = Path(__file__).parents[2]
 LAC, PAIRS, RECORDS, WORDS = "test.tsv", "dev.bs1", "quant_lstm_input_data", "GRU_eval_data"

@@ -11,9 +11,10 @@ import quant
 
 ROOT = Path(__file__).parents[2]
 FLOORS = {
-    "errors": 0, "record": 0, "numerics": 0, "metrics": 0, "cpu": 0, "readers": 0, "sequences": 0, "places": 0,
+    "errors": 0, "record": 0, "numerics": 0, "metrics": 0, "cpu": 0, "readers": 0, "sequences": 0, "formats": 0,
+    "places": 0,
     "graph": 1, "predictor": 1, "chains": 1,
-    "passes": 2, "observers": 2, "calibrate": 2, "convert": 2, "kernels": 2, "profile": 2,
+    "passes": 2, "observers": 2, "rounding": 2, "calibrate": 2, "convert": 2, "kernels": 2, "profile": 2,
     "preprocess": 3, "registry": 3,
     "jobs": 4, "pipeline": 4, "isolate": 4,
     "report": 5,
