@@ -11,9 +11,10 @@ from quant import cpu, pipeline
 from quant.graph import load_dir
 from quant.jobs import sample_input, signature
 from quant.predictor import Arrays, Precision, Predictor, Settings
-from quant.readers import Ragged, open_data
+from quant.readers import open_data
 from quant.registry import Case, ModelSpec
 from quant.report import pairs
+from quant.sequences import values_of
 
 ROUNDS = 8
 
@@ -47,7 +48,7 @@ def test_latency(benchmark: BenchmarkFixture, spec: ModelSpec, precision: Precis
         predictor.feed(one_batch(spec, directory, batch))
         benchmark.extra_info.update(model=spec.name, precision=precision, threads=threads, batch=batch)
         benchmark.pedantic(predictor.run, rounds=ROUNDS, warmup_rounds=2)
-        found = [out.values if isinstance(out, Ragged) else out for out in predictor.read().values()]
+        found = [values_of(out) for out in predictor.read().values()]
         assert all(np.isfinite(values).all() for values in found)
 
 

@@ -12,6 +12,7 @@ from quant.graph import Graph, Op
 
 __all__ = [
     "CONVS",
+    "LOOKUPS",
     "PRODUCTS",
     "QUANTIZABLE",
     "RECURRENT",
@@ -28,6 +29,7 @@ __all__ = [
 CONVS = ("conv2d", "depthwise_conv2d")
 PRODUCTS = ("mul", "matmul", "matmul_v2", "fc")
 RECURRENT = ("gru", "lstm")
+LOOKUPS = ("lookup_table", "lookup_table_v2")
 
 # Ops that only carry values: the same numbers (or the largest of some) come out, so they commute exactly with
 # quantisation to one scale. Average pooling isn't one: its mean would be rounded where the simulation rounds nothing.

@@ -23,7 +23,7 @@ from quant.errors import OptionError, OutputError, QuantError, check_choice
 from quant.observers import ALGORITHMS, BEST
 from quant.readers import FORMATS, format_of
 from quant.record import Machine, Record, to_json
-from quant.sequences import Ragged
+from quant.sequences import Column, Ragged, values_of
 
 __all__ = ["main"]
 
@@ -260,11 +260,11 @@ def _score(counts: NDArray[np.int64], metric: str) -> float:
     return float(metrics.METRICS[metric].score(counts.sum(0)))
 
 
-def _flat(outputs: Mapping[str, metrics.Column]) -> dict[str, Any]:
+def _flat(outputs: Mapping[str, Column]) -> dict[str, Any]:
     """Outputs for an .npz: sequences as their values, and their offsets as NAME.offsets."""
     arrays: dict[str, Any] = {}
     for name, column in outputs.items():
-        arrays[name] = column.values if isinstance(column, Ragged) else column
+        arrays[name] = values_of(column)
         if isinstance(column, Ragged):
             arrays[f"{name}.offsets"] = column.offsets
     return arrays

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quant.calibrate import calibrate
-from quant.chains import CONVS, PRODUCTS, RECURRENT, graph_macs, numbered
+from quant.chains import CONVS, LOOKUPS, PRODUCTS, RECURRENT, graph_macs, numbered
 from quant.convert import Coverage, convert
 from quant.errors import DataError, ModelError, QuantError
 from quant.graph import Graph, load_dir, run_passes, save_dir
@@ -22,7 +21,8 @@ from quant.isolate import report_progress
 from quant.passes import NORMALISE, lower_quantizers
 from quant.places import fresh_dir
 from quant.predictor import Predictor, Settings, log_kernels
-from quant.readers import Dataset, Ragged, batches, by_length, check_ids, check_labels, head, open_data
+from quant.readers import Dataset, batches, by_length, check_ids, check_labels, head, open_data
+from quant.sequences import Column, Ragged, save_column, values_of
 
 __all__ = [
     "bench",
@@ -32,15 +32,12 @@ __all__ = [
     "prepare",
     "ptq",
     "sample_input",
-    "save_column",
     "signature",
     "vocabularies",
     "write_data",
 ]
 
 Json = dict[str, Any]
-Column = NDArray[Any] | Ragged
-_LOOKUPS = ("lookup_table", "lookup_table_v2")
 _WARM_UP = 2
 _HOPELESS = 1.5  # a variant this much slower than the best needs no second look
 _LOST = 4  # and this much slower even in its first run, which builds the kernels, no first one
@@ -58,7 +55,7 @@ def vocabularies(graph: Graph) -> dict[str, int]:
     writers = graph.writers()
     found: dict[str, int] = {}
     for op in graph.ops:
-        if op.type in _LOOKUPS and op.input("W") in graph.params:
+        if op.type in LOOKUPS:
             name = op.input("Ids")
             while name in writers and writers[name].input("X"):
                 name = writers[name].input("X")
@@ -286,7 +283,7 @@ def evaluate(
             wall = time.perf_counter() - begin
         joined = {name: _join(parts) for name, parts in collected.items()}
         for name, column in joined.items():
-            values = column.values if isinstance(column, Ragged) else column
+            values = values_of(column)
             if not np.isfinite(values).all():
                 bad = int(np.argwhere(~np.isfinite(values))[0][0])
                 sample = column.record(bad) - 1 if isinstance(column, Ragged) else bad
@@ -316,17 +313,10 @@ def _join(parts: Sequence[Column]) -> Column:
     return Ragged.join(ragged) if ragged else np.concatenate([np.asarray(part) for part in parts])
 
 
-def save_column(path: Path, column: Column) -> None:
-    if isinstance(column, Ragged):
-        np.savez(path, values=column.values, offsets=column.offsets)
-    else:
-        np.savez(path, values=column)
-
-
 def _classes(outputs: Mapping[str, Column]) -> int:
     """How many classes a model tells apart: the width of its first output of scores. Without one, any label may be."""
     for column in outputs.values():
-        values = column.values if isinstance(column, Ragged) else column
+        values = values_of(column)
         if values.ndim == 2 and values.dtype.kind == "f":
             return int(values.shape[1])
     return 1 << 31

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from quant.sequences import Ragged
+from quant.sequences import Column, Ragged, values_of
 
 __all__ = [
     "METRICS",
@@ -30,7 +30,6 @@ __all__ = [
     "verdict",
 ]
 
-Column = NDArray[Any] | Ragged
 Counts = NDArray[np.int64]
 _RESAMPLES, _BLOCK = 4000, 100
 
@@ -171,27 +170,23 @@ USUAL: dict[str, tuple[str, ...]] = {
 }
 
 
-def _values(column: Column) -> NDArray[Any]:
-    return column.values if isinstance(column, Ragged) else np.asarray(column)
-
-
 def sqnr(reference: Column, other: Column) -> float:
     """Signal to quantization noise ratio in dB, 10 log10(|r|^2 / |r - o|^2); higher is better, inf when equal."""
-    before, after = _values(reference).astype(np.float64), _values(other)
+    before, after = values_of(reference).astype(np.float64), values_of(other)
     noise = float(np.sum((before - after) ** 2))
     return math.inf if noise == 0 else 10 * math.log10(max(float(np.sum(before**2)), 1e-300) / noise)
 
 
 def cosine(reference: Column, other: Column) -> float:
     """Mean over rows of the cosine between two outputs [N, features]."""
-    before, after = _values(reference).astype(np.float64), _values(other).astype(np.float64)
+    before, after = values_of(reference).astype(np.float64), values_of(other).astype(np.float64)
     norms = np.linalg.norm(before, axis=-1) * np.linalg.norm(after, axis=-1)
     return float(((before * after).sum(-1) / np.maximum(norms, 1e-300)).mean())
 
 
 def agreement(reference: Column, other: Column) -> float:
     """Share of equal values of two outputs of integers."""
-    return float((_values(reference) == _values(other)).mean())
+    return float((values_of(reference) == values_of(other)).mean())
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from quant import cpu, isolate
 from quant.errors import OptionError
-from quant.metrics import METRICS, Column, agreement, cosine, sqnr
+from quant.metrics import METRICS, agreement, cosine, sqnr
 from quant.numerics import REDUCED, SIGNED
 from quant.places import cached
 from quant.profile import Proof, kernels, proof
 from quant.record import Record, columns
 from quant.registry import Case, ModelSpec
-from quant.sequences import Ragged
+from quant.sequences import Column, Ragged, load_column, values_of
 
 __all__ = [
     "Evaluated",
@@ -168,21 +168,12 @@ class Evaluated(NamedTuple):
     @property
     def scores(self) -> list[Column]:
         """The outputs of real numbers, first to last."""
-        return [column for column in self.outputs if _values(column).dtype.kind == "f"]
-
-
-def _values(column: Column) -> NDArray[Any]:
-    return column.values if isinstance(column, Ragged) else column
+        return [column for column in self.outputs if values_of(column).dtype.kind == "f"]
 
 
 def _shape(column: Column) -> str:
-    kind = f"{_values(column).dtype}{list(_values(column).shape)}"
+    kind = f"{values_of(column).dtype}{list(values_of(column).shape)}"
     return f"sequences of {kind}" if isinstance(column, Ragged) else kind
-
-
-def _load_column(path: Path) -> Column:
-    with np.load(path, allow_pickle=False) as stored:
-        return Ragged(stored["values"], stored["offsets"]) if "offsets" in stored else stored["values"]
 
 
 def evaluate(
@@ -219,8 +210,8 @@ def evaluate(
             log=watch.log,
         )
         for number, (result, lines) in enumerate(zip(results, watch.runs, strict=True)):
-            outputs = [_load_column(Path(scratch) / f"{number}.{place}.npz") for place in range(len(result["outputs"]))]
-            golds = _load_column(Path(scratch) / "labels.npz")
+            outputs = [load_column(Path(scratch) / f"{number}.{place}.npz") for place in range(len(result["outputs"]))]
+            golds = load_column(Path(scratch) / "labels.npz")
             yield Evaluated(data, result, outputs, golds, proof(kernels(lines), result["declared_macs"]))
 
 
@@ -250,7 +241,7 @@ def accuracy(
             references = {"fp32": seen["fp32"]} if name != "fp32" else {}
             if run.result["precision"] == "int8":
                 references["quant"] = seen[f"quant{_suffix(tier)}"]
-            decided = [column for column in run.outputs if _values(column).dtype.kind == "i"]
+            decided = [column for column in run.outputs if values_of(column).dtype.kind == "i"]
             same = {
                 key: other.outputs[0] for key, other in references.items() if decided and decided[0] is run.outputs[0]
             }

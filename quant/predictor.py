@@ -10,11 +10,10 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quant.errors import DataError, ModelError
 from quant.graph import files_of, op_types
-from quant.readers import Ragged
+from quant.sequences import Column, Ragged, values_of
 
 os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's C++ log would drown ours
 
@@ -25,7 +24,6 @@ from paddle.base.core import DenseTensor
 
 __all__ = ["BROKEN_ONEDNN", "PRECISIONS", "Precision", "Predictor", "Settings", "log_kernels"]
 
-Column = NDArray[Any] | Ragged
 Arrays = Mapping[str, Column]
 Precision = Literal["fp32", "quant", "int8", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "quant", "int8", "bf16")
@@ -99,8 +97,7 @@ class Predictor:
         for name, handle in self._engine.feeds.items():
             column = arrays[name]
             tensor = DenseTensor()
-            values = column.values if isinstance(column, Ragged) else column
-            tensor.set(np.ascontiguousarray(values), CPUPlace(), True)
+            tensor.set(np.ascontiguousarray(values_of(column)), CPUPlace(), True)
             handle.share_external_data(tensor)
             if isinstance(column, Ragged):
                 handle.set_lod([column.offsets.tolist()])

@@ -13,7 +13,7 @@ import numpy as np
 
 from quant.errors import DataError
 from quant.formats import labels_beside, read_handwriting, read_lac, read_lac_bin, read_pairs
-from quant.sequences import Array, Dataset, Padded, Ragged, Signature, staged
+from quant.sequences import Array, Column, Dataset, Padded, Ragged, Signature, staged, values_of
 
 __all__ = [
     "FORMATS",
@@ -36,7 +36,7 @@ __all__ = [
 Reader = Callable[[Path, Signature, Path | None], Dataset]
 
 
-def batches(data: Dataset, size: int, limit: int | None = None) -> Iterator[dict[str, Array | Ragged]]:
+def batches(data: Dataset, size: int, limit: int | None = None) -> Iterator[dict[str, Column]]:
     """Slices of `size` samples in order (the last one may be shorter), at most `limit` of them."""
     for number, start in enumerate(range(0, len(data), size)):
         if limit is not None and number >= limit:
@@ -46,7 +46,7 @@ def batches(data: Dataset, size: int, limit: int | None = None) -> Iterator[dict
 
 def head(data: Dataset, count: int) -> Dataset:
     """The first `count` samples."""
-    inputs: dict[str, Array | Ragged | Padded] = {}
+    inputs: dict[str, Column | Padded] = {}
     for name, column in data.inputs.items():
         inputs[name] = Padded(column.ragged[:count]) if isinstance(column, Padded) else column[:count]
     return Dataset(data.path, inputs, None if data.labels is None else data.labels[:count])
@@ -61,7 +61,7 @@ def by_length(data: Dataset) -> Dataset:
     if not isinstance(first, Ragged | Padded):
         return data
     order = np.argsort(_ragged(first).lengths, kind="stable")
-    inputs: dict[str, Array | Ragged | Padded] = {}
+    inputs: dict[str, Column | Padded] = {}
     for name, column in data.inputs.items():
         inputs[name] = Padded(column.ragged.take(order)) if isinstance(column, Padded) else _reorder(column, order)
     return Dataset(data.path, inputs, None if data.labels is None else _reorder(data.labels, order))
@@ -71,7 +71,7 @@ def _ragged(column: Ragged | Padded) -> Ragged:
     return column.ragged if isinstance(column, Padded) else column
 
 
-def _reorder(column: Array | Ragged, order: Array) -> Array | Ragged:
+def _reorder(column: Column, order: Array) -> Column:
     return column.take(order) if isinstance(column, Ragged) else column[order]
 
 
@@ -194,7 +194,7 @@ def read_npz(path: Path, signature: Signature) -> Dataset:
     return Dataset(path, chosen, None if labels is None else labels.astype(np.int64))
 
 
-def check_labels(data: Dataset, classes: int) -> Array | Ragged:
+def check_labels(data: Dataset, classes: int) -> Column:
     """The labels, in memory. Raises DataError when there are none, or one lies outside 0..classes-1.
 
     The message counts samples from 0, and the records of sequences, as their readers do, from 1.
@@ -202,7 +202,7 @@ def check_labels(data: Dataset, classes: int) -> Array | Ragged:
     if data.labels is None:
         raise DataError(f"{data.path}: has no labels (an array named 'label', or a label file given with --labels)")
     labels = data.labels
-    values = np.asarray(labels.values if isinstance(labels, Ragged) else labels)
+    values = values_of(labels)
     bad = np.flatnonzero((values < 0) | (values >= classes))
     if bad.size:
         place = f"record {labels.record(bad[0])}" if isinstance(labels, Ragged) else f"sample {bad[0]}"

@@ -11,12 +11,16 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "Array",
+    "Column",
     "Dataset",
     "Padded",
     "Ragged",
     "Signature",
+    "load_column",
     "offsets_of",
+    "save_column",
     "staged",
+    "values_of",
 ]
 
 Array = NDArray[Any]
@@ -94,13 +98,35 @@ class Padded:
         return dense
 
 
+Column = Array | Ragged
+
+
+def values_of(column: Column) -> Array:
+    """The numbers of a column, [N, ...]; of sequences [sum of lengths, ...]."""
+    return np.asarray(column.values if isinstance(column, Ragged) else column)
+
+
+def save_column(path: Path, column: Column) -> None:
+    """Write a column as an .npz file, the suffix included in `path`."""
+    if isinstance(column, Ragged):
+        np.savez(path, values=column.values, offsets=column.offsets)
+    else:
+        np.savez(path, values=column)
+
+
+def load_column(path: Path) -> Column:
+    """Read what `save_column` wrote."""
+    with np.load(path, allow_pickle=False) as stored:
+        return Ragged(stored["values"], stored["offsets"]) if "offsets" in stored else stored["values"]
+
+
 @dataclass(frozen=True)
 class Dataset:
     """`inputs`: model input -> column of N samples; `labels`: int64 [N], or int64 sequences, or None."""
 
     path: Path
-    inputs: Mapping[str, Array | Ragged | Padded]
-    labels: Array | Ragged | None
+    inputs: Mapping[str, Column | Padded]
+    labels: Column | None
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))

@@ -10,13 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from quant.chains import RECURRENT
+from quant.chains import LOOKUPS, RECURRENT
 from quant.graph import Graph, Op
 from quant.numerics import usable
 
 __all__ = ["equalise_embeddings"]
-
-_LOOKUPS = ("lookup_table", "lookup_table_v2")
 
 
 def equalise_embeddings(graph: Graph) -> Graph:
@@ -28,7 +26,7 @@ def equalise_embeddings(graph: Graph) -> Graph:
     swap: dict[Op, Op] = {}
     params = {}
     for lookup in graph.ops:
-        if lookup.type not in _LOOKUPS or lookup.output("Out") in graph.fetches:
+        if lookup.type not in LOOKUPS or lookup.output("Out") in graph.fetches:
             continue
         table, products = lookup.input("W"), readers.get(lookup.output("Out"), [])
         if table not in graph.params or len(readers[table]) > 1 or not products:

@@ -11,9 +11,10 @@ from quant.graph import load_dir, save_dir
 from quant.predictor import Predictor, Settings
 from quant.readers import Dataset, Padded, Ragged, open_data
 from quant.registry import ModelSpec
+from quant.sequences import Column, values_of
 
 INT8 = Settings("int8")
-Batch = Mapping[str, np.ndarray | Ragged]
+Batch = Mapping[str, Column]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def some(samples: Dataset, start: int, stop: int) -> Batch:
 
 def values(predictor: Predictor, batch: Batch) -> list[np.ndarray]:
     """All outputs, sequences as their values."""
-    return [out.values if isinstance(out, Ragged) else out for out in predictor(batch).values()]
+    return [values_of(out) for out in predictor(batch).values()]
 
 
 def decisions(predictor: Predictor, batch: Batch) -> np.ndarray:
@@ -95,7 +96,7 @@ def test_memory_is_flat_over_1000_runs(predictor: Predictor, samples: Dataset) -
 
 def of_length(samples: Dataset, length: int) -> Batch:
     """One made-up sample of that length: the first samples' steps, over and over."""
-    batch: dict[str, np.ndarray | Ragged] = {}
+    batch: dict[str, Column] = {}
     for name, column in samples.inputs.items():
         ragged = column.ragged if isinstance(column, Padded) else column
         assert isinstance(ragged, Ragged)
