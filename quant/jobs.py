@@ -33,6 +33,7 @@ __all__ = [
     "ptq",
     "sample_input",
     "signature",
+    "sizes_of",
     "vocabularies",
     "write_data",
 ]
@@ -302,7 +303,7 @@ def evaluate(
                 "fp32_ops": fp32_ops,
                 "run_s": seconds,
                 "overhead": 1 - sum(seconds) / wall,
-                "declared_macs": graph_macs(graph, *_sizes(first)),
+                "declared_macs": graph_macs(graph, *sizes_of(graph, first)),
             }
         )
     return results
@@ -322,14 +323,19 @@ def _classes(outputs: Mapping[str, Column]) -> int:
     return 1 << 31
 
 
-def _sizes(batch: Mapping[str, Column]) -> tuple[int, int, int]:
-    """A batch's (samples, longest sequence, steps)."""
-    columns = list(batch.values())
-    ragged = [column for column in columns if isinstance(column, Ragged)]
+def sizes_of(graph: Graph, batch: Mapping[str, Column]) -> tuple[int, int, int]:
+    """A batch's (samples, longest sequence, steps), 0 for what it doesn't have.
+
+    A dense input's second dimension is a length where the model leaves that one open and fixes those behind it. An
+    image's is its channels, and no measure for its open height and width.
+    """
+    ragged = [column for column in batch.values() if isinstance(column, Ragged)]
     if ragged:
         return len(ragged[0]), int(ragged[0].lengths.max()), len(ragged[0].values)
-    dense = [np.asarray(column) for column in columns]
-    return len(dense[0]), max((array.shape[1] for array in dense if array.ndim > 1), default=0), 0
+    shapes = {name: graph.vars[name].shape for name in graph.feeds}
+    padded = [name for name, shape in shapes.items() if shape[1:2] == (-1,) and min(shape[2:], default=0) >= 0]
+    longest = max((values_of(batch[name]).shape[1] for name in padded), default=0)
+    return len(next(iter(batch.values()))), longest, 0
 
 
 def sample_input(graph: Graph, batch: int, shapes: Mapping[str, Sequence[int]]) -> dict[str, Column]:
