@@ -1,5 +1,6 @@
 """Products of two activations, and what stands around them in an encoder."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import pytest
 
 from fixtures.programs import Program
 from quant.calibrate import calibrate
-from quant.chains import graph_macs
+from quant.chains import chains_of, graph_macs, numbered
 from quant.convert import convert
-from quant.graph import Attr, Graph, Op, Var, run_passes
+from quant.graph import Graph, Op, Var, run_passes
 from quant.metrics import sqnr
 from quant.passes import NORMALISE, fold_scale, lower_quantizers
 from quant.predictor import Settings
@@ -106,14 +107,26 @@ def test_below_vnni_products_of_two_activations_stay_float() -> None:
     assert any("both its factors" in kept.reason for kept in coverage.kept)
 
 
-def test_a_skipped_product_leaves_its_neighbours_int8(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("skipped", "int8", "fp32"),
+    [
+        # The last reshape reads a transpose that is float32 now; the other three read int8 as before.
+        (lambda op: op.type == "transpose2", {"matmul_v2": 8, "reshape2": 3}, {"transpose2": 4, "reshape2": 1}),
+        # The product in float32 reads rounded queries and keys, carried on int8 as before.
+        (lambda op: op.attr("trans_y", False), {"matmul_v2": 7, "reshape2": 4, "transpose2": 4}, {"matmul_v2": 1}),
+    ],
+    ids=["transposes", "product"],
+)
+def test_skipped_ops_leave_the_products_around_them_int8(
+    skipped: Callable[[Op], bool], int8: dict[str, int], fp32: dict[str, int], tmp_path: Path
+) -> None:
     graph = run_passes(encoder(), NORMALISE)
     simulated = calibrate(graph, [batch()], algo="abs_max")
-    ids = [kept.op_id for kept in convert(simulated, ops_to_quantize=["fc"])[1].kept if kept.op_type == "transpose2"]
-    int8, coverage = convert(simulated, op_ids_to_skip=ids)
-    assert coverage.int8["matmul_v2"] == 6 + 2 * (coverage.int8["matmul_v2"] == 8)
+    ids = [number for op, number in numbered(graph).items() if skipped(op)]
+    converted, coverage = convert(simulated, op_ids_to_skip=ids)
+    assert (dict(coverage.int8), dict(coverage.fp32)) == (int8, fp32)
     [sim] = run(lower_quantizers(simulated), batch(9), tmp_path, NATIVE)
-    [real] = run(int8, batch(9), tmp_path, Settings("int8"))
+    [real] = run(converted, batch(9), tmp_path, Settings("int8"))
     assert sqnr(sim, real) > 30
 
 
@@ -164,29 +177,15 @@ def test_macs_of_open_dimensions() -> None:
     assert graph_macs(replace(graph, vars=opened), 3, longest=STEPS) == 3 * STEPS * each
 
 
-def test_a_product_with_a_transposed_first_factor_stays_float() -> None:
-    graph = encoder()
-    ops = []
-    for op in graph.ops:
-        if op.type == "matmul_v2" and op.attr("trans_y"):
-            shape = {"trans_x": Attr.of(True), "trans_y": Attr.of(False)}
-            op = Op(op.type, op.inputs, op.outputs, {**op.attrs, **shape})
-        ops.append(op)
-    int8 = convert(calibrate_shapes_only(replace(graph, ops=tuple(ops))))[1]
-    assert int8.fp32["matmul_v2"] >= 1
-
-
-def calibrate_shapes_only(graph: Graph) -> Graph:
-    """Fake-quantized without a run: every tensor that is multiplied gets the grid of threshold 4."""
-    from quant.passes.quantizers import WEIGHT_SLOT
-
-    ops = []
-    for op in graph.ops:
-        if op.type in WEIGHT_SLOT and op.input("Y") in graph.params:
-            op = op.with_attrs(weight_thresholds=[4.0], weight_levels=127)
-            rounded = f"{op.output('Out')}.in"
-            ops.append(Op.make("fake_quant", {"X": op.input("X")}, {"Out": rounded}, threshold=4.0, levels=127))
-            graph = replace(graph, vars={**graph.vars, rounded: graph.vars[op.input("X")]})
-            op = op.rewired({op.input("X"): rounded})
-        ops.append(op)
-    return replace(graph, ops=tuple(ops))
+@pytest.mark.parametrize(
+    ("kind", "names"), [("matmul_v2", ("trans_x", "trans_y")), ("matmul", ("transpose_X", "transpose_Y"))]
+)
+@pytest.mark.parametrize("flipped", [(False, False), (False, True), (True, False), (True, True)])
+def test_a_product_with_a_transposed_first_factor_has_no_int8_kernel(
+    kind: str, names: tuple[str, str], flipped: tuple[bool, bool]
+) -> None:
+    square = Var((-1, WIDTH, WIDTH))
+    program = Program({"x": square, "y": square})
+    out = program.op(kind, {"X": "x", "Y": "y"}, {"Out": square}, **dict(zip(names, flipped, strict=True)))
+    graph = program.graph([out])
+    assert [chain.operands for chain in chains_of(graph, graph.ops).values()] == ([] if flipped[0] else [("x", "y")])
