@@ -1,39 +1,33 @@
 """Post-training quantization: an FP32 graph and calibration batches -> a fake-quantized graph.
 
-Only what the INT8 kernels will round is rounded here: the input of each quantised op, the other operand of an
-addition that a convolution's kernel takes over, and what a recurrent layer gives out. Tensors joined by ops that only
-carry values (max pooling, concat, reshape) share one threshold, so those ops can run on int8 without rounding
-anything a second time. What can't be written down in a Paddle program: a recurrent kernel also rounds its state from
-step to step, on the grid of its output.
+What is rounded is decided in `quant.rounding`. What can't be written down in a Paddle program: a recurrent kernel also
+rounds its state from step to step, on the grid of its output.
 """
 
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.chains import CONVS, Chain, chains_of, chosen_ops, is_carrier
+from quant.chains import CONVS, Chain, chains_of, chosen_ops
 from quant.errors import ConversionError, DataError, check_choice
-from quant.graph import Graph, Op, run_passes, save_dir
-from quant.numerics import REDUCED, SIGNED, STATE_THRESHOLD, UNSIGNED, channel_thresholds, dequantise, quantise
+from quant.graph import Graph, run_passes, save_dir
+from quant.numerics import REDUCED, SIGNED
 from quant.observers import ALGORITHMS, BEST, Choice, Observer, Sample, choose
 from quant.passes import NORMALISE
-from quant.passes.quantizers import WEIGHT_SLOT, pack_state_weight, state_matrix
+from quant.passes.quantizers import WEIGHT_SLOT
 from quant.predictor import Predictor, Settings
 from quant.readers import Ragged
+from quant.rounding import Plan, plan_of, simulate
 
 __all__ = ["calibrate"]
 
 Batches = Iterable[Mapping[str, NDArray[Any] | Ragged]]
-Stored = Literal["u8", "s8", "mixed"]
-
-_NEVER_NEGATIVE = ("relu", "relu6", "sigmoid", "softmax", "hard_sigmoid")
-_LOOKUPS = ("lookup_table", "lookup_table_v2")
 
 
 def calibrate(
@@ -65,7 +59,7 @@ def calibrate(
         raise ConversionError(
             "nothing to quantise: the model has no convolution or product with a constant weight left"
         )
-    plan = _plan(graph, chains)
+    plan = plan_of(graph, chains)
     names = tuple(ALGORITHMS) if algo == BEST else (algo,)
     groups = dict.fromkeys(plan.group.values())
     observers = {group: {name: ALGORITHMS[name](plan.levels[group]) for name in names} for group in groups}
@@ -81,7 +75,7 @@ def calibrate(
             chosen[group] = choose(seen, read, plan.levels[group])
         else:
             chosen[group] = Choice(algo, seen[algo])
-    return _simulate(graph, chains, plan, chosen, weight_levels)
+    return simulate(graph, chains, plan, chosen, weight_levels)
 
 
 def _channel_energy(graph: Graph, chain: Chain) -> NDArray[np.float64]:
@@ -96,99 +90,10 @@ def _channel_energy(graph: Graph, chain: Chain) -> NDArray[np.float64]:
     return np.asarray(per_group.reshape(-1))
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What is to be rounded.
-
-    `group`: tensor -> its group; `levels`: group -> levels; `residual`: chains whose residual is rounded too;
-    `known`: group -> threshold, where no data is needed to tell it; `states`: outputs of recurrent layers.
-    """
-
-    group: Mapping[str, str]
-    levels: Mapping[str, int]
-    residual: Collection[Chain]
-    known: Mapping[str, float]
-    states: Collection[str]
-
-
-def _plan(graph: Graph, chains: Mapping[Op, Chain]) -> _Plan:
-    writers = graph.writers()
-    ends = {chain.out: chain for chain in chains.values()}
-    states = {chain.out for chain in chains.values() if chain.cell}
-    parent: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            name = parent[name]
-        return name
-
-    def roots(name: str) -> list[str]:
-        op = writers.get(name)
-        if op is None or not is_carrier(op):
-            return [name]
-        found = [root for source in op.inputs["X"] for root in roots(source)]
-        # A layer's state keeps the grid of its kernel; beside other tensors it is rounded once more, on theirs.
-        return [name] if 0 < len(states.intersection(found)) < len(set(found)) else found
-
-    def stored(name: str) -> Stored:
-        """The type that kernels would store a tensor in."""
-        kinds = {"u8" if never_negative(root) else "s8" for root in roots(name)}
-        return "mixed" if len(kinds) > 1 else "u8" if kinds == {"u8"} else "s8"
-
-    def half_range(root: str) -> bool:
-        """A sum over a signed residual is stored signed, and only then read as unsigned: 127 levels at most."""
-        chain = ends.get(root)
-        return chain in residual and stored(chain.residual) == "s8"
-
-    def never_negative(name: str) -> bool:
-        """Whether a tensor is stored as uint8: by its kernel, or because no value of it can be negative."""
-        op = writers.get(name)
-        if op is None:
-            return False
-        if name in ends:
-            return ends[name].stores_unsigned
-        if op.type in _NEVER_NEGATIVE:
-            return True
-        return (is_carrier(op) or op.type == "pool2d") and all(never_negative(source) for source in op.inputs["X"])
-
-    def full_range(name: str) -> bool:
-        return stored(name) == "u8" and not any(half_range(root) for root in roots(name))
-
-    # A kernel stores a sum in its residual's type, so an unsigned residual needs a sum that can't be negative.
-    residual = {
-        chain
-        for chain in chains.values()
-        if chain.residual
-        and (stored(chain.residual) == "s8" or (stored(chain.residual) == "u8" and chain.stores_unsigned))
-    }
-    read = [name for chain in chains.values() for name in chain.operands]
-    tensors = dict.fromkeys([*read, *(chain.residual for chain in chains.values() if chain in residual), *states])
-    signed = {name for chain in chains.values() if chain.signed_operands for name in chain.operands} | states
-    for name in tensors:
-        first, *others = roots(name)
-        for other in others:
-            parent[find(other)] = find(first)
-    group = {name: find(roots(name)[0]) for name in tensors}
-    members: defaultdict[str, list[str]] = defaultdict(list)
-    for name, of in group.items():
-        members[of].append(name)
-
-    def grid_levels(names: Collection[str]) -> int:
-        return UNSIGNED if signed.isdisjoint(names) and all(full_range(name) for name in names) else SIGNED
-
-    levels = {of: grid_levels(names) for of, names in members.items()}
-    known = {group[name]: STATE_THRESHOLD for name in states}
-    for chain in chains.values():
-        lookup = writers.get(chain.data)
-        if chain.cell and lookup is not None and lookup.type in _LOOKUPS and lookup.input("W") in graph.params:
-            known[group[chain.data]] = float(np.abs(graph.params[lookup.input("W")]).max())
-    return _Plan(group, levels, residual, known, states)
-
-
 def _observe(
     graph: Graph,
     batches: Batches,
-    plan: _Plan,
+    plan: Plan,
     observers: Mapping[str, Mapping[str, Observer]],
     samples: Mapping[Chain, Sample],
     progress: Callable[[int], None] | None,
@@ -224,53 +129,3 @@ def _observe(
                     progress(count)
     if not count:
         raise DataError("no calibration data: the reader gave no batch")
-
-
-def _simulate(
-    graph: Graph, chains: Mapping[Op, Chain], plan: _Plan, chosen: Mapping[str, Choice], weight_levels: int
-) -> Graph:
-    rounded = {name: graph.fresh(f"{name}.quantized") for name in plan.group}
-    params = dict(graph.params)
-    swap: dict[Op, Op] = {}
-
-    def threshold(name: str) -> float:
-        # A tensor that was always zero keeps any grid; 1 is harmless.
-        return float(chosen[plan.group[name]].threshold or 1.0)
-
-    def onto_grid(matrix: NDArray[Any], peaks: NDArray[Any], axis: int) -> NDArray[np.float32]:
-        return dequantise(quantise(matrix, peaks, weight_levels, axis), peaks, weight_levels, axis)
-
-    def weight_attrs(peaks: NDArray[Any]) -> dict[str, Any]:
-        return {"weight_thresholds": [float(peak) for peak in peaks], "weight_levels": weight_levels}
-
-    for op, chain in chains.items():
-        renamed = op.rewired({name: rounded[name] for name in chain.operands})
-        if chain.weight:
-            axis = WEIGHT_SLOT[op.type][1]
-            peaks = channel_thresholds(graph.params[chain.weight], axis)
-            if chain.cell:  # one scale a channel for both weights, the input's in units of its threshold
-                cell, state = chain.cell, state_matrix(chain.cell, graph.params[chain.state_weight])
-                peaks = np.maximum(peaks * threshold(chain.data) / STATE_THRESHOLD, channel_thresholds(state, 1))
-                name = graph.fresh(f"{chain.state_weight}.grid")
-                params[name] = pack_state_weight(cell, onto_grid(state, peaks, 1))
-                swap[cell] = cell.rewired({chain.state_weight: name}).with_attrs(**weight_attrs(peaks))
-                peaks = peaks * STATE_THRESHOLD / threshold(chain.data)
-            name = graph.fresh(f"{chain.weight}.grid")
-            params[name] = onto_grid(graph.params[chain.weight], peaks, axis)
-            renamed = renamed.rewired({chain.weight: name}).with_attrs(**weight_attrs(peaks))
-        swap[op] = renamed
-        if chain in plan.residual:
-            add = next(link for link in chain.ops[1:] if chain.residual in link.reads)
-            swap[add] = add.rewired({chain.residual: rounded[chain.residual]})
-
-    def quantiser(name: str) -> Op:
-        choice = chosen[plan.group[name]]
-        attrs = {"threshold": threshold(name), "levels": plan.levels[plan.group[name]], "algorithm": choice.algorithm}
-        return Op.make("fake_quant", {"X": name}, {"Out": rounded[name]}, **attrs)
-
-    ops = [quantiser(name) for name in rounded if name in graph.feeds]
-    for op in graph.ops:
-        ops.append(swap.get(op, op).rewired({name: rounded[name] for name in plan.states if name in op.reads}))
-        ops.extend(quantiser(name) for name in op.writes if name in rounded)
-    described = {new: graph.vars[old] for old, new in rounded.items()}
-    return graph.evolve(ops, described, params)

@@ -10,7 +10,7 @@ one, the uint8 one around 128 that recurrent kernels read. A missing form is mad
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from quant.chains import (
     CONVS,
+    LOOKUPS,
     PRODUCTS,
     RECURRENT,
     Chain,
@@ -30,10 +31,11 @@ from quant.chains import (
     row_dims,
 )
 from quant.errors import ConversionError
-from quant.graph import Graph, Op, Var, run_passes
+from quant.graph import DTYPE_NUMBERS, Attr, Graph, Op, Var, run_passes
 from quant.kernels import SCRATCH, STATE, Grid, Int8, conv_attrs, fc_attrs, product_attrs, recurrent_attrs
-from quant.numerics import SHIFT, SIGNED, STATE_THRESHOLD, UNSIGNED
+from quant.numerics import SHIFT, SIGNED, STATE_THRESHOLD, TABLE, UNSIGNED, channel_thresholds, dequantise, quantise
 from quant.passes import PLACE
+from quant.passes.quantizers import state_matrix
 
 __all__ = ["Coverage", "Kept", "convert"]
 
@@ -99,8 +101,9 @@ class _Emitter:
         self.grids: dict[str, Grid] = {}  # variable -> the grid its values lie on
         self.floats = {name: name for name in (*graph.feeds, *graph.params)}  # variable -> its float32 form
         self.vars: dict[str, Var] = {}
-        self.params: dict[str, NDArray[np.float32]] = {}
+        self.params: dict[str, NDArray[Any]] = {}
         self.ops: list[Op] = []
+        self.stored: dict[str, str] = {}  # parameter -> the variable that its packed values come back as
         self.products: set[str] = set()  # outputs of INT8 products of two activations, and their rounded twins
         self.reasons: dict[Op, str] = {}  # quantizable ops that stayed float32
 
@@ -146,6 +149,8 @@ class _Emitter:
             # product, where it is wrong or refused (docs/paddle-faults.md). This type is the same kernel.
             op = replace(op, type="fused_elementwise_add")
         op = op.rewired({name: self.need_float(name) for name in op.reads if name})
+        if op.type in LOOKUPS and op.input("W") in self.graph.params:
+            op = replace(op, inputs={**op.inputs, "W": (self.packed_table(op.input("W")),)})
         plain = {key: attr for key, attr in op.attrs.items() if not key.startswith("weight_")}
         self.ops.append(replace(op, attrs=plain) if len(plain) < len(op.attrs) else op)
         self.floats.update({name: name for name in op.writes})
@@ -345,14 +350,19 @@ class _Emitter:
             stored = Int8(self.graph.fresh(f"{chain.out}.u8"), *STATE, unsigned=True, shift=SHIFT)
         weight, bias = self.graph.fresh(f"{chain.weight}.scaled"), self.graph.fresh(f"{chain.out}.bias")
         scaled = self.graph.params[chain.weight] * (data.threshold / STATE_THRESHOLD)
-        self.params[weight] = np.asarray(scaled, np.float32)
         biases = [self.graph.params[name].reshape(1, -1) for name in (chain.bias, cell.input("Bias")) if name]
         width = self.graph.params[chain.weight].shape[1]
         self.params[bias] = np.asarray(sum(biases, np.zeros((1, width))), np.float32)
         scratch = SCRATCH[cell.type]
         outputs = {"Hidden": self.write(chain, stored), **{slot: f"{chain.out}.{slot}" for slot in scratch}}
         self.vars.update({outputs[slot]: Var((-1, width)) for slot in scratch})
-        inputs = {"X": data.name, "WeightX": weight, "WeightH": chain.state_weight, "Bias": bias}
+        scales = cell.attr("weight_levels") / np.array(cell.attr("weight_thresholds"), np.float64)
+        inputs = {
+            "X": data.name,
+            "WeightX": self.packed(weight, scaled, scales, 1),
+            "WeightH": self.packed_state(cell, chain.state_weight, scales),
+            "Bias": bias,
+        }
         self.emit(f"fusion_{cell.type}", inputs, outputs, recurrent_attrs(cell, stored))
         self.grids[chain.out] = STATE
 
@@ -362,7 +372,7 @@ class _Emitter:
         conv = chain.op.type in CONVS
         data = data if conv else self.flat(chain, data)
         slots = ("Input", "Filter", "Output") if conv else ("Input", "W", "Out")
-        inputs = {slots[0]: data.name, slots[1]: chain.weight}
+        inputs = {slots[0]: data.name}
         if chain.residual:
             residual = residual if form else None
             inputs["ResidualData"] = residual.name if residual else self.need_float(chain.residual)
@@ -376,6 +386,8 @@ class _Emitter:
             attrs = conv_attrs(chain, data, residual, form)
         else:
             attrs = fc_attrs(chain, row_dims(self.graph, chain.op), data, form)
+        scales = np.array(attrs["Scale_weights"])
+        inputs[slots[1]] = self.packed(chain.weight, self.graph.params[chain.weight], scales, 0 if conv else 1)
         self.emit("fused_conv2d" if conv else "fc", inputs, {slots[2]: self.write(chain, form)}, attrs)
 
     def flat(self, chain: Chain, data: Int8) -> Int8:
@@ -388,6 +400,58 @@ class _Emitter:
         attrs = {"start_axis": rows, "stop_axis": -1, "use_mkldnn": True, "mkldnn_data_type": "int8"}
         self.ops.append(Op.make("flatten_contiguous_range", {"X": data.name}, {"Out": form.name}, **attrs))
         return form
+
+    # --- parameters
+
+    def packed(
+        self, name: str, values: NDArray[Any], scales: NDArray[np.float64], axis: int, levels: int = SIGNED
+    ) -> str:
+        """Store a weight that lies on its grid as integers and a step a channel; the variable of its float32 values.
+
+        Two ops make those from it, which Paddle's constant_folding_pass runs once, when the model is loaded. (It
+        leaves out dequantize_linear, which would be one op, so that would run each time.) Kernels take int8 weights
+        too, but Paddle's convolution then reads its bias as unscaled int32 (docs/paddle-faults.md).
+        """
+        if name not in self.stored:
+            integers, step = self.graph.fresh(f"{name}.stored"), self.graph.fresh(f"{name}.step")
+            stored = quantise(values, levels / scales, levels, axis)
+            self.params[integers] = stored.astype(np.int8 if levels == SIGNED else np.int16)
+            self.params[step] = (1 / scales).astype(np.float32)
+            kinds = {"in_dtype": DTYPE_NUMBERS[str(self.params[integers].dtype)], "out_dtype": DTYPE_NUMBERS["float32"]}
+            whole = self.computed("cast", {"X": (integers,)}, values.shape, **kinds)
+            self.stored[name] = self.computed("elementwise_mul", {"X": (whole,), "Y": (step,)}, values.shape, axis=axis)
+        return self.stored[name]
+
+    def packed_state(self, cell: Op, name: str, scales: NDArray[np.float64]) -> str:
+        """The same for the state's weight of a recurrent layer; gru's is put together from its two parts."""
+        values = self.graph.params[name]
+        if cell.type != "gru":
+            return self.packed(name, values, scales, 1)
+        hidden = values.shape[0]
+        matrix, cut = state_matrix(cell, values), 2 * hidden
+        parts = []
+        for part, columns in (("gates", slice(0, cut)), ("candidate", slice(cut, None))):
+            some = self.packed(f"{name}.{part}", matrix[:, columns], scales[columns], 1)
+            parts.append(self.computed("reshape2", {"X": (some,)}, (matrix[:, columns].size,), shape=[-1]))
+        whole = self.computed("concat", {"X": tuple(parts)}, (values.size,), axis=0)
+        return self.computed("reshape2", {"X": (whole,)}, values.shape, shape=list(values.shape))
+
+    def packed_table(self, name: str) -> str:
+        """Store an embedding table as int16 where that loses nothing, as in a simulation. Not as float16: Paddle then
+        takes the model for one of mixed precision, and leaves out the passes for oneDNN."""
+        values = self.graph.params[name]
+        peaks = channel_thresholds(values, 1)
+        grid = quantise(values, peaks, TABLE, 1)
+        if not np.array_equal(dequantise(grid, peaks, TABLE, 1), values):
+            return name
+        return self.packed(name, values, TABLE / peaks, 1, TABLE)
+
+    def computed(self, kind: str, reads: Mapping[str, tuple[str, ...]], size: tuple[int, ...], **attrs: Any) -> str:
+        """Emit an op on parameters alone; the variable, of shape `size`, that it writes."""
+        out = self.graph.fresh(f"{reads['X'][0]}.{kind}")
+        self.vars[out] = Var(size)
+        self.ops.append(Op(kind, reads, {"Out": (out,)}, {key: Attr.of(value) for key, value in attrs.items()}))
+        return out
 
     # --- what was done
 

@@ -30,6 +30,7 @@ from google.protobuf.message import DecodeError
 from paddle.base.proto import framework_pb2 as proto
 
 __all__ = [
+    "DTYPE_NUMBERS",
     "Attr",
     "Graph",
     "Op",
@@ -57,7 +58,7 @@ _DTYPES = {
     proto.VarType.INT8: "int8",
     proto.VarType.BF16: "uint16",
 }
-_DTYPE_NUMBERS = {name: number for number, name in _DTYPES.items()}
+DTYPE_NUMBERS = {name: number for number, name in _DTYPES.items()}
 
 # AttrType number -> the field of OpDesc.Attr that carries it. Blocks are absent: control flow is refused on load.
 _ATTR_FIELDS = {
@@ -410,7 +411,7 @@ def _program_bytes(graph: Graph) -> bytes:
     for name, described in sorted(graph.vars.items()):
         var = block.vars.add(name=name, persistable=name in graph.params, need_check_feed=name in graph.feeds)
         var.type.type = proto.VarType.DENSE_TENSOR
-        var.type.dense_tensor.tensor.data_type = _DTYPE_NUMBERS[described.dtype]
+        var.type.dense_tensor.tensor.data_type = DTYPE_NUMBERS[described.dtype]
         var.type.dense_tensor.tensor.dims.extend(described.shape)
         var.type.dense_tensor.legacy_lod_level = described.lod_level
     feed = [Op.make("feed", {"X": "feed"}, {"Out": name}, col=col) for col, name in enumerate(graph.feeds)]
@@ -494,5 +495,5 @@ def _parse_tensor(path: Path, data: memoryview, offset: int, name: str) -> tuple
 
 
 def _tensor_bytes(value: Array) -> tuple[bytes, ...]:
-    desc = proto.VarType.TensorDesc(data_type=_DTYPE_NUMBERS[str(value.dtype)], dims=value.shape).SerializeToString()
+    desc = proto.VarType.TensorDesc(data_type=DTYPE_NUMBERS[str(value.dtype)], dims=value.shape).SerializeToString()
     return (struct.pack("<IQIi", 0, 0, 0, len(desc)), desc, np.ascontiguousarray(value).tobytes())

@@ -21,6 +21,7 @@ __all__ = [
     "SHIFT",
     "SIGNED",
     "STATE_THRESHOLD",
+    "TABLE",
     "UNSIGNED",
     "bits_of",
     "channel_thresholds",
@@ -33,6 +34,7 @@ __all__ = [
 SIGNED = 127
 UNSIGNED = 255
 REDUCED = 63  # 7-bit weights: 255 * 63 * 2 < 2 ** 15, so pairwise 16-bit sums (CPUs without VNNI) can't saturate
+TABLE = 32767  # embedding tables are stored in 16 bits: nothing multiplies them as integers
 
 # Recurrent kernels store signed values as uint8 whose zero lies here, and their state, which tanh bounds by 1, too.
 SHIFT = 128

@@ -1,0 +1,190 @@
+"""What is rounded, and what shares a threshold: the rules that calibration and quantization-aware training share.
+
+Only what the INT8 kernels will round: the input of each quantised op, the other operand of an addition that a
+convolution's kernel takes over, and what a recurrent layer gives out. Tensors joined by ops that only carry values
+(max pooling, concat, reshape) share one threshold, so those ops can run on int8 without rounding anything a second
+time.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quant.chains import LOOKUPS, Chain, is_carrier
+from quant.graph import Graph, Op
+from quant.numerics import SIGNED, STATE_THRESHOLD, TABLE, UNSIGNED, channel_thresholds, dequantise, quantise
+from quant.observers import Choice
+from quant.passes.quantizers import WEIGHT_SLOT, pack_state_weight, state_matrix
+
+__all__ = ["Plan", "plan_of", "simulate"]
+
+Stored = Literal["u8", "s8", "mixed"]
+
+_NEVER_NEGATIVE = ("relu", "relu6", "sigmoid", "softmax", "hard_sigmoid")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be rounded.
+
+    `group`: tensor -> its group; `levels`: group -> levels; `residual`: chains whose residual is rounded too;
+    `known`: group -> threshold, where no data is needed to tell it; `states`: outputs of recurrent layers.
+    """
+
+    group: Mapping[str, str]
+    levels: Mapping[str, int]
+    residual: Collection[Chain]
+    known: Mapping[str, float]
+    states: Collection[str]
+
+
+def plan_of(graph: Graph, chains: Mapping[Op, Chain]) -> Plan:
+    """What the kernels of `chains` will round."""
+    writers = graph.writers()
+    ends = {chain.out: chain for chain in chains.values()}
+    states = {chain.out for chain in chains.values() if chain.cell}
+    parent: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            name = parent[name]
+        return name
+
+    def roots(name: str) -> list[str]:
+        op = writers.get(name)
+        if op is None or not is_carrier(op):
+            return [name]
+        found = [root for source in op.inputs["X"] for root in roots(source)]
+        # A layer's state keeps the grid of its kernel; beside other tensors it is rounded once more, on theirs.
+        return [name] if 0 < len(states.intersection(found)) < len(set(found)) else found
+
+    def stored(name: str) -> Stored:
+        """The type that kernels would store a tensor in."""
+        kinds = {"u8" if never_negative(root) else "s8" for root in roots(name)}
+        return "mixed" if len(kinds) > 1 else "u8" if kinds == {"u8"} else "s8"
+
+    def half_range(root: str) -> bool:
+        """A sum over a signed residual is stored signed, and only then read as unsigned: 127 levels at most."""
+        chain = ends.get(root)
+        return chain in residual and stored(chain.residual) == "s8"
+
+    def never_negative(name: str) -> bool:
+        """Whether a tensor is stored as uint8: by its kernel, or because no value of it can be negative."""
+        op = writers.get(name)
+        if op is None:
+            return False
+        if name in ends:
+            return ends[name].stores_unsigned
+        if op.type in _NEVER_NEGATIVE:
+            return True
+        return (is_carrier(op) or op.type == "pool2d") and all(never_negative(source) for source in op.inputs["X"])
+
+    def full_range(name: str) -> bool:
+        return stored(name) == "u8" and not any(half_range(root) for root in roots(name))
+
+    # A kernel stores a sum in its residual's type, so an unsigned residual needs a sum that can't be negative.
+    residual = {
+        chain
+        for chain in chains.values()
+        if chain.residual
+        and (stored(chain.residual) == "s8" or (stored(chain.residual) == "u8" and chain.stores_unsigned))
+    }
+    read = [name for chain in chains.values() for name in chain.operands]
+    tensors = dict.fromkeys([*read, *(chain.residual for chain in chains.values() if chain in residual), *states])
+    signed = {name for chain in chains.values() if chain.signed_operands for name in chain.operands} | states
+    for name in tensors:
+        first, *others = roots(name)
+        for other in others:
+            parent[find(other)] = find(first)
+    group = {name: find(roots(name)[0]) for name in tensors}
+    members: defaultdict[str, list[str]] = defaultdict(list)
+    for name, of in group.items():
+        members[of].append(name)
+
+    def grid_levels(names: Collection[str]) -> int:
+        return UNSIGNED if signed.isdisjoint(names) and all(full_range(name) for name in names) else SIGNED
+
+    levels = {of: grid_levels(names) for of, names in members.items()}
+    known = {group[name]: STATE_THRESHOLD for name in states}
+    for chain in chains.values():
+        lookup = writers.get(chain.data)
+        if chain.cell and lookup is not None and lookup.type in LOOKUPS and lookup.input("W") in graph.params:
+            known[group[chain.data]] = float(np.abs(graph.params[lookup.input("W")]).max())
+    return Plan(group, levels, residual, known, states)
+
+
+def simulate(
+    graph: Graph,
+    chains: Mapping[Op, Chain],
+    plan: Plan,
+    chosen: Mapping[str, Choice],
+    weight_levels: int,
+    *,
+    per_channel: bool = True,
+) -> Graph:
+    """Write `plan` into a graph: fake_quant ops, weights on their grid. `chosen`: group -> threshold.
+
+    Embedding tables are rounded to 16 bits, as which INT8 models store them.
+    """
+    rounded = {name: graph.fresh(f"{name}.quantized") for name in plan.group}
+    params = {**graph.params, **_rounded_tables(graph)}
+    swap: dict[Op, Op] = {}
+
+    def threshold(name: str) -> float:
+        # A tensor that was always zero keeps any grid; 1 is harmless.
+        return float(chosen[plan.group[name]].threshold or 1.0)
+
+    def onto_grid(matrix: NDArray[Any], peaks: NDArray[Any], axis: int) -> NDArray[np.float32]:
+        return dequantise(quantise(matrix, peaks, weight_levels, axis), peaks, weight_levels, axis)
+
+    def weight_attrs(peaks: NDArray[Any]) -> dict[str, Any]:
+        return {"weight_thresholds": [float(peak) for peak in peaks], "weight_levels": weight_levels}
+
+    for op, chain in chains.items():
+        renamed = op.rewired({name: rounded[name] for name in chain.operands})
+        if chain.weight:
+            axis = WEIGHT_SLOT[op.type][1]
+            peaks = channel_thresholds(graph.params[chain.weight], axis)
+            if not per_channel:
+                peaks = np.full_like(peaks, peaks.max())
+            if chain.cell:  # one scale a channel for both weights, the input's in units of its threshold
+                cell, state = chain.cell, state_matrix(chain.cell, graph.params[chain.state_weight])
+                peaks = np.maximum(peaks * threshold(chain.data) / STATE_THRESHOLD, channel_thresholds(state, 1))
+                name = graph.fresh(f"{chain.state_weight}.grid")
+                params[name] = pack_state_weight(cell, onto_grid(state, peaks, 1))
+                swap[cell] = cell.rewired({chain.state_weight: name}).with_attrs(**weight_attrs(peaks))
+                peaks = peaks * STATE_THRESHOLD / threshold(chain.data)
+            name = graph.fresh(f"{chain.weight}.grid")
+            params[name] = onto_grid(graph.params[chain.weight], peaks, axis)
+            renamed = renamed.rewired({chain.weight: name}).with_attrs(**weight_attrs(peaks))
+        swap[op] = renamed
+        if chain in plan.residual:
+            add = next(link for link in chain.ops[1:] if chain.residual in link.reads)
+            swap[add] = add.rewired({chain.residual: rounded[chain.residual]})
+
+    def quantiser(name: str) -> Op:
+        choice = chosen[plan.group[name]]
+        attrs = {"threshold": threshold(name), "levels": plan.levels[plan.group[name]], "algorithm": choice.algorithm}
+        return Op.make("fake_quant", {"X": name}, {"Out": rounded[name]}, **attrs)
+
+    ops = [quantiser(name) for name in rounded if name in graph.feeds]
+    for op in graph.ops:
+        ops.append(swap.get(op, op).rewired({name: rounded[name] for name in plan.states if name in op.reads}))
+        ops.extend(quantiser(name) for name in op.writes if name in rounded)
+    described = {new: graph.vars[old] for old, new in rounded.items()}
+    return graph.evolve(ops, described, params)
+
+
+def _rounded_tables(graph: Graph) -> dict[str, NDArray[np.float32]]:
+    """The embedding tables on a 16-bit grid, one step a column."""
+    names = {op.input("W") for op in graph.ops if op.type in LOOKUPS}
+    tables = {name: graph.params[name] for name in names if name in graph.params}
+    peaks = {name: channel_thresholds(table, 1) for name, table in tables.items()}
+    return {
+        name: dequantise(quantise(table, peaks[name], TABLE, 1), peaks[name], TABLE, 1)
+        for name, table in tables.items()
+    }
