@@ -19,6 +19,8 @@ import pytest
 from fixtures import ernie, handwriting_model, lac
 from quant.formats import write_lac_bin
 from quant.graph import load_dir, save_dir
+from quant.observers import ALGORITHMS
+from quant.passes import lift_quantizers
 from quant.readers import open_data
 from quant.registry import find
 from quant.sequences import Ragged
@@ -92,6 +94,28 @@ def test_lac_from_fp32_to_proven_int8(place: Path, tmp_path: Path) -> None:
     timed = json.loads(quant("bench", *timing, *sizes, "--json"))["results"]
     assert [(row["threads"], row["batch"]) for row in timed] == [(1, 1), (1, 10)]
     assert all(0 < row["ratio_low"] <= row["ratio"] <= row["ratio_high"] for row in timed)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "options", "chooses"),
+    [
+        ("lac", "calibration.tsv", [], False),  # the states' range is known, and that of the embeddings
+        ("handwriting", RECORDS, ["--format", "handwriting"], True),
+    ],
+)
+def test_best_tells_the_algorithms(
+    model: str, data: str, options: list[str], chooses: bool, place: Path, tmp_path: Path
+) -> None:
+    given = ["--data", place / "data" / data, *options, "--output", tmp_path / "quant"]
+    told = quant("ptq", "--model", place / model, *given, "--algo", "best")
+    [tensors] = re.findall(r"(\d+) tensors quantized from \d+ samples", told)
+    [line] = re.findall(r"^algorithms: (.+)$", told, re.MULTILINE)
+    counts = {name: int(count) for name, count in (part.split() for part in line.split(", "))}
+    assert sum(counts.values()) == int(tensors)
+    assert lift_quantizers(load_dir(tmp_path / "quant")).op_counts()["fake_quant"] == int(tensors)
+    assert counts.keys() <= {*ALGORITHMS, "known"} and counts["known"] > 0
+    assert (counts.keys() != {"known"}) == chooses
+    quant("convert", "--quant-model-path", tmp_path / "quant", "--int8-model-save-path", tmp_path / "int8")
 
 
 def test_a_model_that_gives_tags_alone(place: Path, tmp_path: Path) -> None:
