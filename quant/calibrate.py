@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +21,13 @@ from quant.observers import ALGORITHMS, BEST, Choice, Observer, Sample, choose
 from quant.passes import NORMALISE
 from quant.passes.quantizers import WEIGHT_SLOT
 from quant.predictor import Predictor, Settings
-from quant.readers import Ragged
 from quant.rounding import Plan, plan_of, simulate
+from quant.sequences import Column, values_of
 
 __all__ = ["calibrate"]
 
-Batches = Iterable[Mapping[str, NDArray[Any] | Ragged]]
+Batches = Iterable[Mapping[str, Column]]
+Samples = dict[str, list[tuple[Sample, int]]]  # tensor -> for each op that multiplies it a sample, and channels' axis
 
 
 def calibrate(
@@ -63,7 +63,7 @@ def calibrate(
     names = tuple(ALGORITHMS) if algo == BEST else (algo,)
     groups = dict.fromkeys(plan.group.values())
     observers = {group: {name: ALGORITHMS[name](plan.levels[group]) for name in names} for group in groups}
-    samples = {chain: Sample(_channel_energy(graph, chain)) for chain in chains.values()} if algo == BEST else {}
+    samples = _samples(graph, chains.values(), plan) if algo == BEST else {}
     _observe(graph, batches, plan, observers, samples, progress)
     chosen: dict[str, Choice] = {}
     for group in groups:
@@ -71,15 +71,28 @@ def calibrate(
         if group in plan.known:
             chosen[group] = Choice("known", plan.known[group])
         elif algo == BEST:
-            read = [samples[chain] for chain in chains.values() if plan.group.get(chain.data) == group]
+            read = [sample for name in samples if plan.group[name] == group for sample, _ in samples[name]]
             chosen[group] = choose(seen, read, plan.levels[group])
         else:
             chosen[group] = Choice(algo, seen[algo])
     return simulate(graph, chains, plan, chosen, weight_levels)
 
 
+def _samples(graph: Graph, chains: Iterable[Chain], plan: Plan) -> Samples:
+    """A sample for each kernel that multiplies a tensor, of tensors whose threshold isn't known."""
+    found: Samples = defaultdict(list)
+    for chain in chains:
+        for name in chain.operands:
+            if plan.group[name] not in plan.known:
+                found[name].append((Sample(_channel_energy(graph, chain)), 1 if chain.op.type in CONVS else -1))
+    return found
+
+
 def _channel_energy(graph: Graph, chain: Chain) -> NDArray[np.float64]:
-    """How much an error in each channel of a chain's input weighs in its output: sum of squared weights, [channels]."""
+    """How much an error in each channel of a chain's input weighs in its output: sum of squared weights, [channels].
+
+    In a product of two activations, where either meets no weights, all channels weigh the same: [1].
+    """
     if chain.other:
         return np.ones(1)
     weight = graph.params[chain.weight].astype(np.float64)
@@ -95,7 +108,7 @@ def _observe(
     batches: Batches,
     plan: Plan,
     observers: Mapping[str, Mapping[str, Observer]],
-    samples: Mapping[Chain, Sample],
+    samples: Samples,
     progress: Callable[[int], None] | None,
 ) -> None:
     # Unfused, because a fused kernel may write over a tensor that is to be seen; each op on its oneDNN kernel still.
@@ -105,9 +118,6 @@ def _observe(
     )
     seen = replace(graph, ops=seen_ops, fetches=tuple(name for name in plan.group if name not in graph.feeds))
     count = 0
-    readers_of = defaultdict(list)
-    for chain, sample in samples.items():
-        readers_of[chain.data].append((sample, chain.op.type in CONVS))
     with tempfile.TemporaryDirectory(prefix="quant-calibrate-") as scratch:
         save_dir(seen, Path(scratch))
         with Predictor(Path(scratch), Settings(optimise=False, threads=2)) as predictor:
@@ -115,15 +125,15 @@ def _observe(
                 outputs = predictor(batch)
                 named = {name: batch[name] for name in fed} | dict(zip(seen.fetches, outputs.values(), strict=True))
                 for name, column in named.items():
-                    value = column.values if isinstance(column, Ragged) else np.asarray(column)
+                    value = values_of(column)
                     if not np.isfinite(value).all():
                         where = "the data" if name in fed else f"activation {name!r}"
                         raise DataError(f"calibration batch {number}: NaN or Inf in {where}")
                     if plan.group[name] not in plan.known:
                         for observer in observers[plan.group[name]].values():
                             observer.update(value)
-                    for sample, channels_second in readers_of[name]:
-                        sample.update(np.moveaxis(value, 1, -1) if channels_second else value)
+                    for sample, axis in samples.get(name, ()):
+                        sample.update(np.moveaxis(value, axis, -1))
                 count += len(next(iter(batch.values())))
                 if progress:
                     progress(count)

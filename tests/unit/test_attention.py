@@ -98,6 +98,32 @@ def test_int8_equals_the_simulation(product: str, settings: Settings, tmp_path: 
     assert sqnr(sim, real) > sqnr(fp32, sim) + 8
 
 
+@pytest.mark.parametrize("second", [False, True])
+def test_best_weighs_both_operands_of_a_product(second: bool) -> None:
+    """Values that lie on a grid cost nothing at their abs-max; least squares, not knowing that, clips the largest."""
+    wide, square = Var((-1, STEPS, WIDTH)), Var((-1, STEPS, STEPS))
+    program = Program({"x": wide, "y": wide})
+    weight = program.param("w", np.eye(WIDTH, dtype=np.float32))
+    linear = program.op("matmul_v2", {"X": "x", "Y": weight}, {"Out": wide}, trans_x=False, trans_y=False)
+    operands = {"X": linear, "Y": "y"} if second else {"X": "y", "Y": linear}
+    graph = program.graph([program.op("matmul_v2", operands, {"Out": square}, trans_x=False, trans_y=True)])
+    random = np.random.default_rng(0)
+    integers = random.integers(-1, 2, (64, STEPS, WIDTH))
+    integers[0, 0, 0] = 127
+    given = {
+        "x": random.standard_normal(integers.shape).astype(np.float32),
+        "y": (integers * 3 / 127).astype(np.float32),
+    }
+
+    def chosen(algo: str) -> tuple[str, float]:
+        ops = calibrate(graph, [given], algo=algo).ops
+        [op] = [op for op in ops if op.type == "fake_quant" and op.input("X") == "y"]
+        return op.attr("algorithm"), op.attr("threshold")
+
+    assert chosen("mse")[1] < 2.98
+    assert chosen("best") == ("abs_max", pytest.approx(3))
+
+
 def test_below_vnni_products_of_two_activations_stay_float() -> None:
     """Both factors are stored with 127 levels there, and pairs of such products would saturate 16 bits."""
     simulated = calibrate(encoder(), [batch()], algo="abs_max", weight_levels=63)
