@@ -50,6 +50,7 @@ def test_int8_kernels_did_the_work(spec: ModelSpec, tier: cpu.Tier, compared: Co
     assert found.int8.int8_share >= spec.int8_share_due(found.int8.variant)
     assert found.fp32.int8_share == 0.0
     assert found.quant.int8_share == 0.0
-    families = {isa.partition("_")[0] for isa in found.int8.kernel_isas} - {"jit"}
-    assert found.int8.kernel_isas
-    assert families <= {tier.cap.lower().partition("_")[0]}  # "jit": a kernel that doesn't name its ISA
+    families = {isa.partition("_")[0] for isa in found.int8.kernel_isas}
+    # Without AVX-512 products run in oneDNN's GEMM, which names no ISA ("jit"); ERNIE has no other kernels.
+    due = [{"avx2", "jit"}, {"jit"}] if tier.name == "avx2" else [{"avx512"}]
+    assert families in due
