@@ -102,9 +102,8 @@ MODELS: tuple[ModelSpec, ...] = (
         most=2490,
         algo="best",
         # Twelve post-norm layers in a row round 50 times: a value that falls to the other side of a rounding boundary
-        # moves its neighbours across theirs, until both runs differ by about the rounding noise itself.
-        max_engine_gap=0.005,
-        min_engine_sqnr=20.0,
+        # moves its neighbours across theirs. Measured: 52 to 58 dB on three tiers; other CPUs sum in other orders.
+        min_engine_sqnr=30.0,
         min_int8_share_7bit=0.93,  # below VNNI products of two activations stay float32: 16-bit sums could saturate
     ),
     ModelSpec(
@@ -120,7 +119,8 @@ MODELS: tuple[ModelSpec, ...] = (
         test=("test", 600),
         most=600,
         max_drop={"f1": 0.002, "tags": 0.002, "segmentation_f1": 0.002},
-        floor=0.60,
+        max_engine_gap=0.002,
+        floor=0.70,
     ),
     ModelSpec(
         "lstm",
@@ -135,6 +135,7 @@ MODELS: tuple[ModelSpec, ...] = (
         test=("test", 3000),
         most=30_000,
         max_drop={"hx": 0.008, "ctc": 0.002},
+        max_engine_gap=0.002,
     ),
 )
 
