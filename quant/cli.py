@@ -16,9 +16,18 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
-from quant import cpu, isolate, metrics, pipeline, preprocess, registry, report
+from quant import cpu, download, fetch, isolate, metrics, pipeline, preprocess, registry, report, zoo
 from quant.errors import OptionError, OutputError, QuantError, check_choice
 from quant.observers import ALGORITHMS, BEST
 from quant.readers import FORMATS, format_of
@@ -75,15 +84,16 @@ def _shapes(specs: Sequence[str]) -> dict[str, list[int]]:
 
 
 @contextmanager
-def _bar() -> Iterator[isolate.Progress]:
-    """A progress function for the pipeline: one bar with an ETA, on a terminal only."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def _bar(*amount: ProgressColumn) -> Iterator[isolate.Progress]:
+    """A progress function: one bar with an ETA, on a terminal only; `amount` shows how much, by default m/n."""
+    shown = amount or (MofNCompleteColumn(),)
+    columns = (TextColumn("{task.description}"), BarColumn(), *shown, TimeRemainingColumn())
     with Progress(*columns, console=_err, transient=True, disable=not sys.stderr.isatty()) as bars:
         task = bars.add_task("starting", total=None)
 
         def tell(what: str, done: int, total: int) -> None:
             if bars.tasks[0].description != what or done == 0:
-                bars.reset(task, description=what, total=total)
+                bars.reset(task, description=what, total=total or None)
             bars.update(task, completed=done)
 
         yield tell
@@ -452,6 +462,46 @@ def preprocess_command(
             lambda done, total: bar("preprocess", done, total),
         )
     _out.print(f"{output_file}: {count} images of 3x{data_dim}x{data_dim}")
+
+
+@app.command("fetch")
+def fetch_command(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="What to fetch; see --list.")] = None,
+    output: Annotated[Path, typer.Option(help="Each goes into a directory of its name in this one.")] = Path("zoo"),
+    mirror: Annotated[
+        str | None, typer.Option(help="http://host[:port][/path] in place of the published server.")
+    ] = None,
+    sha256: Annotated[str | None, typer.Option(help="The archive's SHA-256, if you know it.")] = None,
+    retries: Annotated[int, typer.Option(min=0, help="Tries in a row that bring nothing new, before it gives up.")] = 4,
+    timeout: Annotated[
+        float, typer.Option(min=0.001, help="Seconds without a byte until a try counts as failed.")
+    ] = 60,
+    list_all: Annotated[bool, typer.Option("--list", help="Print what there is: name, address, source.")] = False,
+) -> None:
+    """Download what the seeds publish: models and data. A download that was cut off goes on where it stopped."""
+    if list_all:
+        for artefact in zoo.ARTEFACTS:
+            _out.print(f"{artefact.name:15} {artefact.url}  {artefact.source}", soft_wrap=True)
+        return
+    artefacts = [zoo.find_artefact(name) for name in names or []]
+    if not artefacts:
+        raise OptionError("fetch: name what to fetch; --list prints what there is")
+    if sha256 is not None and len(artefacts) > 1:
+        raise OptionError("--sha256: of one archive, but several are named")
+    patience = download.Patience(retries=retries, timeout_s=timeout)
+    for artefact in artefacts:
+        with _bar(DownloadColumn(), TransferSpeedColumn()) as bar:
+
+            def tell(what: str, done: int, total: int, name: str = artefact.name) -> None:
+                bar(f"{name}: {what}", done, total)
+
+            found = fetch.fetch(artefact, output, mirror=mirror, sha256=sha256, patience=patience, progress=tell)
+        if found.as_published is False and not found.was_there:
+            told = f"not the archive that Paddle's own tests demand (MD5 {artefact.md5})"
+            _err.print(f"warning: {artefact.name}: {told}; taken all the same, as --mirror or --sha256 asks")
+        what = "was there, unchanged" if found.was_there else f"{found.bytes:,} bytes fetched"
+        places = " ".join(str(path) for path in found.holds)
+        _out.print(f"{places}  {what}; archive's SHA-256 {found.sha256}", soft_wrap=True)
 
 
 @app.command()

@@ -6,6 +6,7 @@ QuantError              anything a user can cause and mend; the message is one l
 ├── OptionError         an option, op type, op id or name that doesn't exist
 ├── OutputError         a place that can't be written, or that would lose what is there
 ├── ConversionError     a conversion whose result would not be what was asked for
+├── FetchError          a download that failed, or that is not what was published
 └── ChildError          a child process that died, hung or printed no result
 """
 
@@ -16,6 +17,7 @@ __all__ = [
     "ChildError",
     "ConversionError",
     "DataError",
+    "FetchError",
     "ModelError",
     "OptionError",
     "OutputError",
@@ -46,6 +48,10 @@ class OutputError(QuantError):
 
 class ConversionError(QuantError):
     """A conversion whose result would not be what was asked for."""
+
+
+class FetchError(QuantError):
+    """A download that failed, or that is not what was published."""
 
 
 class ChildError(QuantError):
