@@ -32,6 +32,7 @@ __all__ = [
 
 Counts = NDArray[np.int64]
 _RESAMPLES, _BLOCK = 4000, 100
+_BEYOND = 10  # resamples beyond an end of an interval, below which the percentile is too coarse
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def agreement(reference: Column, other: Column) -> float:
 
 @dataclass(frozen=True)
 class Paired:
-    """A drop (before - after, as a share of the samples) with its 95% interval and McNemar's exact p-value."""
+    """A drop (before - after, as a share of the samples) with its interval and McNemar's exact p-value."""
 
     samples: int
     lost: int  # right before, wrong after
@@ -200,24 +201,30 @@ class Paired:
     low: float
     high: float
     p_value: float
+    confidence: float = 0.95  # of the interval
 
 
-def paired(before: Counts, after: Counts, metric: str = "top1") -> Paired:
+def paired(before: Counts, after: Counts, metric: str = "top1", confidence: float = 0.95) -> Paired:
     """Compare two runs over the same samples by what each sample adds, [N, k].
 
     One outcome a sample: Newcombe's hybrid score interval for paired proportions (Statistics in Medicine 17, 1998,
     method 10), and the exact binomial test on the discordant pairs (McNemar). Other scores: a bootstrap over samples,
-    which keeps a sample's counts together, and a permutation test that swaps the two runs' samples at random.
+    which keeps a sample's counts together, and a permutation test that swaps the two runs' samples at random. The
+    bootstrap's interval is that of its percentiles; at a confidence that leaves fewer than 10 resamples beyond an end,
+    it is the normal one with the bootstrap's standard error (Efron and Tibshirani, An Introduction to the Bootstrap,
+    1993, chapters 12 and 13).
     """
     if before.shape != after.shape or not before.size:
         raise ValueError(f"paired outcomes of different or no samples: {before.shape} and {after.shape}")
     if before.shape[1] == 2 and np.array_equal(before[:, 1], after[:, 1]) and before[:, 1].max() <= 1:
         counted = before[:, 1] == 1
-        return _paired_hits(before[counted, 0] == 1, after[counted, 0] == 1)
-    return _paired_counts(before, after, METRICS[metric].score)
+        return _paired_hits(before[counted, 0] == 1, after[counted, 0] == 1, confidence)
+    return _paired_counts(before, after, METRICS[metric].score, confidence)
 
 
-def _paired_counts(before: Counts, after: Counts, score: Callable[[NDArray[Any]], NDArray[np.float64]]) -> Paired:
+def _paired_counts(
+    before: Counts, after: Counts, score: Callable[[NDArray[Any]], NDArray[np.float64]], confidence: float
+) -> Paired:
     n, random = len(before), np.random.default_rng(0)
     drop = float(score(before.sum(0)) - score(after.sum(0)))
     drops, swapped = [], []
@@ -226,19 +233,28 @@ def _paired_counts(before: Counts, after: Counts, score: Callable[[NDArray[Any]]
         drops.append(score(drawn @ before) - score(drawn @ after))
         stay = random.integers(0, 2, (_BLOCK, n)).astype(np.float64)
         swapped.append(score(stay @ before + (1 - stay) @ after) - score(stay @ after + (1 - stay) @ before))
-    low, high = np.quantile(np.concatenate(drops), [0.025, 0.975])
+    low, high = _bootstrap_interval(drop, np.concatenate(drops), confidence)
     extreme = np.abs(np.concatenate(swapped)) >= abs(drop) - 1e-12
     p_value = float((1 + extreme.sum()) / (1 + extreme.size))
     lost, won = int((before[:, 0] > after[:, 0]).sum()), int((before[:, 0] < after[:, 0]).sum())
-    return Paired(n, lost, won, drop, float(low), float(high), p_value)
+    return Paired(n, lost, won, drop, low, high, p_value, confidence)
 
 
-def _paired_hits(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Paired:
+def _bootstrap_interval(drop: float, resampled: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    tail = (1 - confidence) / 2
+    if tail * resampled.size < _BEYOND:
+        reach = float(stats.norm.isf(tail) * resampled.std(ddof=1))
+        return drop - reach, drop + reach
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _paired_hits(before: NDArray[np.bool_], after: NDArray[np.bool_], confidence: float) -> Paired:
     n = before.size
     both, lost = int((before & after).sum()), int((before & ~after).sum())
     won, neither = int((~before & after).sum()), int((~before & ~after).sum())
     p1, p2 = (both + lost) / n, (both + won) / n
-    (l1, u1), (l2, u2) = _wilson(both + lost, n), _wilson(both + won, n)
+    (l1, u1), (l2, u2) = _wilson(both + lost, n, confidence), _wilson(both + won, n, confidence)
     margins = (both + lost) * (won + neither) * (both + won) * (lost + neither)
     cross = float(both * neither - lost * won)
     if cross > 0:
@@ -248,11 +264,12 @@ def _paired_hits(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Paired:
     below = (p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2
     above = (u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2
     p_value = float(stats.binomtest(lost, lost + won).pvalue) if lost + won else 1.0
-    return Paired(n, lost, won, drop, drop - math.sqrt(max(below, 0)), drop + math.sqrt(max(above, 0)), p_value)
+    low, high = drop - math.sqrt(max(below, 0)), drop + math.sqrt(max(above, 0))
+    return Paired(n, lost, won, drop, low, high, p_value, confidence)
 
 
-def _wilson(successes: int, n: int) -> tuple[float, float]:
-    interval = stats.binomtest(successes, n).proportion_ci(0.95, "wilson")
+def _wilson(successes: int, n: int, confidence: float) -> tuple[float, float]:
+    interval = stats.binomtest(successes, n).proportion_ci(confidence, "wilson")
     return float(interval.low), float(interval.high)
 
 
