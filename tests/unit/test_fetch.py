@@ -255,24 +255,24 @@ def test_a_part_that_is_whole_is_not_fetched_again(server: Server, tmp_path: Pat
 
 def test_a_server_that_tells_no_length(server: Server, tmp_path: Path) -> None:
     """All bytes came, but not the end: the answer to the request for the rest is 416."""
-    server.lengths, server.faults = False, [Fault(stall_s=0.6)]
-    get(server, tmp_path, timeout_s=0.2)
+    server.lengths, server.faults = False, [Fault(stall_s=5)]
+    get(server, tmp_path, timeout_s=0.5)
     assert [request.status for request in server.log] == [200, 416]
     assert names(tmp_path) == DONE
 
 
 def test_a_part_longer_than_the_file_starts_anew(server: Server, tmp_path: Path) -> None:
-    server.lengths, server.etags, server.faults = False, False, [Fault(cut=70_000, stall_s=0.6)]
-    with pytest.raises(FetchError, match=r"nothing came for 0\.2 s"):
-        get(server, tmp_path, retries=0, timeout_s=0.2)
+    server.lengths, server.etags, server.faults = False, False, [Fault(cut=70_000, stall_s=5)]
+    with pytest.raises(FetchError, match=r"nothing came for 0\.5 s"):
+        get(server, tmp_path, retries=0, timeout_s=0.5)
     server.files[PATH] = tarred({"model/__model__": b"short"})
     get(server, tmp_path)
     assert [request.status for request in server.log] == [200, 416, 200]
 
 
 def test_a_stall_ends_and_is_resumed(server: Server, tmp_path: Path) -> None:
-    server.faults = [Fault(cut=70_000, stall_s=0.8)]
-    get(server, tmp_path, timeout_s=0.2)
+    server.faults = [Fault(cut=70_000, stall_s=5)]
+    get(server, tmp_path, timeout_s=0.5)
     assert server.starts() == [None, 70_000]
 
 
@@ -480,6 +480,19 @@ def test_bad_archives_leave_nothing(server: Server, tmp_path: Path, name: str) -
     assert not Path(OUTSIDE).exists()
     server.files[PATH] = GOOD  # and the next try is a new one
     assert get(server, tmp_path / "zoo").bytes == len(GOOD)
+
+
+def test_sizes_are_checked_as_told_and_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive, output = tmp_path / "archive", tmp_path / "output"
+    archive.write_bytes(zipped({"zeros": bytes(3000)}))
+    output.mkdir()
+    with pytest.raises(FetchError, match=r"unpacks to more than 2,000 bytes"):
+        archives.unpack(archive, output, "it", max_bytes=2000)
+    assert names(output) == set()  # refused by what it says, before anything is written
+    monkeypatch.setattr(archives, "_zip_chunks", lambda *args: iter([bytes(1500)] * 9))
+    with pytest.raises(FetchError, match=r"unpacks to more than 4,000 bytes"):
+        archives.unpack(archive, output, "it", max_bytes=4000)
+    assert (output / "zeros").stat().st_size == 3000
 
 
 def test_too_many_files(tmp_path: Path) -> None:
