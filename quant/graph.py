@@ -37,8 +37,11 @@ __all__ = [
     "Pass",
     "Var",
     "files_of",
+    "forward_of",
+    "is_forward",
     "load_dir",
     "op_types",
+    "program_bytes",
     "read_tensor",
     "run_passes",
     "save_dir",
@@ -59,6 +62,8 @@ _DTYPES = {
     proto.VarType.BF16: "uint16",
 }
 DTYPE_NUMBERS = {name: number for number, name in _DTYPES.items()}
+
+_NOT_FORWARD = 1 | 2 | 16  # bits of the attribute op_role: backward, optimiser, learning rate
 
 # AttrType number -> the field of OpDesc.Attr that carries it. Blocks are absent: control flow is refused on load.
 _ATTR_FIELDS = {
@@ -312,7 +317,7 @@ def save_dir(graph: Graph, directory: Path, layout: str = "inference") -> None:
         "separate": ("__model__", None),
     }
     program, combined = names[layout]
-    (directory / program).write_bytes(_program_bytes(graph))
+    (directory / program).write_bytes(program_bytes(graph))
     if combined is not None:
         with (directory / combined).open("wb") as file:
             for name in sorted(graph.params):
@@ -341,8 +346,68 @@ def _read_program(path: Path) -> Any:
 def _parse_program(path: Path) -> Graph:
     """The graph of a program file; `params` maps each parameter's name to an empty array until they are read."""
     program = _read_program(path)
+    parsed = _parse_block(program, path)
+    feeds = {op.attr("col", 0): op.output("Out") for op in parsed.ops if op.type == "feed"}
+    fetches = {op.attr("col", 0): op.input("X") for op in parsed.ops if op.type == "fetch"}
+    if not feeds or not fetches:
+        raise ModelError(f"{path}: has no {'feed' if not feeds else 'fetch'} op: not an inference program")
+    ops = tuple(op for op in parsed.ops if op.type not in ("feed", "fetch"))
+    ends = (*(feeds[col] for col in sorted(feeds)), *(fetches[col] for col in sorted(fetches)))
+    if missing := [name for name in ends if name not in parsed.vars]:
+        raise ModelError(f"{path}: feeds or fetches the undeclared variable {missing[0]!r}")
+    used = {name for op in ops for name in (*op.reads, *op.writes)} | set(ends)
+    if lost := [name for op in ops for name in op.reads if name not in parsed.vars and name]:
+        raise ModelError(f"{path}: an op reads the undeclared variable {lost[0]!r}")
+    version = proto.ProgramDesc()
+    version.CopyFrom(program)
+    version.ClearField("blocks")
+    return Graph(
+        ops=ops,
+        vars={name: var for name, var in parsed.vars.items() if name in used or name in parsed.params},
+        params=parsed.params,
+        feeds=tuple(feeds[col] for col in sorted(feeds)),
+        fetches=tuple(fetches[col] for col in sorted(fetches)),
+        version=version.SerializeToString(),
+    )
+
+
+def forward_of(serialized: bytes) -> Graph:
+    """The forward ops of a training program (a serialised ProgramDesc), loss included, as a graph without fetches.
+
+    Its feeds are the tensors that nothing writes; `params` maps persistable names to empty arrays. Raises ModelError
+    when there is control flow.
+    """
+    program = proto.ProgramDesc()
+    program.ParseFromString(serialized)
+    parsed = _parse_block(program, "the training program")
+    ops = tuple(
+        op for op in parsed.ops if op.type not in ("feed", "fetch") and not op.attr("op_role", 0) & _NOT_FORWARD
+    )
+    written = {name for op in ops for name in op.writes}
+    feeds = dict.fromkeys(name for op in ops for name in op.reads if name in parsed.vars and name not in written)
+    return Graph(
+        ops=ops,
+        vars=parsed.vars,
+        params=parsed.params,
+        feeds=tuple(name for name in feeds if name not in parsed.params),
+        fetches=(),
+    )
+
+
+def is_forward(type: str, role: int) -> bool:
+    """Whether an op of a training program computes the model or its loss. `role`: its attribute op_role."""
+    return type not in ("feed", "fetch") and not role & _NOT_FORWARD
+
+
+class _Parsed(NamedTuple):
+    ops: list[Op]
+    vars: dict[str, Var]
+    params: dict[str, Array]
+
+
+def _parse_block(program: Any, where: Path | str) -> _Parsed:
     if len(program.blocks) > 1:
-        raise ModelError(f"{path}: has control flow ({len(program.blocks)} blocks), which is not supported")
+        raise ModelError(f"{where}: has control flow ({len(program.blocks)} blocks), which is not supported")
     block = program.blocks[0]
     variables: dict[str, Var] = {}
     params: dict[str, Array] = {}
@@ -352,48 +417,19 @@ def _parse_program(path: Path) -> Graph:
         tensor = var.type.dense_tensor
         dtype = _DTYPES.get(tensor.tensor.data_type)
         if dtype is None:
-            raise ModelError(f"{path}: variable {var.name!r} has the unknown data type {tensor.tensor.data_type}")
+            raise ModelError(f"{where}: variable {var.name!r} has the unknown data type {tensor.tensor.data_type}")
         variables[var.name] = Var(tuple(tensor.tensor.dims), dtype, tensor.legacy_lod_level)
         if var.persistable:
             params[var.name] = np.empty(0, dtype)
-    feeds: dict[int, str] = {}
-    fetches: dict[int, str] = {}
-    ops = []
-    for desc in block.ops:
-        op = _parse_op(path, desc)
-        if op.type == "feed":
-            feeds[op.attr("col", 0)] = op.output("Out")
-        elif op.type == "fetch":
-            fetches[op.attr("col", 0)] = op.input("X")
-        else:
-            ops.append(op)
-    if not feeds or not fetches:
-        raise ModelError(f"{path}: has no {'feed' if not feeds else 'fetch'} op: not an inference program")
-    ends = (*(feeds[col] for col in sorted(feeds)), *(fetches[col] for col in sorted(fetches)))
-    if missing := [name for name in ends if name not in variables]:
-        raise ModelError(f"{path}: feeds or fetches the undeclared variable {missing[0]!r}")
-    used = {name for op in ops for name in (*op.reads, *op.writes)} | set(ends)
-    if lost := [name for op in ops for name in op.reads if name not in variables and name]:
-        raise ModelError(f"{path}: an op reads the undeclared variable {lost[0]!r}")
-    version = proto.ProgramDesc()
-    version.CopyFrom(program)
-    version.ClearField("blocks")
-    return Graph(
-        ops=tuple(ops),
-        vars={name: var for name, var in variables.items() if name in used or name in params},
-        params=params,
-        feeds=tuple(feeds[col] for col in sorted(feeds)),
-        fetches=tuple(fetches[col] for col in sorted(fetches)),
-        version=version.SerializeToString(),
-    )
+    return _Parsed([_parse_op(where, desc) for desc in block.ops], variables, params)
 
 
-def _parse_op(path: Path, desc: Any) -> Op:
+def _parse_op(where: Path | str, desc: Any) -> Op:
     attrs = {}
     for attr in desc.attrs:
         name = _ATTR_FIELDS.get(attr.type)
         if name is None:
-            raise ModelError(f"{path}: op {desc.type!r} has control flow (attribute {attr.name!r}): not supported")
+            raise ModelError(f"{where}: op {desc.type!r} has control flow (attribute {attr.name!r}): not supported")
         value = getattr(attr, name)
         plain = isinstance(value, (bool, int, float, str))
         attrs[attr.name] = Attr(attr.type, value if plain or attr.type == proto.SCALAR else list(value))
@@ -401,7 +437,8 @@ def _parse_op(path: Path, desc: Any) -> Op:
     return Op(desc.type, inputs, outputs, attrs)
 
 
-def _program_bytes(graph: Graph) -> bytes:
+def program_bytes(graph: Graph) -> bytes:
+    """The serialised ProgramDesc of a graph, feed and fetch ops included."""
     program = proto.ProgramDesc()
     program.ParseFromString(graph.version)
     block = program.blocks.add(idx=0, parent_idx=-1)

@@ -25,20 +25,22 @@ __all__ = [
     "by_length",
     "check_ids",
     "check_labels",
+    "files_behind",
     "format_of",
     "head",
     "open_data",
     "read_bin",
     "read_npz",
+    "take",
     "write_bin",
 ]
 
 Reader = Callable[[Path, Signature, Path | None], Dataset]
 
 
-def batches(data: Dataset, size: int, limit: int | None = None) -> Iterator[dict[str, Column]]:
-    """Slices of `size` samples in order (the last one may be shorter), at most `limit` of them."""
-    for number, start in enumerate(range(0, len(data), size)):
+def batches(data: Dataset, size: int, limit: int | None = None, begin: int = 0) -> Iterator[dict[str, Column]]:
+    """Slices of `size` samples in order from sample `begin` (the last may be shorter), at most `limit` of them."""
+    for number, start in enumerate(range(begin, len(data), size)):
         if limit is not None and number >= limit:
             return
         yield {name: column[start : start + size] for name, column in data.inputs.items()}
@@ -60,11 +62,15 @@ def by_length(data: Dataset) -> Dataset:
     first = next(iter(data.inputs.values()))
     if not isinstance(first, Ragged | Padded):
         return data
-    order = np.argsort(_ragged(first).lengths, kind="stable")
+    return take(data, np.argsort(_ragged(first).lengths, kind="stable"))
+
+
+def take(data: Dataset, places: Array) -> Dataset:
+    """The samples at `places`, int64 [n], in that order, as a copy."""
     inputs: dict[str, Column | Padded] = {}
     for name, column in data.inputs.items():
-        inputs[name] = Padded(column.ragged.take(order)) if isinstance(column, Padded) else _reorder(column, order)
-    return Dataset(data.path, inputs, None if data.labels is None else _reorder(data.labels, order))
+        inputs[name] = Padded(column.ragged.take(places)) if isinstance(column, Padded) else _reorder(column, places)
+    return Dataset(data.path, inputs, None if data.labels is None else _reorder(data.labels, places))
 
 
 def _ragged(column: Ragged | Padded) -> Ragged:
@@ -104,6 +110,17 @@ def format_of(path: Path, format: str | None = None) -> str:
         shown = path.suffix if format is None else format
         raise DataError(f"{path}: unknown data format {shown!r}; name one with --format: {', '.join(FORMATS)}")
     return name
+
+
+def files_behind(path: Path, format: str | None = None, labels: Path | None = None) -> dict[str, Path]:
+    """Every file that scored data is read from: role -> file. Beside the data itself those that are there."""
+    name = format_of(path, format)
+    beside: dict[str, Path | None] = {}
+    if name == "lac":
+        beside = {other: path.with_name(other) for other in ("word.dic", "tag.dic", "q2b.dic")}
+    elif name == "pairs" or labels is not None:
+        beside = {"labels": labels_beside(path) if labels is None else labels}
+    return {"data": path, **{role: file for role, file in beside.items() if file is not None and file.is_file()}}
 
 
 def _read_images(path: Path, signature: Signature) -> Dataset:

@@ -11,6 +11,7 @@ from quant.passes.pad_as_pad3d import pad_as_pad3d
 from quant.passes.quantizers import lift_quantizers, lower_quantizers
 
 __all__ = [
+    "JOIN",
     "NORMALISE",
     "PLACE",
     "bias_as_vector",
@@ -24,15 +25,11 @@ __all__ = [
     "pad_as_pad3d",
 ]
 
+# What decides how ops are joined: after these, what an INT8 kernel takes over is a chain (quant.chains).
+JOIN: tuple[Pass, ...] = (drop_identities, bias_as_vector, fold_batch_norm, pad_as_pad3d, fold_scale)
+
 # What calibration sees; outputs don't change.
-NORMALISE: tuple[Pass, ...] = (
-    drop_identities,
-    bias_as_vector,
-    fold_batch_norm,
-    pad_as_pad3d,
-    fold_scale,
-    equalise_embeddings,
-)
+NORMALISE: tuple[Pass, ...] = (*JOIN, equalise_embeddings)
 
 # A fake-quantized model of any dialect -> what the INT8 emitter reads. Normalising comes second, for models that
 # were fake-quantized before they were normalised.
