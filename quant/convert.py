@@ -105,6 +105,7 @@ class _Emitter:
         self.ops: list[Op] = []
         self.stored: dict[str, str] = {}  # parameter -> the variable that its packed values come back as
         self.products: set[str] = set()  # outputs of INT8 products of two activations, and their rounded twins
+        self.called_u8: set[str] = set()  # variables that hold int8, though Paddle calls them uint8
         self.reasons: dict[Op, str] = {}  # quantizable ops that stayed float32
 
     def rounds_both(self, op: Op) -> bool:
@@ -250,6 +251,8 @@ class _Emitter:
         if not is_move(op) or op not in self.chosen or not all(self.at_hand(name, have) for name in names):
             return False
         forms = [self.need_shifted(name) if shifted else self.need_int8(name) for name in names]
+        if op.type == "pool2d" and any(form and form.name in self.called_u8 for form in forms):
+            return False  # its kernel can't be made for such a tensor (docs/paddle-faults.md)
         first = forms[0]
         if first is None or any(form is None or not form.same_grid(first) for form in forms):
             return False
@@ -369,6 +372,8 @@ class _Emitter:
     def weighted(self, chain: Chain, data: Int8) -> None:
         residual = self.need_int8(chain.residual) if chain.residual else None
         form = self.output_form(chain, residual)
+        if form and form.unsigned and residual and not residual.unsigned:
+            self.called_u8.add(form.name)
         conv = chain.op.type in CONVS
         data = data if conv else self.flat(chain, data)
         slots = ("Input", "Filter", "Output") if conv else ("Input", "W", "Out")

@@ -30,7 +30,7 @@ from quant.errors import DataError, ModelError
 from quant.graph import Graph, Var, program_bytes, run_passes, save_dir
 from quant.passes import NORMALISE
 from quant.predictor import Predictor, Settings
-from quant.qat import Config, freeze, quant_aware
+from quant.qat import Config, freeze, quant_aware, scheme_of, thresholds_in, with_weight_thresholds
 from quant.readers import Dataset, batches, take
 from quant.sequences import Column, Ragged
 
@@ -102,7 +102,8 @@ def fine_tune(
     labels = data.labels if isinstance(data.labels, np.ndarray) and len(graph.vars[heads[0]].shape) == 2 else None
     paddle.enable_static()
     scope, program, start = paddle.static.Scope(), _trainable(graph), paddle.static.Program()
-    with paddle.static.scope_guard(scope), paddle.static.program_guard(program, start):
+    counting = paddle.utils.unique_name.guard()  # from 0, so that a checkpoint's names are those of the next run
+    with counting, paddle.static.scope_guard(scope), paddle.static.program_guard(program, start):
         loss, targets = _loss(program, graph, heads, labels is not None)
         schedule = paddle.optimizer.lr.CosineAnnealingDecay(training.rate, training.steps)
         try:
@@ -144,7 +145,8 @@ def fine_tune(
 
         trained = {name: value_of(name) for name in graph.params}
         params = {name: value for name, value in trained.items() if value is not None}
-        return freeze(replace(graph, params=params), value_of, config), losses
+        scheme = scheme_of(with_weight_thresholds(replace(graph, params=params), config), config)
+        return freeze(scheme, thresholds_in(scheme, value_of), config), losses
 
 
 def _heads(graph: Graph) -> tuple[str, ...]:
@@ -307,7 +309,8 @@ class _Checkpoint:
 
     def __init__(self, path: Path | None, program: Any, scope: Any, identity: Mapping[str, str]) -> None:
         self.path, self.scope, self.identity = path, scope, identity
-        self.names = [var.name for var in program.list_vars() if var.persistable]
+        # feed and fetch are persistable too, but no tensors
+        self.names = [var.name for var in program.list_vars() if var.persistable and var.name not in ("feed", "fetch")]
 
     def load(self) -> int:
         """Take the variables over from the file, if there is one; the number of steps done."""

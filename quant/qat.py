@@ -10,7 +10,7 @@ write the gradient of the unrounded ones.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -24,13 +24,24 @@ import paddle
 from quant.chains import QUANTIZABLE, Chain, chains_of, chosen_ops
 from quant.errors import ConversionError, OptionError, check_choice
 from quant.graph import Graph, Op, forward_of, is_forward, run_passes
-from quant.numerics import REDUCED, STATE_THRESHOLD, bits_of, levels_of
+from quant.numerics import REDUCED, STATE_THRESHOLD, bits_of, levels_of, usable
 from quant.observers import Choice
 from quant.passes import JOIN
 from quant.passes.quantizers import WEIGHT_SLOT
 from quant.rounding import Plan, plan_of, simulate
 
-__all__ = ["Config", "convert", "freeze", "quant_aware"]
+__all__ = [
+    "Config",
+    "Scheme",
+    "convert",
+    "freeze",
+    "quant_aware",
+    "scheme_of",
+    "thresholds_in",
+    "with_weight_thresholds",
+]
+
+ValueOf = Callable[[str], NDArray[Any] | None]  # a variable's name -> what it holds, None when nothing
 
 _MARK = ".qat"  # in the names of all that is inserted
 _WEIGHT_TYPES = ("channel_wise_abs_max", "abs_max")
@@ -118,15 +129,31 @@ class Config:
 
 
 @dataclass(frozen=True)
-class _Scheme:
+class Scheme:
     """A program's forward ops as conversion will see them, joined into chains, and what is rounded of them."""
 
     view: Graph
     chains: Mapping[Op, Chain]
     plan: Plan
 
+    def is_state(self, group: str) -> bool:
+        """Whether a group is a recurrent layer's output, whose grid is known without data."""
+        return any(self.plan.group.get(name) == group for name in self.plan.states)
 
-def _scheme(graph: Graph, config: Config) -> _Scheme:
+    def only(self, groups: Collection[str]) -> "Scheme":
+        """The scheme without the tensors whose group has no threshold; what reads those stays float32."""
+        have = {*groups, *(self.plan.group[name] for name in self.plan.states)}
+
+        def rounded(name: str) -> bool:
+            return self.plan.group.get(name) in have
+
+        chains = {op: chain for op, chain in self.chains.items() if all(map(rounded, chain.operands))}
+        residual = {chain for chain in chains.values() if chain in self.plan.residual and rounded(chain.residual)}
+        group = {name: of for name, of in self.plan.group.items() if of in have}
+        return replace(self, chains=chains, plan=replace(self.plan, residual=residual, group=group))
+
+
+def scheme_of(graph: Graph, config: Config) -> Scheme:
     """Raises ConversionError when nothing can be quantised."""
     # Joining needs shapes, not values: a program can be rewritten before its parameters exist.
     params = graph.params
@@ -141,7 +168,7 @@ def _scheme(graph: Graph, config: Config) -> _Scheme:
         chains = {op: chain for op, chain in chains.items() if not chain.other}
     if not chains:
         raise ConversionError("nothing to quantise: no op of the chosen types with a constant weight")
-    return _Scheme(view, chains, plan_of(view, chains))
+    return Scheme(view, chains, plan_of(view, chains))
 
 
 def _left_out(op: Op, config: Config) -> bool:
@@ -149,7 +176,7 @@ def _left_out(op: Op, config: Config) -> bool:
     return any(pattern in scope for pattern in config.not_quant_pattern)
 
 
-def _rounded_reads(scheme: _Scheme) -> dict[str, set[str]]:
+def _rounded_reads(scheme: Scheme) -> dict[str, set[str]]:
     """First output of an op -> the tensors that it reads rounded."""
     reads: dict[str, set[str]] = {}
     for op, chain in scheme.chains.items():
@@ -187,14 +214,14 @@ def quant_aware(
     control flow.
     """
     graph = forward_of(program.desc.serialize_to_string())
-    scheme = _scheme(graph, config)
+    scheme = scheme_of(graph, config)
     copy = program.clone()
     _Insertion(copy, graph, scheme, config, for_test, scope or paddle.static.global_scope()).run(thresholds or {})
     return copy
 
 
 class _Insertion:
-    def __init__(self, program: Any, graph: Graph, scheme: _Scheme, config: Config, for_test: bool, scope: Any) -> None:
+    def __init__(self, program: Any, graph: Graph, scheme: Scheme, config: Config, for_test: bool, scope: Any) -> None:
         self.block = program.global_block()
         self.graph, self.scheme, self.config = graph, scheme, config
         self.for_test, self.scope = for_test, scope
@@ -210,7 +237,7 @@ class _Insertion:
         plan = self.scheme.plan
         for group in dict.fromkeys(plan.group.values()):
             start = max((thresholds.get(name, 0.0) for name, of in plan.group.items() if of == group), default=0.0)
-            self.state(group, STATE_THRESHOLD if self.is_state(group) else start)
+            self.state(group, STATE_THRESHOLD if self.scheme.is_state(group) else start)
         renames: dict[str, dict[str, str]] = {}  # first output of an op -> its input -> that input's twin
         for out, wanted in _rounded_reads(self.scheme).items():
             op = self.forward[out]
@@ -229,9 +256,6 @@ class _Insertion:
             enumerate(self.inserts), key=lambda entry: (entry[1][0], entry[0]), reverse=True
         ):
             self.block._insert_op(place, **spec)
-
-    def is_state(self, group: str) -> bool:
-        return any(self.scheme.plan.group.get(name) == group for name in self.scheme.plan.states)
 
     def origin(self, name: str) -> str:
         """A tensor of the program -> the one that stands for it in the joined view: ops that went lie in between."""
@@ -299,7 +323,7 @@ class _Insertion:
         names, levels = _state_names(group), self.scheme.plan.levels[group]
         writer = self.writers.get(name)
         place = 0 if writer is None else self.index[writer.writes[0]] + 1
-        frozen = self.for_test or self.is_state(group)
+        frozen = self.for_test or self.scheme.is_state(group)
         if frozen or self.config.activation_quantize_type == "moving_average_abs_max":
             moving = {} if frozen else {"InAccum": names["accum"], "InState": names["state"]}
             moved = {} if frozen else {"OutAccum": names["accum"], "OutState": names["state"]}
@@ -368,7 +392,8 @@ class _Insertion:
 
         def step(part: str, size: Sequence[int], kind: str, inputs: Mapping[str, Any], **attrs: Any) -> str:
             out = self.made(f"{stem}.{part}", size)
-            self.insert(place, kind, inputs, {"Out": out}, **attrs)
+            also = {"XShape": self.made(f"{out}.xshape", [0, *size])} if kind == "reshape2" else {}
+            self.insert(place, kind, inputs, {"Out": out, **also}, **attrs)
             return out
 
         def cut(part: str, of: str, shapes: Sequence[Sequence[int]], axis: int) -> list[str]:
@@ -436,10 +461,11 @@ def convert(
         found = scope.find_var(name)
         return None if found is None or not found.get_tensor()._is_initialized() else np.array(found.get_tensor())
 
-    return freeze(without_rounding(graph, value), value, config)
+    scheme = scheme_of(with_weight_thresholds(without_rounding(graph, value), config), config)
+    return freeze(scheme, thresholds_in(scheme, value), config)
 
 
-def without_rounding(graph: Graph, value: Any) -> Graph:
+def without_rounding(graph: Graph, value: ValueOf) -> Graph:
     """The graph as it was before `quant_aware`, with parameters: `value(name)` -> array."""
     inserted = {
         name for op in graph.ops for name in op.writes if _MARK in name and all(_MARK in other for other in op.writes)
@@ -460,16 +486,39 @@ def without_rounding(graph: Graph, value: Any) -> Graph:
     return replace(graph, params=params, vars=described).evolve(ops)
 
 
-def freeze(graph: Graph, value: Any, config: Config) -> Graph:
-    """Write the trained thresholds, `value(name of a scale) -> array or None`, into an FP32 graph."""
-    scheme = _scheme(graph, config)
+def with_weight_thresholds(graph: Graph, config: Config) -> Graph:
+    """A trained graph that tells the thresholds of its weights where those don't follow from each channel alone.
+
+    One scale a tensor becomes one a channel when batch norm or a scale is folded into the weight afterwards.
+    """
+    if config.per_channel:
+        return graph
+
+    def told(op: Op) -> Op:
+        if op.type not in WEIGHT_SLOT or (name := op.input(WEIGHT_SLOT[op.type][0])) not in graph.params:
+            return op
+        weight = graph.params[name]
+        channels = weight.shape[WEIGHT_SLOT[op.type][1]]
+        return op.with_attrs(weight_thresholds=[float(usable(np.abs(weight).max())[0])] * channels)
+
+    return replace(graph, ops=tuple(map(told, graph.ops)))
+
+
+def thresholds_in(scheme: Scheme, value: ValueOf) -> dict[str, float]:
+    """Group -> threshold, from the variables of a trained program."""
+    found = {group: value(_state_names(group)["scale"]) for group in scheme.plan.group.values()}
+    return {group: float(scale.reshape(-1)[0]) for group, scale in found.items() if scale is not None}
+
+
+def freeze(scheme: Scheme, thresholds: Mapping[str, float], config: Config) -> Graph:
+    """The fake-quantized graph with trained `thresholds`, group -> threshold.
+
+    Raises ConversionError for a tensor without one.
+    """
     chosen = {}
     for group in dict.fromkeys(scheme.plan.group.values()):
-        found = value(_state_names(group)["scale"])
-        threshold = float(found.reshape(-1)[0]) if found is not None else 0.0
+        threshold = thresholds.get(group, STATE_THRESHOLD if scheme.is_state(group) else 0.0)
         if not np.isfinite(threshold) or threshold <= 0:
             raise ConversionError(f"tensor {group!r} has no threshold: was the quantised program trained?")
         chosen[group] = Choice("trained", threshold)
-    return simulate(
-        scheme.view, scheme.chains, scheme.plan, chosen, config.weight_levels, per_channel=config.per_channel
-    )
+    return simulate(scheme.view, scheme.chains, scheme.plan, chosen, config.weight_levels)

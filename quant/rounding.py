@@ -123,8 +123,6 @@ def simulate(
     plan: Plan,
     chosen: Mapping[str, Choice],
     weight_levels: int,
-    *,
-    per_channel: bool = True,
 ) -> Graph:
     """Write `plan` into a graph: fake_quant ops, weights on their grid. `chosen`: group -> threshold.
 
@@ -148,9 +146,8 @@ def simulate(
         renamed = op.rewired({name: rounded[name] for name in chain.operands})
         if chain.weight:
             axis = WEIGHT_SLOT[op.type][1]
-            peaks = channel_thresholds(graph.params[chain.weight], axis)
-            if not per_channel:
-                peaks = np.full_like(peaks, peaks.max())
+            own = op.attr("weight_thresholds")  # where a training has settled them
+            peaks = np.array(own, np.float64) if own else channel_thresholds(graph.params[chain.weight], axis)
             if chain.cell:  # one scale a channel for both weights, the input's in units of its threshold
                 cell, state = chain.cell, state_matrix(chain.cell, graph.params[chain.state_weight])
                 peaks = np.maximum(peaks * threshold(chain.data) / STATE_THRESHOLD, channel_thresholds(state, 1))

@@ -12,15 +12,16 @@ import quant
 ROOT = Path(__file__).parents[2]
 FLOORS = {
     "errors": 0, "record": 0, "numerics": 0, "metrics": 0, "cpu": 0, "readers": 0, "sequences": 0, "formats": 0,
-    "places": 0, "archives": 0, "download": 0, "sequential": 0,
+    "places": 0, "archives": 0, "download": 0, "sequential": 0, "outcomes": 0,
     "graph": 1, "predictor": 1, "chains": 1,
-    "passes": 2, "observers": 2, "rounding": 2, "calibrate": 2, "qat": 2, "finetune": 2, "convert": 2, "kernels": 2, "profile": 2,
+    "passes": 2, "observers": 2, "rounding": 2, "calibrate": 2, "qat": 2, "qat_layers": 2, "finetune": 2,
+    "convert": 2, "kernels": 2, "profile": 2,
     "preprocess": 3, "registry": 3, "zoo": 3, "fetch": 3,
-    "jobs": 4, "pipeline": 4, "isolate": 4,
+    "jobs": 4, "evaluation": 4, "collect": 4, "cluster": 4, "pipeline": 4, "isolate": 4,
     "report": 5,
     "cli": 6, "__main__": 6, "__init__": 6,
 }  # fmt: skip
-MAY_IMPORT_PADDLE = {"graph", "predictor", "qat", "finetune"}
+MAY_IMPORT_PADDLE = {"graph", "predictor", "qat", "qat_layers", "finetune"}
 MODULES = sorted((ROOT / "quant").rglob("*.py"))
 
 
