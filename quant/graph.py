@@ -40,6 +40,7 @@ __all__ = [
     "forward_of",
     "is_forward",
     "load_dir",
+    "model_size",
     "op_types",
     "program_bytes",
     "read_tensor",
@@ -278,6 +279,19 @@ def op_types(program: Path) -> set[str]:
     return {op.type for block in _read_program(program).blocks for op in block.ops}
 
 
+def model_size(directory: Path) -> int:
+    """Bytes of a model's program and parameters on disk; what else lies in the directory doesn't count.
+
+    Raises ModelError.
+    """
+    files = files_of(directory)
+    if files.params is not None:
+        params = [files.params]
+    else:
+        params = [_separate(files.program, directory, name) for name in _parse_program(files.program).params]
+    return sum(path.stat().st_size for path in (files.program, *params))
+
+
 def load_dir(directory: Path) -> Graph:
     """Read a model directory. Raises ModelError, naming the file, on anything that isn't a usable legacy model."""
     files = files_of(directory)
@@ -286,7 +300,7 @@ def load_dir(directory: Path) -> Graph:
     if files.params is not None:
         params = dict(zip(wanted, _read_combined(files.params, wanted), strict=True))
     else:
-        params = {name: _read_separate(files.program, directory, name) for name in wanted}
+        params = {name: read_tensor(_separate(files.program, directory, name)) for name in wanted}
     described = dict(graph.vars)
     for name, value in params.items():
         var = graph.vars[name]
@@ -489,11 +503,11 @@ def _read_combined(path: Path, names: Sequence[str]) -> Iterator[Array]:
         raise ModelError(f"{path}: holds {len(data) - offset} bytes more than the program's {len(names)} parameters")
 
 
-def _read_separate(program: Path, directory: Path, name: str) -> Array:
+def _separate(program: Path, directory: Path, name: str) -> Path:
     path = directory / name
     if Path(name).name != name or not path.is_file():
         raise ModelError(f"{directory}: no file for parameter {name!r} of {program.name}, and no combined file")
-    return read_tensor(path)
+    return path
 
 
 def read_tensor(path: Path) -> Array:

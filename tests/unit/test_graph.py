@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quant.errors import ModelError
-from quant.graph import Attr, Graph, Op, load_dir, save_dir
+from quant.graph import Attr, Graph, Op, load_dir, model_size, save_dir
 from tests.nets import Net, data, residual_net, run
 
 LAYOUTS = ["inference", "model", "combined", "separate"]
@@ -40,6 +40,25 @@ def test_every_layout_round_trips_and_runs(graph: Graph, layout: str, tmp_path: 
     assert [op.attrs.keys() for op in again.ops] == [op.attrs.keys() for op in graph.ops]
     [batch] = data(graph, 1)
     np.testing.assert_array_equal(run(again, batch, tmp_path)[0], run(graph, batch, tmp_path)[0])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_size_of_a_model_is_that_of_its_program_and_parameters(graph: Graph, layout: str, tmp_path: Path) -> None:
+    place = tmp_path / "model"
+    place.mkdir()
+    save_dir(graph, place, layout)
+    written = sum(path.stat().st_size for path in place.iterdir())
+    (place / "calibration_table.txt").write_text("x 1.0\n" * 100)
+    assert model_size(place) == written > sum(value.nbytes for value in graph.params.values())
+
+
+def test_the_size_of_no_model_and_of_half_a_model_is_an_error(graph: Graph, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no program"):
+        model_size(tmp_path)
+    save_dir(graph, tmp_path, "separate")
+    (tmp_path / "p0").unlink()
+    with pytest.raises(ModelError, match="no file for parameter 'p0'"):
+        model_size(tmp_path)
 
 
 ATTRS = st.one_of(
