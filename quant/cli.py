@@ -27,7 +27,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from quant import cpu, download, fetch, isolate, metrics, pipeline, preprocess, registry, report, zoo
+from quant import cpu, download, fetch, graphviz, isolate, metrics, pipeline, preprocess, registry, report, zoo
 from quant.errors import OptionError, OutputError, QuantError, check_choice
 from quant.observers import ALGORITHMS, BEST
 from quant.readers import FORMATS, format_of
@@ -176,7 +176,7 @@ def convert(
     ],
     ops_to_quantize: OpTypes = "",
     op_ids_to_skip: OpIds = "",
-    debug: Annotated[Path | None, typer.Option(help="Directory for a .dot of the graph after each step.")] = None,
+    debug: Annotated[Path | None, typer.Option(help="Directory for drawings of the graph after each step.")] = None,
     as_json: Json = False,
 ) -> None:
     """Convert a fake-quantized model to a real oneDNN INT8 model, and say what became INT8."""
@@ -189,6 +189,9 @@ def convert(
     }
     with _bar() as bar:
         result = isolate.call("quant.jobs:convert_model", arguments, progress=bar)
+        wrong = [] if debug is None else graphviz.draw_all(debug, progress=bar)
+    for line in wrong:
+        _err.print(f"warning: {line}")
     if as_json:
         _print_json({"model": str(int8_model_save_path), **result})
         return

@@ -17,6 +17,7 @@ from quant.chains import CONVS, LOOKUPS, PRODUCTS, RECURRENT, graph_macs, number
 from quant.convert import Coverage, convert
 from quant.errors import DataError, ModelError, QuantError
 from quant.graph import Graph, load_dir, run_passes, save_dir
+from quant.graphviz import quoted
 from quant.isolate import report_progress
 from quant.passes import NORMALISE, lower_quantizers
 from quant.places import fresh_dir
@@ -185,7 +186,7 @@ def convert_model(
 
                 def draw(name: str, step: Graph) -> None:
                     steps.append(name)
-                    (drawings / f"{len(steps):02d}_{name}.dot").write_text(dot(step))
+                    (drawings / f"{len(steps):02d}_{name}.dot").write_text(dot(step), encoding="utf-8")
 
                 result, coverage = convert(
                     graph, ops_to_quantize=ops_to_quantize, op_ids_to_skip=op_ids_to_skip, seen=draw
@@ -208,15 +209,14 @@ def dot(graph: Graph) -> str:
     place = {op: number for number, op in enumerate(graph.ops)}
     lines = ["digraph model {", "  node [shape=box];"]
     for op in graph.ops:
-        label = f"{op.type}({ids[op]})" if op in ids else op.type
+        label = [f"{op.type}({ids[op]})" if op in ids else op.type]
         if op.attr("mkldnn_data_type") == "int8":
-            label += "\\nint8"
-        lines.append(f'  n{place[op]} [label="{label}"];')
+            label.append("int8")
+        lines.append(f"  n{place[op]} [label={quoted(*label)}];")
     for op in graph.ops:
         for name in dict.fromkeys(op.reads):
             if name in writers:
-                text = name.replace("\\", "\\\\").replace('"', '\\"')
-                lines.append(f'  n{place[writers[name]]} -> n{place[op]} [label="{text}"];')
+                lines.append(f"  n{place[writers[name]]} -> n{place[op]} [label={quoted(name)}];")
     return "\n".join([*lines, "}"]) + "\n"
 
 

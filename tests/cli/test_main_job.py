@@ -1,6 +1,7 @@
 """The main job as a person does it: FP32 model in, INT8 model out, proof that it is accurate and faster."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_from_fp32_to_proven_int8(workplace: Path) -> None:
     # The seeds' spelling of the options: underscores, and values behind an equals sign.
     spelled = [f"--quant_model_path={simulated}", f"--int8_model_save_path={int8}"]
     assert "conv2d" in quant("convert", *spelled, "--debug", workplace / "dots")
-    drawn = sorted(path.name for path in (workplace / "dots").iterdir())
+    drawn = sorted(path.name for path in (workplace / "dots").glob("*.dot"))
     assert drawn[0] == "01_lift_quantizers.dot"
     assert drawn[-1].endswith("emit_int8.dot")
     assert "conv2d(0)" in (workplace / "dots" / drawn[-2]).read_text()
@@ -85,6 +86,43 @@ def test_from_fp32_to_proven_int8(workplace: Path) -> None:
     predictor.run()
     plain = predictor.get_output_handle(name).copy_to_cpu()
     assert np.array_equal(plain.argmax(1), saved[:10].argmax(1))
+
+
+def test_drawings_are_made_where_graphviz_is(workplace: Path, tmp_path: Path) -> None:
+    """With a `dot` that works, with one that doesn't, and without: the conversion is the same."""
+    for name, script in (("good", 'echo "<svg/>" > "$3"'), ("bad", "echo no fonts >&2; exit 1")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dot").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name / "dot").chmod(0o755)
+    told = {}
+    for name in ("good", "bad", "absent"):
+        command = [
+            "convert",
+            "--quant-model-path",
+            workplace / "quant",
+            "--int8-model-save-path",
+            tmp_path / f"{name}8",
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "quant", *map(str, command), "--debug", str(tmp_path / f"{name}-dots"), "--json"],
+            cwd=ROOT,
+            env={**os.environ, "PATH": str(tmp_path / name)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0
+        assert json.loads(done.stdout)["int8"]
+        told[name] = done.stderr.splitlines()
+    drawn = {name: sorted(path.suffix for path in (tmp_path / f"{name}-dots").iterdir()) for name in told}
+    steps = len(drawn["absent"])
+    assert drawn["good"] == [".dot"] * steps + [".svg"] * steps
+    assert drawn["bad"] == drawn["absent"] == [".dot"] * steps
+    assert told["good"] == []
+    assert len(told["bad"]) == steps
+    assert all(line.startswith("warning: ") and line.endswith("not drawn: dot: no fonts") for line in told["bad"])
+    [line] = told["absent"]
+    assert "only .dot was written" in line
 
 
 def test_a_drop_beyond_the_threshold_is_exit_code_1(workplace: Path, tmp_path: Path) -> None:
