@@ -14,15 +14,19 @@ _HOMES = {
     "Predictor": "quant.predictor",
     "QuantError": "quant.errors",
     "Settings": "quant.predictor",
+    "apply_table": "quant.calibration_table",
     "calibrate": "quant.calibrate",
     "convert": "quant.convert",
     "lift_quantizers": "quant.passes",
     "load_dir": "quant.graph",
     "lower_quantizers": "quant.passes",
     "paired": "quant.metrics",
+    "read_table": "quant.calibration_table",
     "save_dir": "quant.graph",
     "sqnr": "quant.metrics",
+    "table_of": "quant.calibration_table",
     "verdict": "quant.metrics",
+    "write_table": "quant.calibration_table",
 }
 
 __all__ = sorted(_HOMES)

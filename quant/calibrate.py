@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.chains import CONVS, Chain, chains_of, chosen_ops
+from quant.chains import CONVS, Chain
 from quant.errors import ConversionError, DataError, check_choice
 from quant.graph import Graph, run_passes, save_dir
-from quant.numerics import REDUCED, SIGNED
+from quant.numerics import SIGNED
 from quant.observers import ALGORITHMS, BEST, Choice, Observer, Sample, choose
 from quant.passes import NORMALISE
 from quant.passes.quantizers import WEIGHT_SLOT
 from quant.predictor import Predictor, Settings
-from quant.rounding import Plan, plan_of, simulate
+from quant.rounding import Plan, plan_of, roundable, simulate
 from quant.sequences import Column, values_of
 
 __all__ = ["calibrate"]
@@ -51,10 +51,7 @@ def calibrate(
     """
     check_choice("calibration algorithm", algo, (*ALGORITHMS, BEST))
     graph = run_passes(graph, NORMALISE)
-    chains = chains_of(graph, chosen_ops(graph, ops_to_quantize, op_ids_to_skip))
-    if weight_levels == REDUCED:
-        # Both factors are activations there, stored with all 127 levels: pairs of products would saturate 16 bits.
-        chains = {op: chain for op, chain in chains.items() if not chain.other}
+    chains = roundable(graph, ops_to_quantize, op_ids_to_skip, weight_levels)
     if not chains:
         raise ConversionError(
             "nothing to quantise: the model has no convolution or product with a constant weight left"

@@ -14,13 +14,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.chains import LOOKUPS, Chain, is_carrier
+from quant.chains import LOOKUPS, Chain, chains_of, chosen_ops, is_carrier
 from quant.graph import Graph, Op
-from quant.numerics import SIGNED, STATE_THRESHOLD, TABLE, UNSIGNED, channel_thresholds, dequantise, quantise
+from quant.numerics import REDUCED, SIGNED, STATE_THRESHOLD, TABLE, UNSIGNED, channel_thresholds, dequantise, quantise
 from quant.observers import Choice
 from quant.passes.quantizers import WEIGHT_SLOT, pack_state_weight, state_matrix
 
-__all__ = ["Plan", "plan_of", "simulate"]
+__all__ = ["Plan", "plan_of", "roundable", "simulate"]
 
 Stored = Literal["u8", "s8", "mixed"]
 
@@ -40,6 +40,20 @@ class Plan:
     residual: Collection[Chain]
     known: Mapping[str, float]
     states: Collection[str]
+
+
+def roundable(
+    graph: Graph, ops_to_quantize: Collection[str], op_ids_to_skip: Collection[int], weight_levels: int
+) -> dict[Op, Chain]:
+    """Weighted op of a normalised graph -> its chain, for what a user's choice leaves to be quantised.
+
+    Raises OptionError for unknown op types or ids.
+    """
+    chains = chains_of(graph, chosen_ops(graph, ops_to_quantize, op_ids_to_skip))
+    if weight_levels == REDUCED:
+        # Both factors are activations there, stored with all 127 levels: pairs of products would saturate 16 bits.
+        chains = {op: chain for op, chain in chains.items() if not chain.other}
+    return chains
 
 
 def plan_of(graph: Graph, chains: Mapping[Op, Chain]) -> Plan:
@@ -133,8 +147,8 @@ def simulate(
     swap: dict[Op, Op] = {}
 
     def threshold(name: str) -> float:
-        # A tensor that was always zero keeps any grid; 1 is harmless.
-        return float(chosen[plan.group[name]].threshold or 1.0)
+        # As programs and tables of thresholds store it. A tensor that was always zero keeps any grid; 1 is harmless.
+        return float(np.float32(chosen[plan.group[name]].threshold)) or 1.0
 
     def onto_grid(matrix: NDArray[Any], peaks: NDArray[Any], axis: int) -> NDArray[np.float32]:
         return dequantise(quantise(matrix, peaks, weight_levels, axis), peaks, weight_levels, axis)

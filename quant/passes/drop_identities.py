@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from quant.graph import Graph, Op
 
-__all__ = ["drop_identities"]
+__all__ = ["drop_identities", "is_identity"]
 
 # Op type -> is this op the identity at inference?
 _IDENTITY: dict[str, Callable[[Op], bool]] = {
@@ -13,6 +13,11 @@ _IDENTITY: dict[str, Callable[[Op], bool]] = {
     "scale": lambda op: not op.input("ScaleTensor") and op.attr("scale", 1.0) == 1.0 and op.attr("bias", 0.0) == 0.0,
     "assign": lambda op: True,
 }
+
+
+def is_identity(op: Op) -> bool:
+    """Whether an op returns its input unchanged at inference."""
+    return op.type in _IDENTITY and _IDENTITY[op.type](op)
 
 
 def drop_identities(graph: Graph) -> Graph:
@@ -24,8 +29,7 @@ def drop_identities(graph: Graph) -> Graph:
     kept = []
     for op in graph.ops:
         op = op.rewired(new_name)
-        is_identity = op.type in _IDENTITY and _IDENTITY[op.type](op)
-        if is_identity and op.output("Out") not in graph.fetches:
+        if is_identity(op) and op.output("Out") not in graph.fetches:
             new_name[op.output("Out")] = op.input("X")
         else:
             kept.append(op)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = {
     "errors": 0, "record": 0, "numerics": 0, "metrics": 0, "cpu": 0, "readers": 0, "sequences": 0, "formats": 0,
     "places": 0, "archives": 0, "download": 0, "sequential": 0, "outcomes": 0,
-    "graphviz": 0,
+    "graphviz": 0, "calibration_table": 2,
     "graph": 1, "predictor": 1, "chains": 1,
     "passes": 2, "observers": 2, "rounding": 2, "calibrate": 2, "qat": 2, "qat_layers": 2, "finetune": 2,
     "convert": 2, "kernels": 2, "profile": 2,
