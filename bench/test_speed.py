@@ -8,8 +8,9 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from quant import cpu, pipeline
+from quant.evaluation import signature
 from quant.graph import load_dir
-from quant.jobs import sample_input, signature
+from quant.jobs import sample_input
 from quant.predictor import Arrays, Precision, Predictor, Settings
 from quant.readers import open_data
 from quant.registry import Case, ModelSpec

@@ -28,11 +28,15 @@ from rich.progress import (
 )
 
 from quant import cpu, download, fetch, graphviz, isolate, metrics, pipeline, preprocess, registry, report, zoo
+from quant.cluster import Cluster
+from quant.collect import Sequential
 from quant.errors import OptionError, OutputError, QuantError, check_choice
 from quant.observers import ALGORITHMS, BEST
+from quant.outcomes import Store, default_root
 from quant.readers import FORMATS, format_of
 from quant.record import Machine, Record, to_json
 from quant.sequences import Column, Ragged, values_of
+from quant.sequential import ALPHA
 
 __all__ = ["main"]
 
@@ -52,6 +56,11 @@ Format = Annotated[
 ]
 Labels = Annotated[Path | None, typer.Option(help="File of labels, for data without them (pairs).")]
 BatchNum = Annotated[int | None, typer.Option(min=1, help="Use only this many batches.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Run everything again; what earlier runs kept is replaced.")]
+ClusterAt = Annotated[
+    str | None, typer.Option("--cluster", help="Run on the workers of dask's scheduler at tcp://host:port.")
+]
+ClusterWait = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the scheduler, and for a worker.")]
 OpTypes = Annotated[str, typer.Option("--ops-to-quantize", help="Comma-separated op types; empty: all quantizable.")]
 OpIds = Annotated[str, typer.Option("--op-ids-to-skip", help="Comma-separated op ids (see --debug) to keep in FP32.")]
 
@@ -216,10 +225,13 @@ def eval_command(
     threads: Threads = 1,
     isa: Isa = None,
     batch_num: BatchNum = None,
+    fresh: Fresh = False,
+    cluster_at: ClusterAt = None,
+    cluster_wait: ClusterWait = 30.0,
     save_outputs: Annotated[Path | None, typer.Option(help="Write the outputs to this .npz.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Score one model on labelled data."""
+    """Score one model on labelled data. What was run before is kept, and not run again."""
     names = _metrics(metric, data, format)
     run = {"model": str(model), "precision": _precision(precision)}
     with _bar() as bar:
@@ -232,6 +244,8 @@ def eval_command(
             batch_size=batch_size,
             threads=threads,
             batch_num=batch_num,
+            store=_store(fresh),
+            remote=_remote(cluster_at, cluster_wait),
             progress=bar,
         )
     _warn_below_avx512(isa)
@@ -246,6 +260,9 @@ def eval_command(
         "precision": precision,
         "isa": cpu.tier_of(isa).name,
         "samples": result["samples"],
+        "stored_samples": result["stored_samples"],
+        "measured": result["measured"],
+        "hosts": result["hosts"],
         "metrics": scores,
         "latency_ms": latency,
         "int8_ops": result["int8_ops"],
@@ -260,6 +277,31 @@ def eval_command(
     told = ", ".join(f"{name} {100 * value:.2f}%" for name, value in scores.items())
     _out.print(f"{told} of {result['samples']} samples; {latency['median']:.2f} ms a batch of {batch_size} (median)")
     _out.print(f"INT8 kernels did {100 * shown.share:.1f}% of the multiply-accumulates {' '.join(shown.isas)}")
+    _print_stored({precision: result})
+
+
+def _store(fresh: bool) -> Store:
+    return Store(default_root(), fresh)
+
+
+def _remote(address: str | None, wait_s: float) -> Cluster | None:
+    return None if address is None else Cluster(address, wait_s)
+
+
+def _print_stored(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """How many samples are of earlier runs, and from when; `results`: precision -> result of pipeline.evaluate."""
+    counts = {precision: result["stored_samples"] for precision, result in results.items()}
+    if not any(counts.values()):
+        return
+    moments = sorted(moment.partition("+")[0] for result in results.values() for moment in result["measured"])
+    hosts = sorted({host for result in results.values() for host in result["hosts"]})
+    alike = len(set(counts.values())) == 1
+    told = f"{max(counts.values()):,}" if alike else ", ".join(f"{key} {value:,}" for key, value in counts.items())
+    samples = next(iter(results.values()))["samples"]
+    when = moments[0] if moments[0] == moments[-1] else f"{moments[0]} to {moments[-1]}"
+    _out.print(
+        f"{told} of {samples:,} samples from an earlier run: {when} UTC, {', '.join(hosts)} (--fresh runs again)"
+    )
 
 
 def _metrics(text: str, data: Path, format: str | None) -> list[str]:
@@ -309,9 +351,15 @@ def compare(
     batch_size: Annotated[int, typer.Option(min=1)] = 50,
     batch_num: BatchNum = None,
     isa: Isa = None,
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Stop when PASS or FAIL is certain; the error of all looks is 5%.")
+    ] = False,
+    fresh: Fresh = False,
+    cluster_at: ClusterAt = None,
+    cluster_wait: ClusterWait = 30.0,
     as_json: Json = False,
 ) -> None:
-    """Compare FP32, simulated and INT8 on the same samples.
+    """Compare FP32, simulated and INT8 on the same samples. What was run before is kept, and not run again.
 
     Exit code 1 when INT8 drops more than the threshold, or when no INT8 kernel ran.
     """
@@ -321,6 +369,9 @@ def compare(
     runs.append({"model": str(int8_model), "precision": "int8"})
     names = _metrics(metric, data, format)
     name = names[0]
+    until = None
+    if sequential:
+        until = Sequential(name, acc_diff_threshold, data, [run["model"] for run in runs])
     with _bar() as bar:
         evaluated = pipeline.evaluate(
             runs,
@@ -330,12 +381,16 @@ def compare(
             isa=isa,
             batch_size=batch_size,
             batch_num=batch_num,
+            store=_store(fresh),
+            remote=_remote(cluster_at, cluster_wait),
+            until=until,
             progress=bar,
         )
         found = {run.result["precision"]: run for run in evaluated}
     counts = {precision: run.counts(name) for precision, run in found.items()}
-    drop = metrics.paired(counts["fp32"], counts["int8"], name)
-    decided = metrics.verdict(drop, acc_diff_threshold)
+    decision = until.decision if until else None
+    drop = decision.drop if decision else metrics.paired(counts["fp32"], counts["int8"], name)
+    decided = decision.verdict if decision else metrics.verdict(drop, acc_diff_threshold)
     int8, share = found["int8"], found["int8"].proof
     references = {precision: run for precision, run in found.items() if precision != "int8"}
     content: dict[str, Any] = {
@@ -352,9 +407,12 @@ def compare(
         },
         "int8_mac_share": share.share,
         "kernel_isas": share.isas,
+        "stored_samples": {precision: run.result["stored_samples"] for precision, run in found.items()},
+        "measured": {precision: run.result["measured"] for precision, run in found.items()},
+        "sequential": decision.summary() if decision else None,
     }
     if "quant" in found:
-        content["engine_drop"] = asdict(metrics.paired(counts["quant"], counts["int8"], name))
+        content["engine_drop"] = asdict(metrics.paired(counts["quant"], counts["int8"], name, drop.confidence))
     if as_json:
         _print_json(content)
     else:
@@ -362,10 +420,17 @@ def compare(
             _out.print(f"{other}: " + ", ".join(f"{key} {100 * value:.2f}%" for key, value in content[other].items()))
         interval = f"[{100 * drop.low:+.2f}, {100 * drop.high:+.2f}]"
         _out.print(f"{name} drop {100 * drop.drop:+.2f} points {interval}, p {drop.p_value:.3f}: {decided}")
+        if decision:
+            told = decision.summary()
+            _out.print(
+                f"sequential: {told['samples']:,} of {told['of']:,} samples were needed; look {told['look']} of "
+                f"{told['looks']}, interval at {100 * told['confidence']:.3f}%, error of all looks {100 * ALPHA:.0f}%"
+            )
         if "quant" in found:
             engine = content[name]["quant"] - content[name]["int8"]
             _out.print(f"of which the engine: {100 * engine:+.2f} points")
         _out.print(f"INT8 kernels did {100 * share.share:.1f}% of the multiply-accumulates {' '.join(share.isas)}")
+        _print_stored({precision: run.result for precision, run in found.items()})
     if not share.int8_kernels:
         _err.print(f"{int8_model}: not one INT8 kernel ran: this is not an INT8 model")
     if decided.result == "FAIL" or not decided.on_point or not share.int8_kernels:

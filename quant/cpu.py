@@ -13,7 +13,7 @@ import cpuinfo
 
 from quant.errors import OptionError, check_choice
 
-__all__ = ["TIERS", "Tier", "cores", "detect", "flags", "isa_environment", "reachable", "tier_of"]
+__all__ = ["TIERS", "Tier", "cores", "detect", "flags", "isa_environment", "reachable", "settled_isa", "tier_of"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,17 @@ def isa_environment(name: str | None) -> dict[str, str]:
     if tier not in reachable():
         raise OptionError(f"this CPU doesn't reach {name}: its tier is {detect().name}")
     return {"ONEDNN_MAX_CPU_ISA": tier.cap}
+
+
+def settled_isa(isa: str | None, precisions: Collection[str]) -> str | None:
+    """The cap under which kernels are the same on every CPU that reaches it: `isa`, or else this CPU's own tier.
+
+    None where the tier would take something from an uncapped run: bfloat16 instructions belong to no tier, and oneDNN
+    has kernels for VNNI without AVX-512.
+    """
+    tier = tier_of(isa)
+    beyond = "bf16" in precisions or (tier is TIERS[0] and "avx_vnni" in flags())
+    return None if isa is None and beyond else tier.cap.lower()
 
 
 def cores() -> int:

@@ -7,6 +7,7 @@ QuantError              anything a user can cause and mend; the message is one l
 ├── OutputError         a place that can't be written, or that would lose what is there
 ├── ConversionError     a conversion whose result would not be what was asked for
 ├── FetchError          a download that failed, or that is not what was published
+├── ClusterError        a scheduler that can't be reached, or a worker that can't do its part
 └── ChildError          a child process that died, hung or printed no result
 """
 
@@ -15,6 +16,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "ChildError",
+    "ClusterError",
     "ConversionError",
     "DataError",
     "FetchError",
@@ -52,6 +54,10 @@ class ConversionError(QuantError):
 
 class FetchError(QuantError):
     """A download that failed, or that is not what was published."""
+
+
+class ClusterError(QuantError):
+    """A scheduler that can't be reached, or a worker that can't do its part."""
 
 
 class ChildError(QuantError):

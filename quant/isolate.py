@@ -24,7 +24,7 @@ from quant import errors
 from quant.cpu import isa_environment
 from quant.errors import ChildError, QuantError
 
-__all__ = ["call", "end_all", "report_progress"]
+__all__ = ["call", "end_all", "report_event", "report_progress"]
 
 _MARK = "\x1equant "  # begins a line that is a message, not log
 
@@ -49,6 +49,12 @@ def report_progress(what: str, done: int, total: int) -> None:
         _send({"progress": [what, done, total]})
 
 
+def report_event(event: Mapping[str, Any]) -> None:
+    """Tell the parent, if there is one, something that it can't wait for the result with, as JSON."""
+    if os.environ.get("QUANT_CHILD"):
+        _send({"event": event})
+
+
 def call(
     job: str,
     arguments: Mapping[str, Any],
@@ -58,11 +64,13 @@ def call(
     timeout_s: float = 3600,
     progress: Progress | None = None,
     log: Callable[[str], None] | None = None,
+    heard: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Any:
     """Run `job` ("module:function", keyword arguments and result as JSON) and return its result.
 
-    `log` is given each line that the child prints. The job's own QuantErrors are raised here as they were there.
-    Raises ChildError when the child dies, is silent about why, or exceeds `timeout_s`.
+    `log` is given each line that the child prints, `heard` its events; what these raise ends the child and is raised
+    here. The job's own QuantErrors are raised here as they were there. Raises ChildError when the child dies, is
+    silent about why, or says nothing of its progress for `timeout_s`.
     """
     extra = {"QUANT_CHILD": "1", "FLAGS_enable_pir_api": "0", "GLOG_minloglevel": "2", **isa_environment(isa)}
     if threads is not None:
@@ -102,14 +110,19 @@ def call(
                     log(line)
                 continue
             message = json.loads(line.removeprefix(_MARK))
+            deadline = time.monotonic() + timeout_s
             if "progress" in message:
                 if progress:
                     progress(*message["progress"])
+            elif "event" in message:
+                if heard:
+                    heard(message["event"])
             else:
                 answer = message
         child.wait(max(deadline - time.monotonic(), 1))
     except (queue.Empty, subprocess.TimeoutExpired):
-        raise ChildError(f"{_told(arguments)}the child process exceeded {timeout_s:.0f} s and was ended") from None
+        silent = f"the child process exceeded {timeout_s:.0f} s without progress and was ended"
+        raise ChildError(f"{_told(arguments)}{silent}") from None
     except BrokenPipeError:
         child.wait()
     finally:

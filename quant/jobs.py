@@ -13,29 +13,26 @@ from typing import Any
 import numpy as np
 
 from quant.calibrate import calibrate
-from quant.chains import CONVS, LOOKUPS, PRODUCTS, RECURRENT, graph_macs, numbered
+from quant.chains import RECURRENT, numbered
 from quant.convert import Coverage, convert
-from quant.errors import DataError, ModelError, QuantError
+from quant.errors import DataError, QuantError
+from quant.evaluation import opened, settings_of, signature, vocabularies
 from quant.graph import Graph, load_dir, run_passes, save_dir
 from quant.graphviz import quoted
 from quant.isolate import report_progress
 from quant.passes import NORMALISE, lower_quantizers
 from quant.places import fresh_dir
-from quant.predictor import Predictor, Settings, log_kernels
-from quant.readers import Dataset, batches, by_length, check_ids, check_labels, head, open_data
-from quant.sequences import Column, Ragged, save_column, values_of
+from quant.predictor import Predictor
+from quant.readers import batches, by_length, head
+from quant.sequences import Column, Ragged
 
 __all__ = [
     "bench",
     "convert_model",
     "dot",
-    "evaluate",
     "prepare",
     "ptq",
     "sample_input",
-    "signature",
-    "sizes_of",
-    "vocabularies",
     "write_data",
 ]
 
@@ -45,34 +42,6 @@ _HOPELESS = 1.5  # a variant this much slower than the best needs no second look
 _LOST = 4  # and this much slower even in its first run, which builds the kernels, no first one
 _LONG_S = 0.1  # a lap that takes longer doesn't feel what the other contender left in the caches
 _TURN_S = 0.03  # how long a contender's turn lasts, so that quick models get several runs
-
-
-def signature(graph: Graph) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Model input -> (shape of one sample, dtype)."""
-    return {name: (graph.vars[name].shape[1:], graph.vars[name].dtype) for name in graph.feeds}
-
-
-def vocabularies(graph: Graph) -> dict[str, int]:
-    """Model input of ids -> the number of rows of the embedding table that it indexes."""
-    writers = graph.writers()
-    found: dict[str, int] = {}
-    for op in graph.ops:
-        if op.type in LOOKUPS:
-            name = op.input("Ids")
-            while name in writers and writers[name].input("X"):
-                name = writers[name].input("X")
-            if name in graph.feeds:
-                found[name] = min(graph.vars[op.input("W")].shape[0], found.get(name, 1 << 62))
-    return found
-
-
-def _open(
-    graph: Graph, data: str, format: str | None = None, labels: str | None = None, *, scored: bool = False
-) -> Dataset:
-    """A data file for a model, its ids checked against the model's vocabularies."""
-    dataset = open_data(Path(data), signature(graph), format, Path(labels) if labels else None, scored=scored)
-    check_ids(dataset, vocabularies(graph))
-    return dataset
 
 
 @contextmanager
@@ -120,7 +89,7 @@ def prepare(
     for suffix, levels in weight_levels.items():
         inputs: Iterable[Mapping[str, Column]]
         if data is not None:
-            inputs = batches(_open(graph, data, format), 50)
+            inputs = batches(opened(graph, data, format), 50)
         elif full_input:
             inputs = [pkgutil.resolve_name(full_input)(2)]
         else:
@@ -148,7 +117,7 @@ def ptq(
 ) -> Json:
     """FP32 model directory + calibration data -> fake-quantized model directory."""
     graph = load_dir(Path(model))
-    dataset = _open(graph, data, format)
+    dataset = opened(graph, data, format)
     total = min(len(dataset), batch_size * batch_num) if batch_num else len(dataset)
     with fresh_dir(Path(output)) as staging, _about(data):
         simulated = calibrate(
@@ -223,121 +192,6 @@ def dot(graph: Graph) -> str:
 # --- running models
 
 
-def _settings(run: Mapping[str, Any], threads: int, cache_capacity: int = 10) -> Settings:
-    return Settings(
-        precision=run["precision"],
-        threads=threads,
-        cache_capacity=cache_capacity,
-        onednn=run.get("onednn", True),
-        optimise=run.get("optimise", True),
-    )
-
-
-def count_ops(graph: Graph) -> tuple[int, int]:
-    """(ops that are int8; convolutions, products and recurrent layers that are not)."""
-    int8 = [op for op in graph.ops if op.attr("mkldnn_data_type") == "int8"]
-    weighted = [op for op in graph.ops if op.type in (*CONVS, *PRODUCTS, *RECURRENT, "fused_conv2d") and op not in int8]
-    return len(int8), len(weighted)
-
-
-def evaluate(
-    runs: Sequence[Mapping[str, Any]],
-    data: str,
-    outputs: str,
-    *,
-    format: str | None = None,
-    labels: str | None = None,
-    batch_size: int = 50,
-    threads: int = 1,
-    batch_num: int | None = None,
-) -> list[Json]:
-    """Run models ({"model", "precision"}) over one dataset; outputs and labels go to files in `outputs`.
-
-    The result of each run: samples, ops, seconds in predictor.run by batch, and overhead (the other share of wall
-    time). Raises ModelError for NaN or Inf in an output.
-    """
-    results = []
-    for number, run in enumerate(runs):
-        graph = load_dir(Path(run["model"]))
-        dataset = _open(graph, data, format, labels, scored=True)
-        total = min(len(dataset), batch_size * batch_num) if batch_num else len(dataset)
-        collected: dict[str, list[Column]] = {}
-        seconds = []
-        with Predictor(Path(run["model"]), _settings(run, threads)) as predictor:
-            first = next(batches(dataset, batch_size))
-            predictor(first)  # oneDNN builds its kernels on the first run
-            what = f"{run['precision']} {Path(run['model']).name}"
-            log_kernels(True)
-            report_progress(what, 0, total)  # what the log shows from here to the next report is one run
-            begin, done = time.perf_counter(), 0
-            for batch in batches(dataset, batch_size, batch_num):
-                predictor.feed(batch)
-                start = time.perf_counter()
-                predictor.run()
-                seconds.append(time.perf_counter() - start)
-                if not done:
-                    log_kernels(False)
-                for name, value in predictor.read().items():
-                    collected.setdefault(name, []).append(value)
-                done += len(next(iter(batch.values())))
-                report_progress(what, done, total)
-            wall = time.perf_counter() - begin
-        joined = {name: _join(parts) for name, parts in collected.items()}
-        for name, column in joined.items():
-            values = values_of(column)
-            if not np.isfinite(values).all():
-                bad = int(np.argwhere(~np.isfinite(values))[0][0])
-                sample = column.record(bad) - 1 if isinstance(column, Ragged) else bad
-                raise ModelError(f"{run['model']}: NaN or Inf in output {name!r} at sample {sample}")
-        save_column(Path(outputs) / "labels.npz", check_labels(dataset, _classes(joined))[:total])
-        for place, column in enumerate(joined.values()):
-            save_column(Path(outputs) / f"{number}.{place}.npz", column)
-        int8_ops, fp32_ops = count_ops(graph)
-        results.append(
-            {
-                "model": run["model"],
-                "precision": run["precision"],
-                "samples": total,
-                "outputs": list(joined),
-                "int8_ops": int8_ops,
-                "fp32_ops": fp32_ops,
-                "run_s": seconds,
-                "overhead": 1 - sum(seconds) / wall,
-                "declared_macs": graph_macs(graph, *sizes_of(graph, first)),
-            }
-        )
-    return results
-
-
-def _join(parts: Sequence[Column]) -> Column:
-    ragged = [part for part in parts if isinstance(part, Ragged)]
-    return Ragged.join(ragged) if ragged else np.concatenate([np.asarray(part) for part in parts])
-
-
-def _classes(outputs: Mapping[str, Column]) -> int:
-    """How many classes a model tells apart: the width of its first output of scores. Without one, any label may be."""
-    for column in outputs.values():
-        values = values_of(column)
-        if values.ndim == 2 and values.dtype.kind == "f":
-            return int(values.shape[1])
-    return 1 << 31
-
-
-def sizes_of(graph: Graph, batch: Mapping[str, Column]) -> tuple[int, int, int]:
-    """A batch's (samples, longest sequence, steps), 0 for what it doesn't have.
-
-    A dense input's second dimension is a length where the model leaves that one open and fixes those behind it. An
-    image's is its channels, and no measure for its open height and width.
-    """
-    ragged = [column for column in batch.values() if isinstance(column, Ragged)]
-    if ragged:
-        return len(ragged[0]), int(ragged[0].lengths.max()), len(ragged[0].values)
-    shapes = {name: graph.vars[name].shape for name in graph.feeds}
-    padded = [name for name, shape in shapes.items() if shape[1:2] == (-1,) and min(shape[2:], default=0) >= 0]
-    longest = max((values_of(batch[name]).shape[1] for name in padded), default=0)
-    return len(next(iter(batch.values()))), longest, 0
-
-
 def sample_input(graph: Graph, batch: int, shapes: Mapping[str, Sequence[int]]) -> dict[str, Column]:
     """Generated input for timing. Raises DataError when a shape is open and not given.
 
@@ -388,7 +242,7 @@ def bench(
     if full_input:
         feeds = [pkgutil.resolve_name(full_input)(batch)]
     elif data is not None:
-        whole = _open(load_dir(Path(contenders[0][0]["model"])), data, format)
+        whole = opened(load_dir(Path(contenders[0][0]["model"])), data, format)
         dataset = head(whole, samples or len(whole))
         feeds = list(batches(by_length(dataset) if sort else dataset, batch))
     chosen = [_quickest(runs, batch, threads, shapes or {}, feeds) for runs in contenders]
@@ -444,7 +298,7 @@ def _quickest(
             if not run.get("optimise", True) and not any(op.type in RECURRENT for op in graph.ops):
                 continue  # without graph fusion only recurrent layers are ever faster
             given = feeds or [sample_input(graph, batch, shapes)]
-        turn = _Turn(run, Predictor(Path(run["model"]), _settings(run, threads)), given)
+        turn = _Turn(run, Predictor(Path(run["model"]), settings_of(run, threads)), given)
         laps = [turn.lap(1)]  # the first run builds the kernels
         if best and laps[0] > _LOST * best.best:
             turn.predictor.close()

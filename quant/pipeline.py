@@ -1,25 +1,21 @@
 """The order of steps: what is built from what, which job runs under which ISA, which records come out."""
 
 import importlib.util
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, TypeVar
 
 from quant import cpu, isolate
+from quant.collect import Evaluated, evaluate
 from quant.errors import OptionError
-from quant.metrics import METRICS, agreement, cosine, sqnr
+from quant.metrics import agreement, cosine, sqnr
 from quant.numerics import REDUCED, SIGNED
 from quant.places import cached
-from quant.profile import Proof, kernels, proof
 from quant.record import Record, columns
 from quant.registry import Case, ModelSpec
-from quant.sequences import Column, Ragged, load_column, values_of
+from quant.sequences import values_of
 
 __all__ = [
     "Evaluated",
@@ -120,99 +116,6 @@ def _prepared(name: str, function: str, arguments: Mapping[str, Any], progress: 
 
 
 # --- measuring
-
-
-class _Watch:
-    """Picks, out of a child's log, the kernels of each model's first run over the data."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.forward = progress
-        self.lines: list[str] = []
-        self.runs: list[list[str]] = []
-        self.open = False
-
-    def log(self, line: str) -> None:
-        if self.open:
-            self.lines.append(line)
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        if done == 0:
-            self.lines, self.open = [], True
-        elif self.open:
-            self.runs.append(self.lines)
-            self.open = False
-        if self.forward:
-            self.forward(what, done, total)
-
-
-class Evaluated(NamedTuple):
-    """One model's run over a dataset."""
-
-    data: Path
-    result: dict[str, Any]  # of quant.jobs.evaluate
-    outputs: list[Column]
-    labels: Column
-    proof: Proof
-
-    def counts(self, metric: str) -> NDArray[np.int64]:
-        """What each sample adds to a metric, [N, k]. Raises OptionError when the model or the data don't fit it."""
-        try:
-            return METRICS[metric].counts(self.outputs, self.labels)
-        except (IndexError, ValueError) as error:
-            shapes = ", ".join(_shape(column) for column in self.outputs)
-            raise OptionError(
-                f"metric {metric!r} doesn't fit: {self.result['model']} puts out {shapes}, "
-                f"{self.data} has labels {_shape(self.labels)}"
-            ) from error
-
-    @property
-    def scores(self) -> list[Column]:
-        """The outputs of real numbers, first to last."""
-        return [column for column in self.outputs if values_of(column).dtype.kind == "f"]
-
-
-def _shape(column: Column) -> str:
-    kind = f"{values_of(column).dtype}{list(values_of(column).shape)}"
-    return f"sequences of {kind}" if isinstance(column, Ragged) else kind
-
-
-def evaluate(
-    runs: Sequence[Mapping[str, Any]],
-    data: Path,
-    *,
-    format: str | None = None,
-    labels: Path | None = None,
-    isa: str | None = None,
-    batch_size: int = 50,
-    threads: int = 1,
-    batch_num: int | None = None,
-    progress: Progress | None = None,
-) -> Iterator[Evaluated]:
-    """Run models ({"model", "precision"}) over one labelled dataset in one child."""
-    watch = _Watch(progress)
-    with tempfile.TemporaryDirectory(prefix="quant-outputs-") as scratch:
-        arguments = {
-            "runs": list(runs),
-            "data": str(data),
-            "format": format,
-            "labels": None if labels is None else str(labels),
-            "batch_size": batch_size,
-            "threads": threads,
-            "batch_num": batch_num,
-            "outputs": scratch,
-        }
-        results = isolate.call(
-            "quant.jobs:evaluate",
-            arguments,
-            isa=isa,
-            threads=threads,
-            progress=watch.progress,
-            log=watch.log,
-        )
-        for number, (result, lines) in enumerate(zip(results, watch.runs, strict=True)):
-            outputs = [load_column(Path(scratch) / f"{number}.{place}.npz") for place in range(len(result["outputs"]))]
-            golds = load_column(Path(scratch) / "labels.npz")
-            yield Evaluated(data, result, outputs, golds, proof(kernels(lines), result["declared_macs"]))
 
 
 def accuracy(

@@ -16,9 +16,8 @@ __all__ = [
     "Padded",
     "Ragged",
     "Signature",
-    "load_column",
+    "joined",
     "offsets_of",
-    "save_column",
     "staged",
     "values_of",
 ]
@@ -106,18 +105,10 @@ def values_of(column: Column) -> Array:
     return np.asarray(column.values if isinstance(column, Ragged) else column)
 
 
-def save_column(path: Path, column: Column) -> None:
-    """Write a column as an .npz file, the suffix included in `path`."""
-    if isinstance(column, Ragged):
-        np.savez(path, values=column.values, offsets=column.offsets)
-    else:
-        np.savez(path, values=column)
-
-
-def load_column(path: Path) -> Column:
-    """Read what `save_column` wrote."""
-    with np.load(path, allow_pickle=False) as stored:
-        return Ragged(stored["values"], stored["offsets"]) if "offsets" in stored else stored["values"]
+def joined(parts: Sequence[Column]) -> Column:
+    """The samples of all parts (at least one), in order; the parts are of one kind."""
+    ragged = [part for part in parts if isinstance(part, Ragged)]
+    return Ragged.join(ragged) if ragged else np.concatenate([values_of(part) for part in parts])
 
 
 @dataclass(frozen=True)

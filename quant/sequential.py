@@ -17,8 +17,8 @@ An interval at 95% that is looked at after each of 50 parts crosses a threshold,
 After an early stop the drop itself is biased away from the threshold, a little; the interval is not.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,10 +42,11 @@ class Look:
     confidence: float
 
 
-def looks(ends: Sequence[int], alpha: float = ALPHA) -> tuple[Look, ...]:
+@cache
+def looks(ends: tuple[int, ...], alpha: float = ALPHA) -> tuple[Look, ...]:
     """When to look: at the ends of parts (numbers of samples, ascending, the last is all), at most at 50 of them.
 
-    >>> [f"{look.samples}: {look.confidence:.4f}" for look in looks([1000, 2000])]
+    >>> [f"{look.samples}: {look.confidence:.4f}" for look in looks((1000, 2000))]
     ['1000: 0.9937', '2000: 0.9526']
     """
     early = [end for end in ends[:-1] if end <= (1 - _CLOSE) * ends[-1]]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant import jobs, pipeline
+from quant import evaluation, pipeline
 from quant.graph import load_dir, save_dir
 from quant.predictor import Predictor, Settings
 from quant.readers import Dataset, Padded, Ragged, open_data
@@ -24,7 +24,7 @@ def model(spec: ModelSpec) -> Path:
 
 @pytest.fixture(scope="module")
 def samples(spec: ModelSpec, model: Path) -> Dataset:
-    return open_data(pipeline.data_of(spec, spec.test), jobs.signature(load_dir(model)), spec.format)
+    return open_data(pipeline.data_of(spec, spec.test), evaluation.signature(load_dir(model)), spec.format)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 from fixtures import ernie
 from quant.calibrate import calibrate
 from quant.convert import convert
+from quant.evaluation import signature
 from quant.graph import Graph, load_dir, save_dir
-from quant.jobs import signature
 from quant.metrics import cosine, sqnr
 from quant.passes import lower_quantizers
 from quant.predictor import Predictor, Settings

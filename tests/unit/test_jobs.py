@@ -7,8 +7,8 @@ import pytest
 
 from fixtures.programs import Program
 from quant.chains import graph_macs
+from quant.evaluation import sizes_of
 from quant.graph import Graph, Var
-from quant.jobs import sizes_of
 from quant.sequences import Column
 from tests.columns import ragged
 from tests.nets import Net

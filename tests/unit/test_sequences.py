@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from quant.errors import DataError
 from quant.readers import batches, by_length, check_ids, check_labels
-from quant.sequences import Column, Dataset, Padded, Ragged, load_column, save_column, values_of
+from quant.sequences import Dataset, Padded, Ragged
 from tests.columns import ragged, sequences
 
 lengths = st.lists(st.integers(0, 5), min_size=1, max_size=8)
@@ -80,15 +80,6 @@ def test_batches_of_sequences() -> None:
     first, second = batches(data, 2)
     assert first["a"].shape == (2, 3, 1) and second["a"].shape == (1, 2, 1)
     assert sequences(first["b"]) == [[1], [2, 3, 4]] and sequences(second["b"]) == [[5, 6]]
-
-
-@pytest.mark.parametrize("column", [np.arange(6.0).reshape(3, 2), ragged([2, 1])], ids=["dense", "ragged"])
-def test_a_column_comes_back_from_its_file(column: Column, tmp_path: Path) -> None:
-    save_column(tmp_path / "a.npz", column)
-    back = load_column(tmp_path / "a.npz")
-    assert type(back) is type(column) and len(back) == len(column)
-    assert np.array_equal(values_of(back), values_of(column))
-    assert not isinstance(column, Ragged) or np.array_equal(back.offsets, column.offsets)
 
 
 # --- labels and ids

@@ -24,7 +24,7 @@ def test_boundaries_spend_the_error_and_no_more() -> None:
 
 
 def test_one_look_is_the_usual_interval() -> None:
-    assert [(look.number, look.samples, round(look.confidence, 9)) for look in looks([700])] == [(1, 700, 0.95)]
+    assert [(look.number, look.samples, round(look.confidence, 9)) for look in looks((700,))] == [(1, 700, 0.95)]
 
 
 def test_fifty_looks_end_near_the_usual_interval() -> None:
@@ -35,12 +35,12 @@ def test_fifty_looks_end_near_the_usual_interval() -> None:
 
 
 def test_looks_are_at_most_fifty_and_the_last_is_at_the_end() -> None:
-    many = looks([*range(1000, 137_001, 1000), 137_010])
+    many = looks((*range(1000, 137_001, 1000), 137_010))
     assert len(many) <= MOST
     assert many[-1].samples == 137_010
     assert many[-2].samples <= 0.99 * 137_010
     assert [look.number for look in many] == list(range(1, len(many) + 1))
-    assert [look.samples for look in looks([1000, 2000, 2005])] == [1000, 2005]
+    assert [look.samples for look in looks((1000, 2000, 2005))] == [1000, 2005]
     with pytest.raises(ValueError, match="must ascend"):
         boundaries(np.array([0.5, 0.5, 1.0]))
 
@@ -81,7 +81,7 @@ def words(random: np.random.Generator, count: int, drop: float) -> tuple[np.ndar
 def wrong(outcomes: object, metric: str, trials: int, ends: list[int], usual: bool) -> float:
     """How often a drop that lies on the threshold is decided, by the looks or by the usual interval at each of them."""
     random = np.random.default_rng(5)
-    at = [(look.samples, 0.95 if usual else look.confidence) for look in looks(ends)]
+    at = [(look.samples, 0.95 if usual else look.confidence) for look in looks(tuple(ends))]
     decided = [first_verdict(*outcomes(random, ends[-1], LIMIT), at, metric) for _ in range(trials)]
     return sum(found.result != "INCONCLUSIVE" for found in decided) / trials
 
@@ -103,7 +103,7 @@ def test_a_drop_on_the_threshold_is_decided_in_5_of_100_runs(
 def test_clear_cases_stop_early_on_the_right_side() -> None:
     random = np.random.default_rng(2)
     ends = list(range(1000, 20_001, 1000))
-    at = [(look.samples, look.confidence) for look in looks(ends)]
+    at = [(look.samples, look.confidence) for look in looks(tuple(ends))]
     assert first_verdict(*shares(random, 20_000, 0.0), at[:10], "top1").result == "PASS"
     assert first_verdict(*shares(random, 20_000, 0.05), at[:4], "top1").result == "FAIL"
 

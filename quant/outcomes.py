@@ -1,0 +1,331 @@
+"""What models put out, kept on disk part by part: an evaluation goes on where it stopped, and is scored again unrun.
+
+A part is a whole number of batches, about 1,000 samples. It is kept for the content of the model's and the data's
+files, the settings and the versions that made it (`Key`), under a directory that is named by a hash of these:
+
+    outcomes/HASH/about.json               what it is of, for a person to read
+    outcomes/HASH/00001000.npz and .json   the part that begins at sample 1000: outputs and labels; seconds, proof
+    outcomes/digests/HASH.json             the SHA-256 of a large file, valid while its size and times stay
+
+It lies in the cache (`quant.places`). All of it, or any directory in it, can be deleted at any time: what is missing is
+run again. So is what is damaged: a part's digest covers all that was stored. Nothing in it is ever unpickled.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import platform
+import shutil
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quant.errors import DataError, ModelError, OutputError
+from quant.places import cache_root, digest
+from quant.sequences import Column, Ragged
+
+__all__ = [
+    "About",
+    "Key",
+    "Part",
+    "Shelf",
+    "Store",
+    "data_digests",
+    "default_root",
+    "model_digest",
+    "pack",
+    "parts_of",
+    "unpack",
+    "versions",
+]
+
+Progress = Callable[[str, int, int], None]
+SCHEMA = 1
+_PART = 1000  # samples, about
+_LARGE = 1 << 20  # bytes of a file whose digest is worth a note
+_RACY_NS = 2_000_000_000  # a file that changed this recently may change again within one tick of its clock
+_CHUNK = 1 << 22
+# The modules that decide what is put out. A checkout changes without a new version; an installed package doesn't.
+_DECIDING = ("evaluation", "formats", "graph", "outcomes", "predictor", "profile", "readers", "sequences")
+
+
+def default_root() -> Path:
+    return cache_root() / "outcomes"
+
+
+def parts_of(total: int, batch_size: int, batch_num: int | None = None) -> tuple[range, ...]:
+    """The samples of each part. Its batches are those of an uninterrupted run.
+
+    >>> parts_of(2500, 50)
+    (range(0, 1000), range(1000, 2000), range(2000, 2500))
+    >>> parts_of(2500, 300, 4)
+    (range(0, 900), range(900, 1200))
+    """
+    used = min(total, batch_size * batch_num) if batch_num else total
+    size = max(round(_PART / batch_size), 1) * batch_size
+    return tuple(range(start, min(start + size, used)) for start in range(0, used, size))
+
+
+# --- what a part is, in memory and as bytes
+
+
+@dataclass(frozen=True)
+class About:
+    """What there is to say of a part beside its arrays."""
+
+    start: int  # its first sample
+    samples: int
+    total: int  # of the data file
+    outputs: tuple[str, ...]  # names, in the model's order
+    run_s: tuple[float, ...]  # seconds in predictor.run, one a batch
+    wall_s: float  # of all batches: reading, feeding, running, reading back
+    int8_ops: int
+    fp32_ops: int
+    ended: str = ""  # UTC, ISO 8601
+    host: str = ""
+    proof: Mapping[str, Any] | None = None  # what oneDNN's log showed (quant.profile.Proof); of the first part
+
+    @staticmethod
+    def of(stored: Mapping[str, Any]) -> "About":
+        """From JSON, which knows no tuples."""
+        lists = {"outputs": tuple(stored["outputs"]), "run_s": tuple(stored["run_s"])}
+        return About(**{**stored, **lists})
+
+    def stamped(self) -> "About":
+        """With this time and this machine."""
+        return replace(self, ended=datetime.now(UTC).isoformat(timespec="seconds"), host=platform.node())
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The outputs of consecutive samples, in the model's order, and their labels."""
+
+    about: About
+    outputs: tuple[Column, ...]
+    labels: Column
+
+    def head(self, count: int, batch_size: int) -> "Part":
+        """The first `count` samples: whole batches, or all there are."""
+        if count >= self.about.samples:
+            return self
+        run_s = self.about.run_s[: -(-count // batch_size)]
+        wall_s = self.about.wall_s * sum(run_s) / sum(self.about.run_s)
+        about = replace(self.about, samples=count, run_s=run_s, wall_s=wall_s)
+        return Part(about, tuple(column[:count] for column in self.outputs), self.labels[:count])
+
+
+def pack(outputs: Sequence[Column], labels: Column) -> bytes:
+    """Columns as an .npz: `0`, `1`, ... and `labels`; sequences as their values, and `0.offsets`."""
+    arrays: dict[str, Any] = {}
+    for name, column in [*((str(place), column) for place, column in enumerate(outputs)), ("labels", labels)]:
+        arrays[name] = column.values if isinstance(column, Ragged) else np.asarray(column)
+        if isinstance(column, Ragged):
+            arrays[f"{name}.offsets"] = column.offsets
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def unpack(blob: bytes, count: int) -> tuple[tuple[Column, ...], Column]:
+    """The inverse of `pack`, for `count` outputs. Raises ValueError or OSError for anything else."""
+    try:
+        with np.load(io.BytesIO(blob), allow_pickle=False) as stored:
+            columns = [
+                Ragged(stored[name], stored[f"{name}.offsets"]) if f"{name}.offsets" in stored else stored[name]
+                for name in [*map(str, range(count)), "labels"]
+            ]
+    except (KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"not a part's arrays: {error}") from error
+    return tuple(columns[:-1]), columns[-1]
+
+
+# --- what decides the outputs
+
+
+@dataclass(frozen=True)
+class Key:
+    """All that decides a part's outputs, its labels and its batches."""
+
+    model: str  # SHA-256 of its files
+    data: Mapping[str, str]  # role -> SHA-256: data, labels, dictionaries
+    format: str
+    run: Mapping[str, Any]  # precision, and other settings of the predictor
+    isa: str  # what oneDNN was capped to
+    batch_size: int
+    threads: int
+    versions: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        text = json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """Of the packages that compute and of this package's own code."""
+    found = {"code": digest(Path(__file__).with_name(f"{name}.py") for name in _DECIDING)}
+    for name in ("paddlepaddle", "numpy", "quant-onednn"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+def model_digest(directory: Path, notes: Path, progress: Progress | None = None) -> str:
+    """Of all files below a model directory, names and contents. Raises ModelError when it isn't there."""
+    if not directory.is_dir():
+        raise ModelError(f"{directory}: no such model directory")
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    try:
+        found = [(str(path.relative_to(directory)), _sha256(path, notes, progress)) for path in files]
+    except OSError as error:
+        raise ModelError(f"{error.filename or directory}: can't be read ({error.strerror})") from error
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def data_digests(files: Mapping[str, Path], notes: Path, progress: Progress | None = None) -> dict[str, str]:
+    """Role -> file, role -> SHA-256. Raises DataError for a file that isn't there or can't be read."""
+    found = {}
+    for role, path in files.items():
+        if not path.is_file():
+            raise DataError(f"{path}: no such data file")
+        try:
+            found[role] = _sha256(path, notes, progress)
+        except OSError as error:
+            raise DataError(f"{path}: can't be read ({error.strerror})") from error
+    return found
+
+
+def _sha256(path: Path, notes: Path, progress: Progress | None) -> str:
+    """SHA-256 of a file; a large one's is noted in the directory `notes`. Raises OSError."""
+    path = path.resolve()
+    mark = _mark(path)
+    note = notes / f"{digest([str(path)])}.json"
+    size = int(mark["size"])
+    if size >= _LARGE and (known := _noted(note)).get("file") == mark:
+        return str(known["sha256"])
+    total, done = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            total.update(chunk)
+            done += len(chunk)
+            if progress and size >= _LARGE:
+                progress(f"reading {path.name} [MB]", done >> 20, size >> 20)
+    if _mark(path) != mark:
+        raise OSError(0, "it changes while it is read", str(path))
+    if size >= _LARGE and time.time_ns() - max(int(mark["mtime_ns"]), int(mark["ctime_ns"])) > _RACY_NS:
+        with contextlib.suppress(OutputError):  # then it is read again the next time
+            _write(note, json.dumps({"file": mark, "sha256": total.hexdigest()}).encode())
+    return total.hexdigest()
+
+
+def _mark(path: Path) -> dict[str, str | int]:
+    """What stays the same while a file does. Its ctime too: rsync and cp -p set the mtime to an older file's."""
+    found = path.stat()
+    return {"path": str(path), "size": found.st_size, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
+
+
+def _noted(note: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(note.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and isinstance(content.get("sha256"), str) else {}
+
+
+# --- on disk
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where outcomes are kept; `fresh` forgets what earlier runs kept of what is asked for."""
+
+    root: Path
+    fresh: bool = False
+
+    @property
+    def notes(self) -> Path:
+        return self.root / "digests"
+
+    def shelf(self, key: Key, about: Mapping[str, Any]) -> "Shelf":
+        """The place of a key's parts, which can be written. Raises OutputError when it can't."""
+        directory = self.root / key.name
+        try:
+            if self.fresh and directory.exists():
+                shutil.rmtree(directory)
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(directory, error) from error
+        told = directory / "about.json"
+        if not told.exists():
+            _write(told, json.dumps({**about, **asdict(key)}, indent=1).encode())
+        return Shelf(directory)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """One key's parts."""
+
+    directory: Path
+
+    def starts(self) -> list[int]:
+        """Where its parts begin, damaged ones too."""
+        return sorted(int(path.stem) for path in self.directory.glob("*.json") if path.stem.isdecimal())
+
+    def get(self, start: int) -> Part | None:
+        """The part that begins at a sample; None when there is none, or only a damaged one."""
+        try:
+            note = json.loads(self._path(start, "json").read_bytes())
+            blob = self._path(start, "npz").read_bytes()
+            if note["about"]["start"] != start or note["sha256"] != self._digest(note["about"], blob):
+                return None
+            about = About.of(note["about"])
+            return Part(about, *unpack(blob, len(about.outputs)))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def put(self, about: About, blob: bytes) -> None:
+        """Keep a part, its arrays as `pack` made them. It is there when its .json is. OutputError when it can't be."""
+        _write(self._path(about.start, "npz"), blob)
+        content = json.loads(json.dumps(asdict(about)))  # as it is read back, for the digest
+        note = {"about": content, "sha256": self._digest(content, blob)}
+        _write(self._path(about.start, "json"), json.dumps(note).encode())
+
+    def _path(self, start: int, suffix: str) -> Path:
+        return self.directory / f"{start:08d}.{suffix}"
+
+    def _digest(self, about: Mapping[str, Any], blob: bytes) -> str:
+        """Also of the key, so that a part doesn't pass for another one's."""
+        head = json.dumps([SCHEMA, self.directory.name, about], sort_keys=True)
+        return hashlib.sha256(head.encode() + b"\n" + blob).hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """A file, whole or absent, whoever else writes it. Raises OutputError."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            staging.write_bytes(content)
+            staging.replace(path)
+        finally:
+            staging.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{path}: can't be written ({error.strerror}); QUANT_CACHE names another place for the cache")
