@@ -153,6 +153,9 @@ def ptq(
     batch_num: BatchNum = None,
     ops_to_quantize: OpTypes = "",
     op_ids_to_skip: OpIds = "",
+    save_calibration_table: Annotated[
+        Path | None, typer.Option(help="Also write the thresholds to this file, 'name threshold' a line.")
+    ] = None,
 ) -> None:
     """Calibrate an FP32 model: write its fake-quantized twin."""
     check_choice("calibration algorithm", algo, (*ALGORITHMS, BEST))
@@ -167,6 +170,7 @@ def ptq(
         "weight_levels": pipeline.weight_levels(target),
         "ops_to_quantize": _list(ops_to_quantize),
         "op_ids_to_skip": _ids(op_ids_to_skip),
+        "save_table": None if save_calibration_table is None else str(save_calibration_table),
     }
     with _bar() as bar:
         result = isolate.call("quant.jobs:ptq", arguments, threads=cpu.cores(), progress=bar)
@@ -175,26 +179,49 @@ def ptq(
         _out.print(
             "algorithms: " + ", ".join(f"{name} {count}" for name, count in sorted(result["algorithms"].items()))
         )
+    _out.print(_sizes(result["bytes"]))
+
+
+def _sizes(sizes: Mapping[str, int]) -> str:
+    """A line on what two models take on disk, given as precision -> bytes."""
+    (was, before), (now, after) = sizes.items()
+    return f"on disk: {before:,} bytes {was}, {after:,} bytes {now} ({100 * after / before:.1f}%)"
 
 
 @app.command()
 def convert(
-    quant_model_path: Annotated[Path, typer.Option(help="Fake-quantized model directory.")],
+    quant_model_path: Annotated[
+        Path, typer.Option(help="Fake-quantized model directory; with --calibration-file also an FP32 one.")
+    ],
     int8_model_save_path: Annotated[
         Path, typer.Option(help="Where the INT8 model goes: absent, or an empty directory.")
     ],
     ops_to_quantize: OpTypes = "",
     op_ids_to_skip: OpIds = "",
+    calibration_file: Annotated[
+        Path | None, typer.Option(help="Thresholds of activations, 'name threshold' a line: calibration_table.txt.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="CPU tier, for an FP32 model with --calibration-file; default: this CPU's.")
+    ] = None,
     debug: Annotated[Path | None, typer.Option(help="Directory for drawings of the graph after each step.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Convert a fake-quantized model to a real oneDNN INT8 model, and say what became INT8."""
+    """Convert a fake-quantized model to a real oneDNN INT8 model, and say what became INT8.
+
+    With --calibration-file, the file's thresholds replace the model's, or quantize an FP32 model.
+    """
+    if target is not None and calibration_file is None:
+        raise OptionError("--target: only for an FP32 model with --calibration-file; else the weights are quantized")
     arguments = {
         "quant_model_path": str(quant_model_path),
         "output": str(int8_model_save_path),
         "ops_to_quantize": _list(ops_to_quantize),
         "op_ids_to_skip": _ids(op_ids_to_skip),
         "debug": None if debug is None else str(debug),
+        "calibration_file": None if calibration_file is None else str(calibration_file),
+        "weight_levels": pipeline.weight_levels(target),
+        "target": target,
     }
     with _bar() as bar:
         result = isolate.call("quant.jobs:convert_model", arguments, progress=bar)
@@ -209,6 +236,18 @@ def convert(
     _out.print(report.rich_table(report.Table("Converted", ("Op type", "INT8", "FP32"), tuple(rows))))
     for kept in result["kept"]:
         _out.print(f"FP32: {kept['op_type']}({kept['op_id']}) -> {kept['output']}: {kept['reason']}")
+    if "table" in result:
+        _print_table_use(calibration_file, result["table"], "fp32" in result["bytes"])
+    _out.print(_sizes(result["bytes"]))
+
+
+def _print_table_use(path: Path | None, found: Mapping[str, Any], was_fp32: bool) -> None:
+    """What became of a calibration table's entries."""
+    _out.print(f"{path}: {found['used']} entries used, {found['unused']} not needed", soft_wrap=True)
+    if found["missing"]:
+        then = "the ops that read them stay FP32" if was_fp32 else "they keep the model's thresholds"
+        named = ", ".join(found["missing"][:5]) + ", ..." * (len(found["missing"]) > 5)
+        _out.print(f"no entry for {len(found['missing'])} rounded tensors, {then}: {named}", soft_wrap=True)
 
 
 @app.command("eval")

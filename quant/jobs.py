@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from quant.calibrate import calibrate
+from quant.calibration_table import Applied, apply_table, read_table, table_of, write_table
 from quant.chains import RECURRENT, numbered
 from quant.convert import Coverage, convert
-from quant.errors import DataError, QuantError
+from quant.errors import DataError, OptionError, OutputError, QuantError
 from quant.evaluation import opened, settings_of, signature, vocabularies
-from quant.graph import Graph, load_dir, run_passes, save_dir
+from quant.graph import Graph, load_dir, model_size, run_passes, save_dir
 from quant.graphviz import quoted
 from quant.isolate import report_progress
 from quant.passes import NORMALISE, lower_quantizers
@@ -114,24 +115,48 @@ def ptq(
     format: str | None = None,
     ops_to_quantize: Sequence[str] = (),
     op_ids_to_skip: Sequence[int] = (),
+    save_table: str | None = None,
 ) -> Json:
-    """FP32 model directory + calibration data -> fake-quantized model directory."""
+    """FP32 model directory + calibration data -> fake-quantized model directory, and a file with its thresholds.
+
+    The result: samples, fake-quantized tensors, how many by which algorithm, and bytes of both models.
+    """
+    table = _table_place(save_table, Path(output))
     graph = load_dir(Path(model))
     dataset = opened(graph, data, format)
     total = min(len(dataset), batch_size * batch_num) if batch_num else len(dataset)
-    with fresh_dir(Path(output)) as staging, _about(data):
-        simulated = calibrate(
-            graph,
-            batches(dataset, batch_size, batch_num),
-            algo=algo,
-            ops_to_quantize=ops_to_quantize,
-            op_ids_to_skip=op_ids_to_skip,
-            weight_levels=weight_levels,
-            progress=lambda done: report_progress("calibrate", done, total),
-        )
+    with fresh_dir(Path(output)) as staging:
+        with _about(data):
+            simulated = calibrate(
+                graph,
+                batches(dataset, batch_size, batch_num),
+                algo=algo,
+                ops_to_quantize=ops_to_quantize,
+                op_ids_to_skip=op_ids_to_skip,
+                weight_levels=weight_levels,
+                progress=lambda done: report_progress("calibrate", done, total),
+            )
         save_dir(lower_quantizers(simulated), staging)
+        if table is not None:
+            write_table(staging / table if table.name == str(table) else table, table_of(graph, simulated))
+        sizes = {"fp32": model_size(Path(model)), "quant": model_size(staging)}
     chosen = Counter(op.attr("algorithm") for op in simulated.ops if op.type == "fake_quant")
-    return {"samples": total, "fake_quantized": chosen.total(), "algorithms": dict(chosen)}
+    return {"samples": total, "fake_quantized": chosen.total(), "algorithms": dict(chosen), "bytes": sizes}
+
+
+def _table_place(path: str | None, output: Path) -> Path | None:
+    """Where a table of thresholds goes: a bare name lies in the output directory, which isn't there yet.
+
+    Raises OutputError, before any work is done, when there is no such place.
+    """
+    if path is None:
+        return None
+    place = Path(path).resolve()
+    if place.parent == output.resolve():
+        return Path(place.name)
+    if place.is_dir() or not place.parent.is_dir():
+        raise OutputError(f"{path}: can't be written: {'a directory' if place.is_dir() else 'no such directory'}")
+    return place
 
 
 def convert_model(
@@ -141,10 +166,30 @@ def convert_model(
     ops_to_quantize: Sequence[str] = (),
     op_ids_to_skip: Sequence[int] = (),
     debug: str | None = None,
+    calibration_file: str | None = None,
+    weight_levels: int = 127,
+    target: str | None = None,
 ) -> Json:
-    """Fake-quantized model directory -> INT8 model directory; with `debug`, a .dot of the graph after each step."""
+    """Fake-quantized model directory -> INT8 model directory; with `debug`, a .dot of the graph after each step.
+
+    A `calibration_file` has thresholds of activations; the model may then be FP32, and its weights get
+    `weight_levels`, those of the CPU tier `target`, if the user named one.
+    The result: op counts by type, ops that stayed FP32, bytes of both models, what became of the file's entries.
+    """
     report_progress("convert", 0, 3)
-    graph = load_dir(Path(quant_model_path))
+    graph, applied = load_dir(Path(quant_model_path)), None
+    if calibration_file is not None:
+        applied = apply_table(
+            graph,
+            read_table(Path(calibration_file)),
+            source=calibration_file,
+            weight_levels=weight_levels,
+            ops_to_quantize=ops_to_quantize,
+            op_ids_to_skip=op_ids_to_skip,
+        )
+        if target is not None and not applied.was_fp32:
+            raise OptionError(f"--target: the weights of {quant_model_path} are quantized already, for any target")
+        graph = applied.graph
     report_progress("convert", 1, 3)
     with fresh_dir(Path(output)) as staging, _about(quant_model_path):
         if debug is None:
@@ -162,8 +207,14 @@ def convert_model(
                 )
         report_progress("convert", 2, 3)
         save_dir(result, staging)
+        given = "fp32" if applied and applied.was_fp32 else "quant"
+        sizes = {given: model_size(Path(quant_model_path)), "int8": model_size(staging)}
     report_progress("convert", 3, 3)
-    return _coverage_json(coverage)
+    return {**_coverage_json(coverage), "bytes": sizes, **({"table": _table_json(applied)} if applied else {})}
+
+
+def _table_json(applied: Applied) -> Json:
+    return {"used": len(applied.used), "unused": len(applied.unused), "missing": list(applied.missing)}
 
 
 def _coverage_json(coverage: Coverage) -> Json:
