@@ -2,10 +2,11 @@
 
 What PaddleSlim's automatic compression writes as calibration_table.txt beside a model. The number is a threshold, the
 largest magnitude that is kept, in the tensor's own unit: neither its reciprocal nor the size of a step. Sources:
-- the writer: paddleslim/quant/quanter.py since pull request 1353 (August 2022). Outputs of ops by name, each with the
+- the writer: paddleslim/quant/quanter.py, pull requests 1353 to 1425 (2022). Outputs of ops by name, each with the
   moving average of its abs-max (quantization-aware training) or its calibrated threshold (PostTrainingQuantization).
 - the reader: Paddle's ir_analysis_pass.cc (`SetCalibrationFilePath`, 2022). It keeps 1 / number for a name, just as
   quant_dequant_mkldnn_pass.cc keeps 1 / Scale of a quantize_linear, whose Scale is an abs-max. Paddle 3 has neither.
+- Paddle's PostTrainingQuantization, run here: its numbers for a table are the Scales in its model (see the tests).
 
 Names are those of the model as it was exported. Calibration and conversion see it normalised, where some are gone and
 some hold other values, so a tensor is looked up under what its readers read in the exported model.

@@ -14,11 +14,12 @@ from quant.calibrate import calibrate
 from quant.calibration_table import apply_table, read_table, table_of, write_table
 from quant.convert import convert
 from quant.errors import ConversionError, DataError, OptionError, OutputError
-from quant.graph import Graph, Op
+from quant.graph import Graph, Op, load_dir, save_dir
 from quant.passes import lift_quantizers, lower_quantizers
 from tests.nets import NETS, Net, data, inception_net, residual_net, vgg_net
 from tests.unit.test_attention import batch as tokens
 from tests.unit.test_attention import encoder
+from tests.unit.test_foreign_models import paddles_own_ptq
 from tests.unit.test_recurrent import layers, sequences
 
 BAD = {
@@ -296,6 +297,29 @@ def test_entries_of_a_fake_quantized_model_replace_thresholds_and_leave_weights(
     assert coverage.int8["conv2d"] == 5
     scales = {op.attr("levels") / op.attr("threshold") for op in after.ops if op.type == "fake_quant"}
     assert {op.attr("Scale") for op in int8.ops if op.type == "quantize"} <= scales
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_table_as_paddleslim_makes_it_beside_paddles_own_qdq_model(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its numbers are what quantize_linear calls Scale, an abs-max; it names outputs of ops, so never the input."""
+    graph, source, target = NETS[name](), tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    save_dir(replace(graph, ops=tuple(op.with_attrs(op_role=0) for op in graph.ops)), source)
+    scales = paddles_own_ptq(source, target, data(graph), onnx_format=True, per_channel=True)
+    lines = [f"{tensor} {found['scale']}\n" for tensor, found in scales.items()]  # paddleslim/quant/quanter.py
+    (target / "calibration_table.txt").write_text("".join(lines))
+    table, quantized = read_table(target / "calibration_table.txt"), load_dir(target)
+    applied = apply_table(quantized, table)
+    assert (applied.missing, applied.was_fp32) == (("x",), False)
+    assert len(applied.used) == len(thresholds(applied.graph)) - 1
+    assert thresholds(applied.graph) == thresholds(lift_quantizers(quantized))
+    from_fp32 = apply_table(graph, table)
+    assert (from_fp32.missing, from_fp32.was_fp32) == (("x",), True)
+    assert set(from_fp32.used) >= set(applied.used) - {"x"}
+    _, coverage = convert(from_fp32.graph)
+    assert sum(coverage.fp32[kind] for kind in ("conv2d", "matmul_v2", "mul")) == 1
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])

@@ -16,7 +16,8 @@ from tests.nets import NATIVE, NETS, data, run
 
 def paddles_own_ptq(
     source: Path, target: Path, samples: list[dict[str, np.ndarray]], onnx_format: bool, per_channel: bool
-) -> None:
+) -> dict[str, dict[str, float]]:
+    """Write the model; with `onnx_format`, the thresholds that PaddleSlim puts into calibration_table.txt."""
     from paddle.static.quantization import PostTrainingQuantization
 
     paddle.enable_static()
@@ -38,6 +39,7 @@ def paddles_own_ptq(
         )
         quantizer.quantize()
         quantizer.save_quantized_model(str(target), **names)
+        return dict(getattr(quantizer, "_calibration_scales", {}))
     finally:
         paddle.disable_static()
 
