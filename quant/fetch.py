@@ -23,7 +23,7 @@ from quant.errors import FetchError, OptionError, OutputError
 from quant.places import fresh_dir
 from quant.zoo import Artefact
 
-__all__ = ["Fetched", "fetch"]
+__all__ = ["Fetched", "fetch", "find", "is_there"]
 
 _SCHEMA = 1
 _CHUNK = 1 << 20
@@ -110,6 +110,29 @@ def fetch(
     return _fetched(artefact, target, made, was_there=False)
 
 
+def is_there(artefact: Artefact, directory: Path) -> bool:
+    """Whether `directory`/NAME holds anything. Not whether it holds what it should: that is `find`'s."""
+    target = directory / artefact.name
+    return target.is_dir() and any(target.iterdir())
+
+
+def find(artefact: Artefact, directory: Path, progress: Progress | None = None) -> tuple[Path, ...]:
+    """Where what the artefact promises is in `directory`/NAME, fetched or unpacked there by hand.
+
+    Raises FetchError when some of it isn't there and, if it was fetched, when files were changed since.
+    """
+    target = directory / artefact.name
+    if not is_there(artefact, directory):
+        raise FetchError(f"{target}: not there, or empty; fetch {artefact.name}")
+    record = _read_record(directory / f"{artefact.name}.json")
+    if record is not None:
+        _check_files(target, record, progress or (lambda what, done, total: None))
+    try:
+        return _located(artefact, target, str(target))
+    except FetchError as error:
+        raise FetchError(f"{error}; {_anew(target)}") from error
+
+
 def _pinned(sha256: str | None) -> str | None:
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256.strip()):
         raise OptionError(f"--sha256: {sha256!r} is not 64 hexadecimal digits")
@@ -120,11 +143,22 @@ def _there(
     artefact: Artefact, target: Path, noted: Path, record: _Record | None, pinned: str | None, tell: Progress
 ) -> Fetched:
     """What was fetched before, when it is still what the record says."""
-    anew = f"remove {target} and fetch it anew"
     if record is None:
         raise OutputError(f"{target}: exists, and there is no {noted.name} beside it: not fetched by this command")
     if pinned and pinned != record.sha256:
-        raise FetchError(f"{target}: unpacked from an archive with SHA-256 {record.sha256}, not {pinned}; {anew}")
+        raise FetchError(
+            f"{target}: unpacked from an archive with SHA-256 {record.sha256}, not {pinned}; {_anew(target)}"
+        )
+    _check_files(target, record, tell)
+    return _fetched(artefact, target, record, was_there=True)
+
+
+def _anew(target: Path) -> str:
+    return f"remove {target} and fetch it anew"
+
+
+def _check_files(target: Path, record: _Record, tell: Progress) -> None:
+    """Raise FetchError unless every file is there, and is what the record says."""
     done = 0
     for name, sum_ in record.files.items():
         try:
@@ -132,11 +166,10 @@ def _there(
                 same = hashlib.file_digest(file, "sha256").hexdigest() == sum_
                 done += file.tell()
         except OSError as error:
-            raise FetchError(f"{target / name}: can't be read ({error.strerror}); {anew}") from error
+            raise FetchError(f"{target / name}: can't be read ({error.strerror}); {_anew(target)}") from error
         if not same:
-            raise FetchError(f"{target / name}: changed since it was fetched; {anew}")
+            raise FetchError(f"{target / name}: changed since it was fetched; {_anew(target)}")
         tell("check files", done, 0)
-    return _fetched(artefact, target, record, was_there=True)
 
 
 def _fetched(artefact: Artefact, target: Path, record: _Record, was_there: bool) -> Fetched:

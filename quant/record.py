@@ -1,6 +1,6 @@
 """What was measured, raw: per-sample outcomes and timing samples. Everything else is derived on reading.
 
-Schema history: 1 - first; 2 - outcomes are columns of counts, agreement, cosine, repeat, by_length.
+Schema history: 1 - first; 2 - outcomes are columns of counts, agreement, cosine, repeat, by_length; 3 - origin.
 """
 
 import json
@@ -18,7 +18,7 @@ from quant.metrics import METRICS
 
 __all__ = ["SCHEMA", "Machine", "Record", "columns", "from_json", "to_json"]
 
-SCHEMA = 2
+SCHEMA = 3
 _SHOWN_FLAGS = ("avx2", "avx512f", "avx512bw", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
 
@@ -53,7 +53,8 @@ class Record:
     in the dataset's order. `latency_s`: one value a round, seconds a batch; in a paired measurement round i of both
     records ran back to back. `repeat`: how often each batch ran in a row; `by_length`: samples sorted by length.
     `sqnr_db`, `cosine`, `agreement`: reference precision -> dB, mean cosine, share of equal integers.
-    `int8_share`: share of multiply-accumulates that INT8 kernels did, from oneDNN's log. Absent is None.
+    `int8_share`: share of multiply-accumulates that INT8 kernels did, from oneDNN's log. Absent is None. `origin`: of
+    the model, "" for an embedded one.
     """
 
     model: str
@@ -72,6 +73,7 @@ class Record:
     variant: str = ""
     repeat: int = 1
     by_length: bool = False
+    origin: str = ""
     overhead: float | None = None  # share of an evaluation's wall time outside predictor.run
 
     def counts(self, metric: str) -> NDArray[np.int64]:

@@ -3,6 +3,7 @@
 from quant.graph import Pass
 from quant.passes.bias_as_vector import bias_as_vector
 from quant.passes.drop_identities import drop_identities
+from quant.passes.drop_judges import drop_judges
 from quant.passes.equalise_embeddings import equalise_embeddings
 from quant.passes.fold_batch_norm import fold_batch_norm
 from quant.passes.fold_scale import fold_scale
@@ -16,6 +17,7 @@ __all__ = [
     "PLACE",
     "bias_as_vector",
     "drop_identities",
+    "drop_judges",
     "equalise_embeddings",
     "fold_batch_norm",
     "fold_scale",

@@ -6,7 +6,7 @@ import pytest
 from quant import cpu, registry, report
 from quant.errors import OptionError
 from quant.profile import kernels, proof
-from quant.record import Machine, Record, columns, from_json, to_json
+from quant.record import SCHEMA, Machine, Record, columns, from_json, to_json
 
 LOG = """onednn_verbose,v1,info,oneDNN v3.6.2 (commit 28d6967)
 onednn_verbose,v1,primitive,exec,cpu,convolution,brg_conv_fwd:avx512_core_vnni,forward_inference,src:u8:a:blocked:acdb::f0 wei:s8:a:blocked:AcdB16a4b::f1:s8m1 bia:f32::blocked:a::f0 dst:u8:a:blocked:acdb::f0,attr-scales:src0:0:f32+wei:1:f32,alg:convolution_direct,mb2_ic8oc16_ih8oh4kh3sh2dh0ph1_iw8ow4kw3sw2dw0pw1,0.0998535
@@ -115,7 +115,7 @@ def test_records_round_trip() -> None:
     machine, again = from_json(to_json(MACHINE, records))
     assert (machine, again) == (MACHINE, records)
     with pytest.raises(ValueError, match="schema 0"):
-        from_json(to_json(MACHINE, records).replace('"schema": 2', '"schema": 0'))
+        from_json(to_json(MACHINE, records).replace(f'"schema": {SCHEMA}', '"schema": 0'))
 
 
 def test_thresholds_that_hold_and_that_fail() -> None:
