@@ -2,6 +2,7 @@
 
 import os
 from operator import attrgetter
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,10 @@ os.environ.setdefault("FLAGS_enable_pir_api", "0")  # before any test imports Pa
 from quant import cpu
 from quant.errors import QuantError
 from quant.registry import MODELS, Case, find
+from quant.zoo import Timing, ZooRow, row_of
+from quant.zoo_suite import cases_of, missing
+
+ZOO_CASES = "test_published.py"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--batch-sizes", default="1", help="batch sizes of the speed cases (default 1)")
     group.addoption("--model", action="append", default=None, help="only this row (repeatable)")
     group.addoption("--full", action="store_true", help="accuracy on all data (50,000 images) instead of 2,000")
+    group.addoption("--zoo", type=Path, help="the cases of the models that `quant fetch` put there, and no others")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,6 +38,17 @@ def pytest_configure(config: pytest.Config) -> None:
         if not all(part.isdecimal() and int(part) for part in config.getoption(option).split(",")):
             raise pytest.UsageError(f"{option}: not a list of numbers above 0")
 
+    zoo = config.getoption("--zoo")
+    if zoo is not None and not zoo.is_dir():
+        raise pytest.UsageError(f"--zoo: {zoo}: no such directory; `quant fetch NAME --output {zoo}` makes it")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With --zoo the cases of published models alone are collected, without it all others; what is named always is."""
+    is_case = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    chosen = (collection_path.name == ZOO_CASES) == (config.getoption("--zoo") is not None)
+    return True if is_case and not chosen else None
+
 
 def _case_id(case: Case) -> str:
     return f"b{case.batch}" + (f"x{case.repeat}" if case.repeat > 1 else "") + "-by-length" * case.by_length
@@ -42,6 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     specs = [find(name) for name in option("--model")] if option("--model") else list(MODELS)
     if "spec" in metafunc.fixturenames:
         metafunc.parametrize("spec", specs, ids=attrgetter("name"), scope="session")
+    _generate_zoo_cases(metafunc, [row_of(spec.name) for spec in specs])
     capped = option("--isa")
     tiers = [cpu.tier_of(capped)] if capped else list(reversed(cpu.TIERS))
     best = cpu.tier_of(capped)
@@ -74,3 +92,32 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "batch" in metafunc.fixturenames:
         sizes = [int(part) for part in option("--batch-sizes").split(",")]
         metafunc.parametrize("batch", sizes, ids=[f"b{size}" for size in sizes])
+
+
+def _generate_zoo_cases(metafunc: pytest.Metafunc, rows: list[ZooRow]) -> None:
+    """`zoo_row` and `zoo_timing`; what --zoo hasn't got is skipped, with the command that gets it."""
+    zoo = metafunc.config.getoption("--zoo")
+
+    def absent(row: ZooRow) -> str:
+        if zoo is None:
+            return "no --zoo DIR"
+        return "; ".join(f"{lack.what} is missing: {lack.how}" for lack in missing(row, zoo))
+
+    def param(row: ZooRow, value: object, name: str, timing: Timing | None = None) -> object:
+        few = timing is not None and timing.threads > cpu.cores()
+        why = absent(row) or (f"{timing.threads} threads, but only {cpu.cores()} cores" if timing and few else "")
+        return pytest.param(value, id=name, marks=[pytest.mark.skip(reason=why)] if why else [])
+
+    if "zoo_row" in metafunc.fixturenames:
+        metafunc.parametrize("zoo_row", [param(row, row, row.name) for row in rows], scope="session")
+    if "zoo_timing" in metafunc.fixturenames:
+        cases = [
+            param(row, (row, timing), f"{row.name}-{_timing_id(timing)}", timing)
+            for row in rows
+            for timing in cases_of(row)
+        ]
+        metafunc.parametrize("zoo_timing", cases)
+
+
+def _timing_id(timing: Timing) -> str:
+    return f"{_case_id(Case(timing.batch, repeat=timing.repeat))}-{timing.threads}t"

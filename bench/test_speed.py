@@ -1,6 +1,7 @@
 """Latency of the full-size rows. The paired case asserts a ratio; absolute times are recorded, never asserted."""
 
 import pkgutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from quant.graph import load_dir
 from quant.jobs import sample_input
 from quant.predictor import Arrays, Precision, Predictor, Settings
 from quant.readers import open_data
+from quant.record import Record
 from quant.registry import Case, ModelSpec
 from quant.report import pairs
 from quant.sequences import values_of
@@ -54,23 +56,27 @@ def test_latency(benchmark: BenchmarkFixture, spec: ModelSpec, precision: Precis
 
 
 def test_int8_against_fp32(benchmark: BenchmarkFixture, timing: tuple[ModelSpec, Case, cpu.Tier]) -> None:
-    """FP32 (its fastest variant) and INT8 alternate in a child capped to the tier; the ratio against what is due.
+    """FP32 (its fastest variant) and INT8 alternate in a child capped to the tier; the ratio against what is due."""
+    spec, case, tier = timing
+    check_ratio(benchmark, lambda budget_s: pipeline.speed(spec, case, isa=tier.cap.lower(), budget_s=budget_s))
+
+
+def check_ratio(benchmark: BenchmarkFixture, measure: Callable[[float], list[Record]]) -> None:
+    """Judge the ratio of what `measure` (budget in seconds -> FP32 and INT8 records) times.
 
     A ratio that isn't reached is measured once more before it counts. Then it is an expected failure, with its
     figures in the summary, when it comes close, and a failure when it doesn't (see Pair.result) or INT8 is slower.
     """
-    spec, case, tier = timing
-    isa = tier.cap.lower()
-    records = benchmark.pedantic(pipeline.speed, (spec, case), {"isa": isa, "budget_s": 2.5}, rounds=1)
-    [pair] = pairs(records)
+    [pair] = pairs(benchmark.pedantic(measure, (2.5,), rounds=1))
     if pair.result != "reached":
-        [pair] = pairs(pipeline.speed(spec, case, isa=isa, budget_s=5.0))
+        [pair] = pairs(measure(5.0))
     benchmark.extra_info.update(
-        model=spec.name,
-        isa=tier.name,
-        batch=case.batch,
-        repeat=case.repeat,
-        by_length=case.by_length,
+        model=pair.spec.name,
+        isa=pair.int8.isa,
+        threads=pair.int8.threads,
+        batch=pair.int8.batch,
+        repeat=pair.int8.repeat,
+        by_length=pair.int8.by_length,
         ratio=pair.ratio,
         ratio_low=pair.low,
         ratio_high=pair.high,

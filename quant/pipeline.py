@@ -26,13 +26,17 @@ __all__ = [
     "evaluate",
     "fp32_variants",
     "full_of",
+    "record_of",
     "small_of",
+    "sources",
     "speed",
     "suite",
+    "timed_records",
     "weight_levels",
 ]
 
 Progress = isolate.Progress
+S = TypeVar("S")
 T = TypeVar("T")
 _SEVEN = "-7bit"
 
@@ -49,7 +53,7 @@ def _suffix(tier: cpu.Tier) -> str:
 # --- artefacts of a registry row
 
 
-def _sources(*functions: str) -> list[str | bytes | Path]:
+def sources(*functions: str) -> list[str | bytes | Path]:
     """What an artefact depends on: the sources of this package and of the packages that a row names."""
     parts: list[str | bytes | Path] = [version("paddlepaddle")]
     packages = {"quant", *(function.partition(".")[0] for function in functions)}
@@ -74,7 +78,7 @@ def data_of(spec: ModelSpec, which: tuple[str, int], progress: Progress | None =
         arguments = {"function": spec.data, "split": split, "count": count, "output": str(staging / "data")}
         isolate.call("quant.jobs:write_data", arguments, progress=progress)
 
-    return cached(f"{spec.format}-{split}-{count}", [*_sources(spec.data), split, str(count)], build) / "data"
+    return cached(f"{spec.format}-{split}-{count}", [*sources(spec.data), split, str(count)], build) / "data"
 
 
 def small_of(spec: ModelSpec, progress: Progress | None = None) -> Path:
@@ -112,7 +116,7 @@ def _prepared(name: str, function: str, arguments: Mapping[str, Any], progress: 
     def build(staging: Path) -> None:
         isolate.call("quant.jobs:prepare", {**arguments, "output": str(staging)}, progress=progress)
 
-    return cached(name, [*_sources(function), repr(sorted(arguments.items()))], build)
+    return cached(name, [*sources(function), repr(sorted(arguments.items()))], build)
 
 
 # --- measuring
@@ -144,32 +148,40 @@ def accuracy(
             references = {"fp32": seen["fp32"]} if name != "fp32" else {}
             if run.result["precision"] == "int8":
                 references["quant"] = seen[f"quant{_suffix(tier)}"]
-            decided = [column for column in run.outputs if values_of(column).dtype.kind == "i"]
-            same = {
-                key: other.outputs[0] for key, other in references.items() if decided and decided[0] is run.outputs[0]
-            }
-            records.append(
-                Record(
-                    model=spec.name,
-                    precision=run.result["precision"],
-                    isa=tier.name,
-                    threads=1,
-                    batch=50,
-                    samples=run.result["samples"],
-                    outcomes={metric: columns(run.counts(metric)) for metric in metrics},
-                    sqnr_db={key: sqnr(other.scores[0], run.scores[0]) for key, other in references.items()},
-                    cosine={key: cosine(other.scores[-1], run.scores[-1]) for key, other in references.items()},
-                    agreement={key: agreement(other, run.outputs[0]) for key, other in same.items()},
-                    int8_share=run.proof.share,
-                    kernel_isas=run.proof.isas,
-                    variant=name.partition("-")[2],
-                    overhead=run.result["overhead"],
-                )
-            )
+            records.append(record_of(spec, tier, run, references, metrics, name.partition("-")[2]))
     return records
 
 
-def each(specs: Sequence[ModelSpec], work: Callable[[ModelSpec], T]) -> list[T]:
+def record_of(
+    spec: ModelSpec,
+    tier: cpu.Tier,
+    run: Evaluated,
+    references: Mapping[str, Evaluated],
+    metrics: Sequence[str],
+    variant: str,
+) -> Record:
+    """What one model's run says, against other runs on the same samples; a model may give out decisions only."""
+    decided = [column for column in run.outputs if values_of(column).dtype.kind == "i"]
+    same = {key: other.outputs[0] for key, other in references.items() if decided and decided[0] is run.outputs[0]}
+    return Record(
+        model=spec.name,
+        precision=run.result["precision"],
+        isa=tier.name,
+        threads=1,
+        batch=50,
+        samples=run.result["samples"],
+        outcomes={metric: columns(run.counts(metric)) for metric in metrics},
+        sqnr_db={key: sqnr(other.scores[0], run.scores[0]) for key, other in references.items() if run.scores},
+        cosine={key: cosine(other.scores[-1], run.scores[-1]) for key, other in references.items() if run.scores},
+        agreement={key: agreement(other, run.outputs[0]) for key, other in same.items()},
+        int8_share=run.proof.share,
+        kernel_isas=run.proof.isas,
+        variant=variant,
+        overhead=run.result["overhead"],
+    )
+
+
+def each(specs: Sequence[S], work: Callable[[S], T]) -> list[T]:
     """`work` for several rows, one on each core at a time. For what isn't timed: models, data, accuracy."""
     with ThreadPoolExecutor(cpu.cores()) as pool:
         # The last rows take longest; begun first, they don't leave one core idle at the end.
@@ -237,11 +249,18 @@ def speed(
         data = str(data_of(spec, spec.test, progress))
         feed = {"data": data, "format": spec.format, "sort": case.by_length, "repeat": case.repeat, "samples": samples}
     timed = bench(contenders, isa=isa, threads=threads, batch=case.batch, budget_s=budget_s, progress=progress, **feed)
+    return timed_records(spec.name, timed, case, cpu.tier_of(isa), threads)
+
+
+def timed_records(
+    name: str, timed: Sequence[Mapping[str, Any]], case: Case, tier: cpu.Tier, threads: int
+) -> list[Record]:
+    """What `bench` gave for a row."""
     return [
         Record(
-            model=spec.name,
+            model=name,
             precision=entry["run"]["precision"],
-            isa=cpu.tier_of(isa).name,
+            isa=tier.name,
             threads=threads,
             batch=case.batch,
             latency_s=tuple(entry["seconds"]),

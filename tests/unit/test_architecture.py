@@ -18,8 +18,8 @@ FLOORS = {
     "passes": 2, "observers": 2, "rounding": 2, "calibrate": 2, "qat": 2, "qat_layers": 2, "finetune": 2,
     "convert": 2, "kernels": 2, "profile": 2,
     "preprocess": 3, "registry": 3, "zoo": 3, "fetch": 3,
-    "jobs": 4, "evaluation": 4, "collect": 4, "cluster": 4, "pipeline": 4, "isolate": 4,
-    "report": 5,
+    "zoo_jobs": 4, "zoo_suite": 4, "jobs": 4, "evaluation": 4, "collect": 4, "cluster": 4, "pipeline": 4, "isolate": 4,
+    "report": 5, "zoo_report": 5,
     "cli": 6, "__main__": 6, "__init__": 6,
 }  # fmt: skip
 MAY_IMPORT_PADDLE = {"graph", "predictor", "qat", "qat_layers", "finetune"}

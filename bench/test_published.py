@@ -1,0 +1,18 @@
+"""Speed of the published models (--zoo DIR), as the seeds' documents time them."""
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.test_speed import check_ratio
+from quant import zoo_suite
+from quant.zoo import Timing, ZooRow
+
+
+def test_published_int8_against_fp32(
+    benchmark: BenchmarkFixture, zoo_timing: tuple[ZooRow, Timing], request: pytest.FixtureRequest
+) -> None:
+    """FP32 (its fastest variant) and INT8 alternate in a child; the ratio against what is due."""
+    (row, timing), isa = zoo_timing, request.config.getoption("--isa")
+    found = zoo_suite.located(row, request.config.getoption("--zoo"))
+    models = zoo_suite.models_of(found, isa=isa)
+    check_ratio(benchmark, lambda budget_s: zoo_suite.speed(found, models, timing, isa=isa, budget_s=budget_s))

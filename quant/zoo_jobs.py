@@ -1,0 +1,83 @@
+"""The steps of a published model that touch Paddle, as jobs (`quant.isolate`): FP32 made of it, data kept apart."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from quant.errors import DataError, ModelError
+from quant.evaluation import opened
+from quant.graph import Graph, load_dir, run_passes, save_dir
+from quant.passes import NORMALISE, drop_judges, lift_quantizers
+from quant.readers import Dataset
+from quant.sequences import Padded, Ragged
+
+__all__ = ["check_apart", "split"]
+
+
+def split(model: str, output: str, *, fp32: str | None = None) -> dict[str, Any]:
+    """What a published model is measured as, in the directory `output`, which exists.
+
+    `fp32`: normalised, the published FP32 model in the directory `fp32`, or else `model` without its quantizers.
+    `simulation`: `model` without the layers that score it, only where it has such layers.
+    The result tells whether `model` is fake-quantized at all, and whether a `simulation` was written.
+    """
+    whole = load_dir(Path(model))
+    graph = drop_judges(whole)
+    bare = without_quantizers(graph)
+    quantized = bare is not graph
+    baseline = bare
+    if fp32 is not None:
+        baseline = drop_judges(load_dir(Path(fp32)))
+        if without_quantizers(baseline) is not baseline:
+            raise ModelError(f"{fp32}: should be an FP32 model, but has quantizers")
+    written = {"fp32": run_passes(baseline, NORMALISE)}
+    if quantized and graph is not whole:
+        written["simulation"] = graph
+    for name, made in written.items():
+        (Path(output) / name).mkdir()
+        save_dir(made, Path(output) / name)
+    return {"quantized": quantized, "simulation": "simulation" in written}
+
+
+def without_quantizers(graph: Graph) -> Graph:
+    """The network that a fake-quantized graph of either dialect simulates, its weights where they are on their grid.
+
+    The same object when there is nothing to take out.
+    """
+    lifted = lift_quantizers(graph)
+    sources: dict[str, str] = {}
+    kept = []
+    for op in lifted.ops:
+        op = op.rewired(sources)
+        if op.type == "fake_quant" and op.output("Out") not in lifted.fetches:
+            sources[op.output("Out")] = op.input("X")
+            continue
+        if op.type == "fake_quant":
+            op = replace(op, type="assign", attrs={})
+        plain = {name: attr for name, attr in op.attrs.items() if not name.startswith("weight_")}
+        kept.append(replace(op, attrs=plain) if len(plain) < len(op.attrs) else op)
+    return graph if lifted is graph and tuple(kept) == graph.ops else lifted.evolve(kept)
+
+
+def check_apart(model: str, calibration: str, data: str, format: str, labels: str | None = None) -> None:
+    """Raise DataError when a sample of the calibration data is also in the test data."""
+    graph = load_dir(Path(model))
+    tested = set(_digests(opened(graph, data, format, labels)))
+    for number, digest in enumerate(_digests(opened(graph, calibration, format))):
+        if digest in tested:
+            raise DataError(
+                f"{calibration}: sample {number} is also in {data}: a model isn't tested on what it was calibrated with"
+            )
+
+
+def _digests(data: Dataset) -> Iterator[bytes]:
+    """A hash of the inputs of each sample."""
+    columns = [column.ragged if isinstance(column, Padded) else column for column in data.inputs.values()]
+    for number in range(len(data)):
+        total = sha256()
+        for column in columns:
+            values = column.sequence(number) if isinstance(column, Ragged) else column[number]
+            total.update(str(values.shape).encode() + values.tobytes())
+        yield total.digest()

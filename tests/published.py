@@ -1,0 +1,80 @@
+"""A web server that has what the seeds publish: archives in their layouts, made of the embedded models and data."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from fixtures import digits, ernie, handwriting_model, lac
+from quant import pipeline
+from quant.formats import write_lac_bin
+from quant.graph import Graph, load_dir, save_dir
+from quant.readers import open_data
+from quant.registry import find
+from quant.sequences import Ragged
+from quant.zoo import find_artefact
+from tests.http_server import Server, tarred
+
+IMAGE_ROW = "mobilenet_v1"  # the smallest
+# Artefact -> (row, which of its models, where in the archive, layout)
+MODELS = {
+    "mobilenetv1-qat": (IMAGE_ROW, "quant", "model", "separate"),
+    "ernie-qat": ("ernie", "quant", "Ernie_qat/float", "separate"),
+    "gru-quant": ("gru", "quant", "GRU_quant_acc", "separate"),
+    "lstm-quant": ("lstm", "quant", "lstm_quant", "model"),
+    "lstm-fp32": ("lstm", "fp32", "lstm_fp32_model", "model"),
+}
+SAMPLES = {"images": 150, "pairs": 100, "lac": 150, "handwriting": 300}
+
+
+def files_of_model(graph: Graph, prefix: str, layout: str, scratch: Path) -> dict[str, bytes]:
+    """A model as the files of an archive."""
+    directory = scratch / prefix.replace("/", "-")
+    directory.mkdir(parents=True)
+    save_dir(graph, directory, layout)
+    return {f"{prefix}/{path.name}": path.read_bytes() for path in directory.iterdir()}
+
+
+def files_of_data(scratch: Path) -> dict[str, dict[str, bytes]]:
+    """Artefact -> the files of its archive."""
+    ernie.write_pairs_of("test", SAMPLES["pairs"], scratch / "1.8w.bs1")
+    write_words(scratch / "GRU_eval_data.bin", scratch)
+    handwriting_model.write_records("test", SAMPLES["handwriting"], scratch / "quant_lstm_input_data")
+    return {
+        "ernie-data": {
+            "Ernie_dataset/1.8w.bs1": (scratch / "1.8w.bs1").read_bytes(),
+            "Ernie_dataset/label.xnli.dev": (scratch / "1.8w.bs1.label").read_bytes(),
+        },
+        "gru-data": {"GRU_eval_data.bin": (scratch / "GRU_eval_data.bin").read_bytes()},
+        "lstm-data": {"quant_lstm_input_data": (scratch / "quant_lstm_input_data").read_bytes()},
+    }
+
+
+def write_words(path: Path, scratch: Path) -> None:
+    """LAC's test sentences as the seeds' binary of ids; their TSV and its dictionaries go to `scratch`."""
+    lac.write_sentences("test", SAMPLES["lac"], scratch / "test.tsv")
+    sentences = open_data(scratch / "test.tsv", {"words": ((), "int64")})
+    words, tags = sentences.inputs["words"], sentences.labels
+    assert isinstance(words, Ragged) and isinstance(tags, Ragged)
+    write_lac_bin(path, ((words.sequence(i), tags.sequence(i)) for i in range(len(words))))
+
+
+def write_images(path: Path) -> None:
+    digits.write_images("test", SAMPLES["images"], path)
+
+
+def published_path(name: str) -> str:
+    """The path of an artefact's address."""
+    return "/" + find_artefact(name).url.split("/", 3)[3]
+
+
+def publish(server: Server, archives: Mapping[str, Mapping[str, bytes]]) -> None:
+    for name, files in archives.items():
+        server.files[published_path(name)] = tarred(files)
+
+
+def archives_of_models(scratch: Path) -> dict[str, dict[str, bytes]]:
+    """Artefact -> the files of its archive, of the embedded rows' trained models."""
+    made = {}
+    for artefact, (row, which, prefix, layout) in MODELS.items():
+        graph = load_dir(pipeline.small_of(find(row)) / which)
+        made[artefact] = files_of_model(graph, prefix, layout, scratch)
+    return made
