@@ -6,6 +6,7 @@
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -45,6 +46,7 @@ from quant import (
 from quant.cluster import Cluster
 from quant.collect import Sequential
 from quant.errors import OptionError, OutputError, QuantError, check_choice
+from quant.numerics import bits_of
 from quant.observers import ALGORITHMS, BEST
 from quant.outcomes import Store, default_root
 from quant.readers import FORMATS, format_of
@@ -115,9 +117,9 @@ def _bar(*amount: ProgressColumn) -> Iterator[isolate.Progress]:
         task = bars.add_task("starting", total=None)
 
         def tell(what: str, done: int, total: int) -> None:
-            if bars.tasks[0].description != what or done == 0:
-                bars.reset(task, description=what, total=total or None)
-            bars.update(task, completed=done)
+            if done == 0 or bars.tasks[0].total != (total or None):
+                bars.reset(task, total=total or None)
+            bars.update(task, description=what, completed=done)
 
         yield tell
 
@@ -200,6 +202,97 @@ def _sizes(sizes: Mapping[str, int]) -> str:
     """A line on what two models take on disk, given as precision -> bytes."""
     (was, before), (now, after) = sizes.items()
     return f"on disk: {before:,} bytes {was}, {after:,} bytes {now} ({100 * after / before:.1f}%)"
+
+
+@app.command()
+def qat(
+    row: Annotated[str | None, typer.Argument(help="A row of `quant models`; or give --model and --data.")] = None,
+    output: Annotated[
+        Path, typer.Option(help="Where the fake-quantized model goes: absent, or an empty directory.")
+    ] = ...,  # type: ignore[assignment]
+    config: Annotated[
+        Path | None, typer.Option(help="JSON with keys of PaddleSlim's quant_aware: weight_bits, moving_rate, ...")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="File to write now and then, and to go on from when it is there.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="FP32 model directory of your own.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Training data for it, in one of the formats of --format.")] = None,
+    format: Format = None,
+    labels: Labels = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of --model.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, help="Of --model.")] = 64,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Of --model; Adam's, falling to 0.")] = 1e-4,
+    target: Annotated[str | None, typer.Option(help="CPU tier the model is for; default: this CPU's.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Judge a row on all its test data.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a model with fake quantisation in it; for a row, also convert and compare with calibration.
+
+    Exit code 1 when a row's INT8 is further below FP32 than its limit, or below calibration alone.
+    """
+    if (row is None) == (model is None and data is None) or (model is None) != (data is None):
+        raise OptionError("give either a row, or --model and --data")
+    settings = {"weight_bits": bits_of(pipeline.weight_levels(target)), **_config(config)}
+    if row is None:
+        arguments = {
+            "model": str(model),
+            "data": str(data),
+            "output": str(output),
+            "config": settings,
+            "training": {"steps": steps, "batch": batch_size, "rate": learning_rate},
+            "format": format,
+            "labels": None if labels is None else str(labels),
+            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "threads": cpu.cores(),
+        }
+        with _bar() as bar:
+            result = isolate.call("quant.jobs:qat", arguments, threads=cpu.cores(), progress=bar)
+        if as_json:
+            _print_json(result)
+            return
+        _out.print(f"{output}: {_trained(result)}")
+        return
+    spec = registry.find(row)
+    with _bar() as bar, tempfile.TemporaryDirectory(prefix="quant-trained-") as scratch:
+        result = pipeline.tune(spec, output, config=settings, checkpoint=checkpoint, progress=bar)
+        (Path(scratch) / "quant").symlink_to(output.resolve())
+        arguments = {"quant_model_path": str(output), "output": str(Path(scratch) / "int8")}
+        converted = isolate.call("quant.jobs:convert_model", arguments, progress=bar)
+        records = pipeline.judge_tuned(spec, Path(scratch), samples=50_000 if full else None, progress=bar)
+    missed, sizes = report.tuned_misses(records), {**result["bytes"], **converted["bytes"]}
+    if as_json:
+        names = ("fp32", "ptq_int8", "quant", "int8")
+        scores = {name: record.score(spec.metric) for name, record in zip(names, records, strict=True)}
+        _print_json({**result, "model": row, "metric": spec.metric, **scores, "bytes": sizes, "missed": missed})
+    else:
+        _out.print(f"{output}: {_trained(result)}")
+        _out.print(report.rich_table(report.tuned_table(records, sizes)))
+        for line in missed:
+            _out.print(f"missed: {line}")
+    if missed:
+        raise typer.Exit(1)
+
+
+def _trained(result: Mapping[str, Any]) -> str:
+    losses = result["losses"]
+    gone_on = f" (resumed at {result['resumed_from']})" if result["resumed_from"] else ""
+    told = f"loss {losses[0]:.4f} to {losses[-1]:.4f}" if losses else "nothing left to do"
+    return f"{result['steps']} steps{gone_on}, {told}"
+
+
+def _config(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"{path}: can't be read ({error.strerror})") from error
+    except ValueError as error:
+        raise OptionError(f"{path}: not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise OptionError(f"{path}: not a JSON object of configuration keys")
+    return content
 
 
 @app.command()
@@ -391,9 +484,11 @@ def _save_npz(path: Path, arrays: dict[str, Any]) -> None:
 
 @app.command()
 def compare(
-    fp32_model: Annotated[Path, typer.Option(help="FP32 model directory.")],
     int8_model: Annotated[Path, typer.Option(help="INT8 model directory.")],
     data: Data,
+    fp32_model: Annotated[
+        Path | None, typer.Option(help="FP32 model directory; without, INT8 is compared with --quant-model.")
+    ] = None,
     quant_model: Annotated[Path | None, typer.Option(help="Fake-quantized model directory.")] = None,
     acc_diff_threshold: Annotated[
         float, typer.Option(min=0.0, help="Largest accepted drop of the metric, 0.01 is one point.")
@@ -416,10 +511,11 @@ def compare(
 
     Exit code 1 when INT8 drops more than the threshold, or when no INT8 kernel ran.
     """
-    runs = [{"model": str(fp32_model), "precision": "fp32"}]
-    if quant_model is not None:
-        runs.append({"model": str(quant_model), "precision": "quant"})
-    runs.append({"model": str(int8_model), "precision": "int8"})
+    models = {"fp32": fp32_model, "quant": quant_model, "int8": int8_model}
+    runs = [{"model": str(path), "precision": key} for key, path in models.items() if path is not None]
+    if len(runs) < 2:
+        raise OptionError("give --fp32-model, --quant-model, or both")
+    reference = runs[0]["precision"]
     names = _metrics(metric, data, format)
     name = names[0]
     until = None
@@ -442,12 +538,13 @@ def compare(
         found = {run.result["precision"]: run for run in evaluated}
     counts = {precision: run.counts(name) for precision, run in found.items()}
     decision = until.decision if until else None
-    drop = decision.drop if decision else metrics.paired(counts["fp32"], counts["int8"], name)
+    drop = decision.drop if decision else metrics.paired(counts[reference], counts["int8"], name)
     decided = decision.verdict if decision else metrics.verdict(drop, acc_diff_threshold)
     int8, share = found["int8"], found["int8"].proof
     references = {precision: run for precision, run in found.items() if precision != "int8"}
     content: dict[str, Any] = {
         "metric": name,
+        "reference": reference,
         **{other: {precision: _score(run.counts(other), other) for precision, run in found.items()} for other in names},
         "drop": asdict(drop),
         "verdict": decided.result,
@@ -472,14 +569,15 @@ def compare(
         for other in names:
             _out.print(f"{other}: " + ", ".join(f"{key} {100 * value:.2f}%" for key, value in content[other].items()))
         interval = f"[{100 * drop.low:+.2f}, {100 * drop.high:+.2f}]"
-        _out.print(f"{name} drop {100 * drop.drop:+.2f} points {interval}, p {drop.p_value:.3f}: {decided}")
+        whose = "" if reference == "fp32" else " to the simulation"
+        _out.print(f"{name} drop{whose} {100 * drop.drop:+.2f} points {interval}, p {drop.p_value:.3f}: {decided}")
         if decision:
             told = decision.summary()
             _out.print(
                 f"sequential: {told['samples']:,} of {told['of']:,} samples were needed; look {told['look']} of "
                 f"{told['looks']}, interval at {100 * told['confidence']:.3f}%, error of all looks {100 * ALPHA:.0f}%"
             )
-        if "quant" in found:
+        if "quant" in found and reference == "fp32":
             engine = content[name]["quant"] - content[name]["int8"]
             _out.print(f"of which the engine: {100 * engine:+.2f} points")
         _out.print(f"INT8 kernels did {100 * share.share:.1f}% of the multiply-accumulates {' '.join(share.isas)}")
@@ -684,6 +782,9 @@ def _spelled(argv: Sequence[str]) -> list[str]:
     return fixed
 
 
+_INTERRUPTED = 130  # what Typer makes of Ctrl-C
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     command = typer.main.get_command(app)
@@ -691,12 +792,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = command.main(_spelled(sys.argv[1:] if argv is None else argv), "quant", standalone_mode=False)
     except QuantError as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
-        return _fail("interrupted")
     except Exception as error:
         if not hasattr(error, "format_message"):  # not one of the parser's usage errors
             raise
         return _fail(error.format_message())
+    if result == _INTERRUPTED:
+        return _fail("interrupted")
     return result if isinstance(result, int) else 0
 
 

@@ -26,7 +26,7 @@ from paddle.base.framework import Parameter
 
 from quant.calibrate import calibrate
 from quant.chains import LOOKUPS
-from quant.errors import DataError, ModelError
+from quant.errors import DataError, ModelError, OutputError
 from quant.graph import Graph, Var, program_bytes, run_passes, save_dir
 from quant.passes import NORMALISE
 from quant.predictor import Predictor, Settings
@@ -93,7 +93,7 @@ def fine_tune(
 
     `checkpoint` names a file: written every `every` steps, and gone on from when it is there.
     Raises ModelError when the graph can't be trained, or the checkpoint is damaged or of another model or settings;
-    DataError when there is too little data.
+    DataError when there is too little data, OutputError when the checkpoint can't be written.
     """
     if len(data) < training.batch:
         raise DataError(f"{data.path}: {len(data)} samples, but a batch takes {training.batch}")
@@ -314,13 +314,16 @@ class _Checkpoint:
 
     def load(self) -> int:
         """Take the variables over from the file, if there is one; the number of steps done."""
-        if self.path is None or not self.path.exists():
+        if self.path is None:
+            return 0
+        if not self.path.exists():
+            self.store(0)  # a place that can't be written is told now, not after the first hour
             return 0
         try:
             with np.load(self.path, allow_pickle=False) as stored:
                 values = {name: stored[name] for name in stored.files}
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise ModelError(f"{self.path}: not a checkpoint, or damaged") from error
+            raise ModelError(f"{self.path}: not a checkpoint, or damaged; delete it to begin anew") from error
         for part, own in self.identity.items():
             if str(values.pop(f"identity.{part}", "")) != own:
                 raise ModelError(f"{self.path}: a checkpoint of {_OTHER[part]}")
@@ -339,6 +342,11 @@ class _Checkpoint:
         identity: Any = {f"identity.{part}": np.array(own) for part, own in self.identity.items()}
         identity["identity.step"] = np.array(step)
         staging = self.path.with_name(f".{self.path.name}.part.npz")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(staging, **values, **identity)
-        staging.rename(self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(staging, **values, **identity)
+            staging.rename(self.path)
+        except OSError as error:
+            raise OutputError(f"{self.path}: can't be written ({error.strerror})") from error
+        finally:
+            staging.unlink(missing_ok=True)

@@ -33,6 +33,7 @@ __all__ = [
     "dot",
     "prepare",
     "ptq",
+    "qat",
     "sample_input",
     "write_data",
 ]
@@ -157,6 +158,41 @@ def _table_place(path: str | None, output: Path) -> Path | None:
     if place.is_dir() or not place.parent.is_dir():
         raise OutputError(f"{path}: can't be written: {'a directory' if place.is_dir() else 'no such directory'}")
     return place
+
+
+def qat(
+    model: str,
+    data: str,
+    output: str,
+    *,
+    config: Mapping[str, Any],
+    training: Mapping[str, Any],
+    format: str | None = None,
+    labels: str | None = None,
+    checkpoint: str | None = None,
+    threads: int = 1,
+) -> Json:
+    """FP32 model directory + training data -> fake-quantized model directory, fine-tuned."""
+    from quant.finetune import Training, fine_tune  # these load Paddle's training side, which other jobs don't need
+    from quant.qat import Config
+
+    settings, plan = Config.of(config), Training(**training)
+    graph = load_dir(Path(model))
+    dataset = opened(graph, data, format, labels, scored=True)
+    with fresh_dir(Path(output)) as staging, _about(model):
+        report_progress("calibrate", 0, plan.steps)
+        trained, losses = fine_tune(
+            graph,
+            dataset,
+            settings,
+            plan,
+            checkpoint=Path(checkpoint) if checkpoint else None,
+            threads=threads,
+            progress=report_progress,
+        )
+        save_dir(lower_quantizers(trained), staging)
+        sizes = {"fp32": model_size(Path(model)), "quant": model_size(staging)}
+    return {"steps": plan.steps, "resumed_from": plan.steps - len(losses), "losses": losses, "bytes": sizes}
 
 
 def convert_model(

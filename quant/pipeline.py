@@ -11,13 +11,14 @@ from quant import cpu, isolate
 from quant.collect import Evaluated, evaluate
 from quant.errors import OptionError
 from quant.metrics import agreement, cosine, sqnr
-from quant.numerics import REDUCED, SIGNED
+from quant.numerics import REDUCED, SIGNED, bits_of
 from quant.places import cached
 from quant.record import Record, columns
-from quant.registry import Case, ModelSpec
+from quant.registry import MODELS, Case, ModelSpec
 from quant.sequences import values_of
 
 __all__ = [
+    "TUNED",
     "Evaluated",
     "accuracy",
     "bench",
@@ -26,12 +27,15 @@ __all__ = [
     "evaluate",
     "fp32_variants",
     "full_of",
+    "judge_tuned",
     "record_of",
     "small_of",
     "sources",
     "speed",
     "suite",
     "timed_records",
+    "tune",
+    "tuned_of",
     "weight_levels",
 ]
 
@@ -107,7 +111,7 @@ def full_of(spec: ModelSpec, progress: Progress | None = None) -> Path:
         "format": spec.format,
         "full_input": spec.full_input,
         "algo": "abs_max",
-        "weight_levels": {"": SIGNED},
+        "weight_levels": {"": SIGNED, _SEVEN: REDUCED} if spec.differs_below_vnni else {"": SIGNED},
     }
     return _prepared(f"{spec.name}-full", spec.full, arguments, progress)
 
@@ -181,6 +185,77 @@ def record_of(
     )
 
 
+# --- quantization-aware training
+
+
+TUNED = "trained"  # variant of records of fine-tuned models
+
+
+def tune(
+    spec: ModelSpec,
+    output: Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Fine-tune a row's trained model with fake quantisation; `output` becomes the fake-quantized model.
+
+    `config`: keys of quant.qat.Config; the bits of weights are by default those that this CPU wants. Returns steps,
+    losses, bytes and where it was resumed; see quant.jobs.qat. Raises OptionError for a row without training data.
+    """
+    if spec.tuning is None:
+        have = ", ".join(other.name for other in MODELS if other.tuning)
+        raise OptionError(f"{spec.name}: has no training data; rows that can be trained: {have}")
+    tuning = spec.tuning
+    arguments = {
+        "model": str(small_of(spec, progress) / "fp32"),
+        "data": str(data_of(spec, tuning.data, progress)),
+        "format": spec.format,
+        "output": str(output),
+        "config": {"weight_bits": bits_of(weight_levels(None)), **(config or {})},
+        "training": {"steps": tuning.steps, "batch": tuning.batch, "rate": tuning.rate},
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "threads": cpu.cores(),
+    }
+    result: dict[str, Any] = isolate.call("quant.jobs:qat", arguments, threads=cpu.cores(), progress=progress)
+    return result
+
+
+def tuned_of(spec: ModelSpec, progress: Progress | None = None) -> Path:
+    """A directory with the row's fine-tuned `quant` model, and the `int8` model of that."""
+
+    def build(staging: Path) -> None:
+        tune(spec, staging / "quant", progress=progress)
+        arguments = {"quant_model_path": str(staging / "quant"), "output": str(staging / "int8")}
+        isolate.call("quant.jobs:convert_model", arguments, progress=progress)
+
+    return cached(f"{spec.name}-trained", [*sources(spec.small, spec.data), repr(spec.tuning)], build)
+
+
+def judge_tuned(
+    spec: ModelSpec, tuned: Path, *, samples: int | None = None, progress: Progress | None = None
+) -> list[Record]:
+    """Records of FP32, calibrated INT8, the fine-tuned simulation and its INT8 on the row's test data, on this CPU.
+
+    `tuned`: a directory with the `quant` and `int8` models.
+    """
+    models, tier = small_of(spec, progress), cpu.detect()
+    data = data_of(spec, (spec.test[0], min(samples or spec.test[1], spec.most)), progress)
+    calibrated = models / f"int8{_suffix(tier)}"
+    places = {"fp32": models / "fp32", "int8": calibrated, "quant": tuned / "quant", TUNED: tuned / "int8"}
+    runs = [{"model": str(path), "precision": "int8" if key == TUNED else key} for key, path in places.items()]
+    fp32, ptq, quant, int8 = evaluate(runs, data, format=spec.format, progress=progress)
+    metrics = tuple(spec.max_drop)
+    against = {"fp32": fp32}
+    return [
+        record_of(spec, tier, fp32, {}, metrics, ""),
+        record_of(spec, tier, ptq, against, metrics, _suffix(tier).removeprefix("-")),
+        record_of(spec, tier, quant, against, metrics, TUNED),
+        record_of(spec, tier, int8, {**against, "quant": quant}, metrics, TUNED),
+    ]
+
+
 def each(specs: Sequence[S], work: Callable[[S], T]) -> list[T]:
     """`work` for several rows, one on each core at a time. For what isn't timed: models, data, accuracy."""
     with ThreadPoolExecutor(cpu.cores()) as pool:
@@ -241,7 +316,9 @@ def speed(
 ) -> list[Record]:
     """FP32 and INT8 records of a row's full-size model, measured in pairs on one ISA."""
     models = full_of(spec, progress)
-    int8 = models / f"int8{_suffix(cpu.tier_of(isa)) if not spec.full else ''}"
+    # 7 bits for 8 change no time by themselves; only which ops are INT8 does.
+    own = not spec.full or spec.differs_below_vnni
+    int8 = models / f"int8{_suffix(cpu.tier_of(isa)) if own else ''}"
     contenders = [fp32_variants(models / "fp32"), [{"model": str(int8), "precision": "int8"}]]
     feed: dict[str, Any] = {"full_input": spec.full_input}
     if not spec.full:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from quant.errors import check_choice
 
-__all__ = ["MODELS", "Case", "ModelSpec", "find"]
+__all__ = ["MODELS", "Case", "ModelSpec", "Tuning", "find"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,16 @@ class Case:
         return {"avx512_vnni": self.due, "amx": self.due_amx or self.due}.get(tier, 1.0)
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """How `quant qat` fine-tunes a row: samples of which split, steps of how many of them, Adam's first rate."""
+
+    data: tuple[str, int]
+    steps: int
+    batch: int = 64
+    rate: float = 1e-4
+
+
 @dataclass(frozen=True, eq=False)
 class ModelSpec:
     """One row.
@@ -40,8 +50,10 @@ class ModelSpec:
 
     `max_drop`: metric -> accepted loss, FP32 to INT8; the first is the row's own. `floor` is what FP32 must reach in
     that one. `max_engine_gap` is the accepted difference between simulation and INT8, `min_engine_sqnr` in dB;
-    `min_int8_share` of the multiply-accumulates, with 7-bit weights `min_int8_share_7bit`. `published`: metric -> the
-    seeds' FP32 and INT8 scores in percent.
+    `min_int8_share` of the multiply-accumulates, with 7-bit weights `min_int8_share_7bit`. `max_size` is the accepted
+    size on disk of the INT8 model that is timed, as a share of FP32's. `published`: metric -> the seeds' FP32 and INT8
+    scores in percent. `tuning` is None for a row without training data; `max_tuned_drop` is the
+    accepted loss of its own metric after fine-tuning.
     """
 
     name: str
@@ -63,9 +75,17 @@ class ModelSpec:
     floor: float = 0.75
     min_int8_share: float = 0.98
     min_int8_share_7bit: float = 0.98
+    max_size: float = 0.30
+    tuning: Tuning | None = Tuning(("train", 4000), 100, rate=3e-5)
+    max_tuned_drop: float = 0.001
 
     def int8_share_due(self, variant: str) -> float:
         return self.min_int8_share_7bit if variant == "7bit" else self.min_int8_share
+
+    @property
+    def differs_below_vnni(self) -> bool:
+        """Whether other ops are INT8 in a model for CPUs without VNNI."""
+        return self.min_int8_share_7bit < self.min_int8_share
 
     @property
     def metric(self) -> str:
@@ -100,6 +120,7 @@ MODELS: tuple[ModelSpec, ...] = (
         calibration=("calibration", 200),
         test=("test", 2490),
         most=2490,
+        tuning=Tuning(("train", 3000), 60, 32, 3e-5),
         algo="best",
         # Twelve post-norm layers in a row round 50 times: a value that falls to the other side of a rounding boundary
         # moves its neighbours across theirs. Measured: 52 to 58 dB on three tiers; other CPUs sum in other orders.
@@ -118,9 +139,11 @@ MODELS: tuple[ModelSpec, ...] = (
         calibration=("calibration", 150),
         test=("test", 600),
         most=600,
+        tuning=None,  # Baidu's training data isn't public, and 150 sentences are too few
         max_drop={"f1": 0.002, "tags": 0.002, "segmentation_f1": 0.002},
         max_engine_gap=0.002,
         floor=0.70,
+        max_size=0.50,  # most of it is the embedding table, in 16 bits: nothing multiplies that as integers
     ),
     ModelSpec(
         "lstm",
@@ -134,6 +157,7 @@ MODELS: tuple[ModelSpec, ...] = (
         calibration=("calibration", 300),
         test=("test", 3000),
         most=30_000,
+        tuning=Tuning(("train", 4000), 60),
         max_drop={"hx": 0.008, "ctc": 0.002},
         max_engine_gap=0.002,
     ),

@@ -3,7 +3,7 @@
 A table is rows of plain strings; the terminal (rich) and Markdown print the same ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,8 @@ __all__ = [
     "rich_table",
     "skipped_tiers",
     "speed_table",
+    "tuned_misses",
+    "tuned_table",
 ]
 
 
@@ -101,6 +103,47 @@ def _percent(value: float) -> str:
 
 def _published(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def tuned_table(records: Sequence[Record], sizes: Mapping[str, int]) -> Table:
+    """FP32, calibrated INT8, fine-tuned simulation and INT8 (quant.pipeline.judge_tuned), and what they weigh."""
+    fp32, ptq, quant, int8 = records
+    names = ("FP32", "INT8, calibrated", "simulation, trained", "INT8, trained")
+    weights = (sizes["fp32"], None, sizes["quant"], sizes["int8"])
+    rows = []
+    for metric in fp32.outcomes:
+        for name, record, weight in zip(names, records, weights, strict=True):
+            drop = paired(fp32.counts(metric), record.counts(metric), metric)
+            interval = f"{100 * drop.drop:+.2f} [{100 * drop.low:+.2f}, {100 * drop.high:+.2f}]"
+            share = f"{100 * (record.int8_share or 0):.1f}% {'+'.join(record.kernel_isas)}"
+            size = "-" if weight is None else f"{weight / 1e6:.2f} MB ({weight / sizes['fp32']:.2f})"
+            first = record is fp32
+            cells = (name, metric, _percent(record.score(metric)), "-" if first else interval)
+            rows.append((*cells, "-" if first or record is quant else share, size))
+    columns = ("Model", "Metric", "Score %", "Drop to FP32, points [95%]", "INT8 share, kernels", "On disk")
+    metric = find(fp32.model).metric
+    gain = paired(int8.counts(metric), ptq.counts(metric), metric)
+    note = (
+        f"{find(fp32.model).title}, {fp32.samples} samples, {fp32.isa}. Trained above calibrated INT8, {metric}: "
+        f"{100 * gain.drop:+.2f} points [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]."
+    )
+    return Table("Quantization-aware training", columns, tuple(rows), note)
+
+
+def tuned_misses(records: Sequence[Record]) -> list[str]:
+    """What fine-tuning fell short of, by the row's own metric: near FP32, and not below calibration.
+
+    The latter by the interval: on the same samples both are right and wrong by turns, and one image decides nothing.
+    """
+    fp32, ptq, _, int8 = records
+    spec, found = find(fp32.model), []
+    after = int8.counts(spec.metric)
+    drop, below = (paired(before.counts(spec.metric), after, spec.metric) for before in (fp32, ptq))
+    if drop.drop > spec.max_tuned_drop + 1e-12:
+        found.append(f"drop {100 * drop.drop:.2f} points, limit {100 * spec.max_tuned_drop:.2f}")
+    if below.low > 0:
+        found.append(f"below calibration alone by {100 * below.drop:.2f} points, at least {100 * below.low:.2f}")
+    return found
 
 
 def accuracy_table(records: Sequence[Record]) -> Table:
