@@ -44,32 +44,47 @@ def draw_all(
     program = shutil.which("dot")
     if program is None:
         return [f"{directory}: no .svg, only .dot was written: Graphviz's 'dot' is not on PATH"]
-    wrong = []
+    wrong: list[str] = []
+    done: dict[bytes, tuple[Path, str]] = {}  # many a step changes nothing, and a large graph takes seconds
     sources = sorted(directory.resolve().glob("*.dot"))
     for number, source in enumerate(sources):
         if progress:
             progress("draw", number, len(sources))
-        target, part = source.with_suffix(".svg"), source.with_name(f".{source.stem}.svg.part")
-        why = _run([program, "-Tsvg", "-o", str(part), str(source)], time_limit_s)
-        if not why and not part.is_file():
-            why = "it wrote nothing"
+        text, target = source.read_bytes(), source.with_suffix(".svg")
+        if text not in done:
+            done[text] = target, _draw(program, source, target, time_limit_s)
+        first, why = done[text]
         if why:
             wrong.append(f"{directory / source.name}: not drawn: dot: {why}")
-        else:
-            part.replace(target)
-        part.unlink(missing_ok=True)
+        elif first != target:
+            shutil.copyfile(first, target)
     return wrong
 
 
+def _draw(program: str, source: Path, target: Path, time_limit_s: float) -> str:
+    """Draw one file; "" or one line on what went wrong, and then there is no `target`."""
+    part = target.with_name(f".{target.name}.part")
+    try:
+        why = _run([program, "-Tsvg", "-o", str(part), str(source)], time_limit_s)
+        if why:
+            return why
+        part.replace(target)
+    except FileNotFoundError:
+        return "it wrote nothing"
+    except OSError as error:
+        return str(error.strerror)
+    else:
+        return ""
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def _run(command: Sequence[str], limit_s: float) -> str:
-    """Run a program that only writes files; "" or one line on what went wrong."""
+    """Run a program that only writes files; "" or one line on what went wrong. Raises OSError if it can't start."""
     with tempfile.TemporaryFile() as told:  # no pipe: what a killed program leaves running could keep that open
-        try:
-            child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=told, start_new_session=True
-            )
-        except OSError as error:
-            return str(error.strerror)
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=told, start_new_session=True
+        )
         try:
             code = child.wait(limit_s)
         except subprocess.TimeoutExpired:

@@ -81,7 +81,7 @@ def drawings(tmp_path: Path) -> Path:
     place = tmp_path / "drawings"
     place.mkdir()
     for number, name in enumerate(("lift", "emit")):
-        (place / f"0{number}_{name}.dot").write_text("digraph model {\n}\n")
+        (place / f"0{number}_{name}.dot").write_text(f"digraph {name} {{\n}}\n")
     return place
 
 
@@ -105,6 +105,19 @@ def test_every_drawing_becomes_an_svg(drawings: Path, tmp_path: Path, monkeypatc
         "01_emit.svg",
     ]
     assert (drawings / "01_emit.svg").read_text() == "<svg from=01_emit.dot/>\n"
+
+
+def test_a_step_that_changed_nothing_is_drawn_once(
+    drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copyfile(drawings / "00_lift.dot", drawings / "02_again.dot")
+    fake_dot(tmp_path / "bin", monkeypatch, 'echo "$4" > "$3"')
+    assert draw_all(drawings) == []
+    assert [(drawings / f"{name}.svg").read_text().strip() for name in ("00_lift", "01_emit", "02_again")] == [
+        str(drawings / "00_lift.dot"),
+        str(drawings / "01_emit.dot"),
+        str(drawings / "00_lift.dot"),
+    ]
 
 
 @pytest.mark.parametrize(
