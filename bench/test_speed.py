@@ -10,7 +10,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from quant import cpu, pipeline
 from quant.evaluation import signature
-from quant.graph import load_dir
+from quant.graph import load_dir, model_size
 from quant.jobs import sample_input
 from quant.predictor import Arrays, Precision, Predictor, Settings
 from quant.readers import open_data
@@ -28,6 +28,12 @@ def models(request: pytest.FixtureRequest) -> None:
     params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     specs = [found["timing"][0] if "timing" in found else found.get("spec") for found in params]
     pipeline.each([spec for spec in dict.fromkeys(specs) if spec is not None], pipeline.full_of)
+
+
+def test_int8_takes_little_room(spec: ModelSpec) -> None:
+    """Bytes of program and parameters, INT8 against FP32."""
+    built = pipeline.full_of(spec)
+    assert model_size(built / "int8") <= spec.max_size * model_size(built / "fp32")
 
 
 def one_batch(spec: ModelSpec, directory: Path, batch: int) -> Arrays:
