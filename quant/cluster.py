@@ -23,9 +23,9 @@ import platform
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -127,23 +127,24 @@ class Cluster:
         if not _ADDRESS.fullmatch(self.address):
             raise OptionError(f"--cluster: {self.address!r} is not tcp://host:port or tls://host:port")
 
-    def run(self, tasks: Sequence[Task], arrived: Arrived) -> None:
+    def run(self, tasks: Callable[[], Sequence[Task]], arrived: Arrived) -> None:
         """Run all tasks, those in front first, and call `arrived` for each part, in the order in which they come.
 
         Raises ClusterError when the scheduler can't be reached or is lost, when there is no worker for `wait_s`, and
         when a worker can't do its part.
         """
         distributed = _library()
-        texts = [json.dumps(asdict(task)) for task in tasks]
         with _connected(self, distributed) as client:
+            wanted = tasks()
+            texts = [json.dumps(asdict(task)) for task in wanted]
             futures = client.map(run_part, texts, pure=False, key="quant-part")
-            numbers = {future.key: task.number for future, task in zip(futures, tasks, strict=True)}
+            numbers = {future.key: task.number for future, task in zip(futures, wanted, strict=True)}
             waiting = set(futures)
             del futures  # what is done is forgotten, and its memory on the workers with it
             idle_since = time.monotonic()
             try:
                 while waiting:
-                    done = _done(waiting, distributed)
+                    done = _done(waiting, self, distributed)
                     waiting -= done
                     refused = [self._take(future, numbers[future.key], arrived) for future in done]
                     if any(refused):
@@ -151,16 +152,26 @@ class Cluster:
                     if done or _workers(client, self):
                         idle_since = time.monotonic()
                     elif time.monotonic() - idle_since > self.wait_s:
-                        raise ClusterError(f"{self.address}: no worker joined within {self.wait_s:.0f} s")
+                        raise self.deserted()
             finally:
-                client.cancel(list(waiting))
+                with suppress(Exception):  # the scheduler may be gone, and something else be on its way up
+                    client.cancel(list(waiting))
+
+    def deserted(self) -> ClusterError:
+        return ClusterError(f"{self.address}: no worker for {self.wait_s:g} s")
+
+    def lost(self) -> ClusterError:
+        return ClusterError(f"{self.address}: the connection to the scheduler was lost; what had arrived is kept")
 
     def _take(self, future: Any, number: int, arrived: Arrived) -> str:
         """Hand a finished part over. The reason when there is none."""
-        if future.status != "finished":
-            error = future.exception()
-            return f"{self.address}: {type(error).__name__}: {error}"
-        text, blob = future.result()
+        try:
+            if future.status == "error":
+                error = future.exception()
+                return f"{self.address}: {type(error).__name__}: {error}"
+            text, blob = future.result()
+        except (CancelledError, OSError) as error:
+            raise self.lost() from error
         answer = json.loads(text)
         if "error" in answer:
             return str(answer["error"])
@@ -190,6 +201,10 @@ def _connected(cluster: Cluster, distributed: Any) -> Iterator[Any]:
                 reason = str(error).partition("\n")[0]
                 raise ClusterError(f"{cluster.address}: no scheduler answers ({reason})") from error
             try:
+                try:
+                    client.wait_for_workers(1, timeout=cluster.wait_s)
+                except TimeoutError as error:
+                    raise cluster.deserted() from error
                 yield client
             finally:
                 client.close(timeout=_POLL_S)
@@ -197,14 +212,14 @@ def _connected(cluster: Cluster, distributed: Any) -> Iterator[Any]:
         logging.disable(shown)
 
 
-def _done(waiting: set[Any], distributed: Any) -> set[Any]:
+def _done(waiting: set[Any], cluster: Cluster, distributed: Any) -> set[Any]:
     """The futures that are done, or have failed, by now or within a moment."""
     try:
         found = distributed.wait(list(waiting), timeout=_POLL_S, return_when="FIRST_COMPLETED")
     except TimeoutError:
         return set()
     except CancelledError as error:
-        raise ClusterError("the connection to the scheduler was lost; what had arrived is kept") from error
+        raise cluster.lost() from error
     return set(found.done)
 
 

@@ -124,8 +124,11 @@ class Task:
 class Remote(Protocol):
     """Where tasks can be run in any order, several at a time."""
 
-    def run(self, tasks: Sequence[Task], arrived: Arrived) -> None:
-        """Call `arrived` for each part. What it raises ends the others."""
+    def run(self, tasks: Callable[[], Sequence[Task]], arrived: Arrived) -> None:
+        """Once it is clear that they can be run, ask for the tasks; call `arrived` for each part.
+
+        What that raises ends the others.
+        """
 
 
 class Until(Protocol):
@@ -156,7 +159,7 @@ def run_child(
                 heard=watch.heard,
             )
         except ChildError as error:
-            raise ChildError(f"{watch.model}: {error}") from error
+            raise ChildError(f"{watch.model or runs[0]['model']}: {error}") from error
 
 
 class _Watch:
@@ -422,24 +425,27 @@ def _run_elsewhere(
     progress: Progress | None,
 ) -> None:
     """What is missing, as tasks, in the order in which it is wanted. This machine only counts the samples."""
-    if not gathered.planned:
-        counted = {"model": runs[0]["model"], **{name: shared[name] for name in ("data", "format", "labels")}}
-        gathered.plan(isolate.call("quant.evaluation:count_samples", counted))
-    missing = [(start, number) for number in range(len(runs)) for start in gathered.missing(number)]
-    if gathered.until is not None:
-        missing.sort()
-    absolute = {name: shared[name] and str(Path(shared[name]).absolute()) for name in ("data", "labels")}
-    tasks = [
-        Task(
-            number,
-            start,
-            {**runs[number], "model": str(Path(runs[number]["model"]).absolute())},
-            {**shared, **absolute},
-            isa,
-            keys[number],
-        )
-        for start, number in missing
-    ]
+
+    def tasks() -> list[Task]:
+        if not gathered.planned:
+            counted = {"model": runs[0]["model"], **{name: shared[name] for name in ("data", "format", "labels")}}
+            gathered.plan(isolate.call("quant.evaluation:count_samples", counted))
+        tell()
+        missing = [(start, number) for number in range(len(runs)) for start in gathered.missing(number)]
+        if gathered.until is not None:
+            missing.sort()
+        absolute = {name: shared[name] and str(Path(shared[name]).absolute()) for name in ("data", "labels")}
+        return [
+            Task(
+                number,
+                start,
+                {**runs[number], "model": str(Path(runs[number]["model"]).absolute())},
+                {**shared, **absolute},
+                isa,
+                keys[number],
+            )
+            for start, number in missing
+        ]
 
     def tell() -> None:
         if progress:
@@ -449,5 +455,4 @@ def _run_elsewhere(
         gathered.arrived(number, about, blob)
         tell()
 
-    tell()
     remote.run(tasks, arrived)

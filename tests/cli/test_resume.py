@@ -49,7 +49,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 
 def parts(store: Path) -> dict[Path, int]:
     """The parts that are stored, and when each was written, ns."""
-    return {path: path.stat().st_mtime_ns for path in store.glob("*/0*.json")}
+    return {path: path.stat().st_mtime_ns for path in store.glob("*/????????.json")}
 
 
 def start(*args: object, limit: int | None = None) -> subprocess.Popen[str]:

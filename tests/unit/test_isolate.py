@@ -42,6 +42,14 @@ def talk() -> str:
     return os.environ.get("ONEDNN_MAX_CPU_ISA", "") + os.environ["OMP_NUM_THREADS"]
 
 
+def work_on(rounds: int) -> str:
+    """Half a second a round, and a word after each."""
+    for done in range(rounds):
+        time.sleep(0.5)
+        isolate.report_event({"done": done})
+    return "done"
+
+
 def build_slowly(log: str) -> str:
     def build(staging: Path) -> None:
         with open(log, "a") as file:
@@ -86,6 +94,22 @@ def test_progress_log_isa_and_threads() -> None:
     assert isa == "AVX22"
     told = [entry for entry in seen if entry]
     assert told == [("reading", 0, 3), "onednn_verbose,hello", ("reading", 1, 3), ("reading", 3, 3)]
+
+
+def test_a_child_may_take_its_time_while_it_makes_progress() -> None:
+    heard: list[object] = []
+    assert isolate.call(f"{HERE}:work_on", {"rounds": 4}, timeout_s=1.5, heard=heard.append) == "done"
+    assert heard == [{"done": done} for done in range(4)]
+
+
+def test_who_hears_of_an_event_may_end_the_child() -> None:
+    def enough(event: object) -> None:
+        raise ZeroDivisionError
+
+    begin = time.monotonic()
+    with pytest.raises(ZeroDivisionError):
+        isolate.call(f"{HERE}:work_on", {"rounds": 100}, heard=enough)
+    assert time.monotonic() - begin < 20
 
 
 def test_an_isa_beyond_this_cpu_is_refused() -> None:

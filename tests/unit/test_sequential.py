@@ -88,7 +88,7 @@ def wrong(outcomes: object, metric: str, trials: int, ends: list[int], usual: bo
 
 @pytest.mark.parametrize(
     ("outcomes", "metric", "trials", "ends"),
-    [(shares, "top1", 200, [1000, 2000, 3000, 4000, 5000]), (words, "f1", 150, [60, 120, 180, 240, 300])],
+    [(shares, "top1", 150, [1000, 2000, 3000, 4000, 5000]), (words, "f1", 150, [60, 120, 180, 240, 300])],
 )
 def test_a_drop_on_the_threshold_is_decided_in_5_of_100_runs(
     outcomes: object, metric: str, trials: int, ends: list[int], monkeypatch: pytest.MonkeyPatch
