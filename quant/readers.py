@@ -113,13 +113,18 @@ def format_of(path: Path, format: str | None = None) -> str:
 
 
 def files_behind(path: Path, format: str | None = None, labels: Path | None = None) -> dict[str, Path]:
-    """Every file that scored data is read from: role -> file. Beside the data itself those that are there."""
+    """Every file that scored data is read from: role -> file. Beside the data itself those that are there.
+
+    Raises DataError for a label file that the format has no use for.
+    """
     name = format_of(path, format)
     beside: dict[str, Path | None] = {}
+    if name == "pairs":
+        beside = {"labels": labels_beside(path) if labels is None else labels}
+    else:
+        _no_label_file(path, labels)
     if name == "lac":
         beside = {other: path.with_name(other) for other in ("word.dic", "tag.dic", "q2b.dic")}
-    elif name == "pairs" or labels is not None:
-        beside = {"labels": labels_beside(path) if labels is None else labels}
     return {"data": path, **{role: file for role, file in beside.items() if file is not None and file.is_file()}}
 
 
@@ -250,11 +255,15 @@ def _labelled(read: Callable[[Path, Signature], Dataset]) -> Reader:
     """A reader of a format that carries its labels itself, and so refuses a label file."""
 
     def reader(path: Path, signature: Signature, labels: Path | None) -> Dataset:
-        if labels is not None:
-            raise DataError(f"{path}: its format carries its labels itself; {labels} can't be used (--labels)")
+        _no_label_file(path, labels)
         return read(path, signature)
 
     return reader
+
+
+def _no_label_file(path: Path, labels: Path | None) -> None:
+    if labels is not None:
+        raise DataError(f"{path}: its format carries its labels itself; {labels} can't be used (--labels)")
 
 
 # Name -> (what it is, reader).

@@ -203,6 +203,9 @@ def test_what_lies_beside_the_data_counts(tmp_path: Path) -> None:
     assert files_behind(pairs)["labels"] == tmp_path / "dev.bs1.label"
     assert files_behind(pairs, labels=tmp_path / "own")["labels"] == tmp_path / "own"
     assert files_behind(tmp_path / "absent.npz") == {"data": tmp_path / "absent.npz"}
+    for carries in (lac, tmp_path / "absent.npz"):  # or a useless option would pass once all is stored
+        with pytest.raises(DataError, match="carries its labels itself"):
+            files_behind(carries, labels=tmp_path / "own")
 
 
 def test_a_large_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
