@@ -9,7 +9,7 @@ from typing import Any
 from quant.errors import DataError, ModelError
 from quant.evaluation import opened
 from quant.graph import Graph, load_dir, run_passes, save_dir
-from quant.passes import NORMALISE, drop_judges, lift_quantizers
+from quant.passes import NORMALISE, drop_judges, lift_quantizers, lower_quantizers, quantize_cells
 from quant.readers import Dataset
 from quant.sequences import Padded, Ragged
 
@@ -20,8 +20,9 @@ def split(model: str, output: str, *, fp32: str | None = None) -> dict[str, Any]
     """What a published model is measured as, in the directory `output`, which exists.
 
     `fp32`: normalised, the published FP32 model in the directory `fp32`, or else `model` without its quantizers.
-    `simulation`: `model` without the layers that score it, only where it has such layers.
-    The result tells whether `model` is fake-quantized at all, and whether a `simulation` was written.
+    `simulation`: `model` without the layers that score it, only where it has such layers. `rounded`: the simulation
+    with all that recurrent kernels round, only where `model` leaves some of that out.
+    The result tells whether `model` is fake-quantized at all.
     """
     whole = load_dir(Path(model))
     graph = drop_judges(whole)
@@ -35,10 +36,14 @@ def split(model: str, output: str, *, fp32: str | None = None) -> dict[str, Any]
     written = {"fp32": run_passes(baseline, NORMALISE)}
     if quantized and graph is not whole:
         written["simulation"] = graph
+    if quantized:
+        lifted = run_passes(graph, (lift_quantizers, *NORMALISE))
+        if (rounded := quantize_cells(lifted)) is not lifted:
+            written["rounded"] = lower_quantizers(rounded)
     for name, made in written.items():
         (Path(output) / name).mkdir()
         save_dir(made, Path(output) / name)
-    return {"quantized": quantized, "simulation": "simulation" in written}
+    return {"quantized": quantized}
 
 
 def without_quantizers(graph: Graph) -> Graph:

@@ -178,17 +178,18 @@ def models_of(found: Found, *, isa: str | None = None, progress: Progress | None
     Raises DataError for a model that isn't fake-quantized when there is no data to calibrate it with, or when that
     isn't apart from the test data.
     """
-    levels = pipeline.weight_levels(isa)
+    levels, fresh = pipeline.weight_levels(isa), False
     files = [file for place in (found.model, found.fp32, found.calibration) if place for file in _files(place)]
 
     def build(staging: Path) -> None:
+        nonlocal fresh
         split = {"model": str(found.model), "output": str(staging), "fp32": found.fp32 and str(found.fp32)}
         about = isolate.call("quant.zoo_jobs:split", split, progress=progress)
-        simulation = staging / "simulation"
         with _named(staging, found.model):
             if not about["quantized"]:
-                _calibrate(found, staging / "fp32", simulation, levels, progress)
-            source = simulation if simulation.exists() else found.model
+                fresh = True
+                _calibrate(found, staging / "fp32", staging / "simulation", levels, progress)
+            source = _first(staging / "rounded", staging / "simulation", found.model)
             arguments = {"quant_model_path": str(source), "output": str(staging / "int8")}
             coverage = isolate.call("quant.jobs:convert_model", arguments, progress=progress)
         (staging / "about.json").write_text(json.dumps({**about, "coverage": coverage}, indent=1), encoding="utf-8")
@@ -196,16 +197,20 @@ def models_of(found: Found, *, isa: str | None = None, progress: Progress | None
     parts = [part for file in files for part in (file.name, file)]
     made = cached(f"zoo-{found.row.name}", [*pipeline.sources(), str(levels), *parts], build)
     quantized = json.loads((made / "about.json").read_text(encoding="utf-8"))["quantized"]
-    if not quantized:
-        _check_apart(found, made / "fp32")
-    simulation = made / "simulation"
+    if not quantized and not fresh:
+        _check_apart(found, made / "fp32")  # the test data may be other ones than when it was calibrated
     return Models(
         fp32=made / "fp32",
-        quant=simulation if simulation.exists() else found.model,
+        quant=_first(made / "simulation", found.model),
         int8=made / "int8",
         derived=quantized and found.fp32 is None,
         weights="7bit" if not quantized and levels == REDUCED else "",
     )
+
+
+def _first(*places: Path) -> Path:
+    """The first that exists."""
+    return next(place for place in places if place.exists())
 
 
 def _files(place: Path) -> list[Path]:
@@ -219,6 +224,7 @@ def _calibrate(found: Found, fp32: Path, output: Path, levels: int, progress: Pr
             f"{found.model}: isn't fake-quantized, and there is no data to calibrate it with, apart from the test "
             f"data: {found.calibration} (format {found.format})"
         )
+    _check_apart(found, fp32)
     arguments = {
         "model": str(fp32),
         "data": str(found.calibration),
@@ -259,11 +265,13 @@ def accuracy(
     *,
     isa: str | None = None,
     full: bool = False,
-    threads: int = 1,
     progress: Progress | None = None,
 ) -> list[Record]:
-    """FP32, simulated and INT8 records of a published model on this CPU, or under the cap `isa`."""
-    row = found.row
+    """FP32, simulated and INT8 records of a published model on this CPU, or under the cap `isa`, on all its cores.
+
+    Parts of earlier runs count (quant.outcomes), however many rows those had: 50,000 images take hours.
+    """
+    row, threads = found.row, cpu.cores()
     runs = [
         {"model": str(models.fp32), "precision": "fp32"},
         {"model": str(models.quant), "precision": "quant"},
@@ -345,9 +353,9 @@ def suite(
 ) -> tuple[list[Record], list[Record]]:
     """Models of all rows, their accuracy, then their speed as the documents print it, where there are as many cores."""
     timings = [(found, timing) for found in rows for timing in cases_of(found.row) if timing.threads <= cpu.cores()]
-    threads = max(cpu.cores() // len(rows), 1)
     step, steps = 0, 2 * len(rows) + len(timings)
     models: dict[Found, Models] = {}
+    exact: list[Record] = []
 
     def numbered(what: str, done: int, total: int) -> None:
         if progress:
@@ -359,18 +367,13 @@ def suite(
         step += 1
         numbered("models", step, len(rows))
 
-    def measure(found: Found) -> list[Record]:
-        nonlocal step
-        alone = numbered if len(rows) == 1 else None  # several at a time would take turns on one bar
-        records = accuracy(found, models[found], full=full, threads=threads, progress=alone)
+    pipeline.each(rows, prepare)
+    for found in rows:
         step += 1
-        numbered("accuracy", step - len(rows), len(rows))
+        records = accuracy(found, models[found], full=full, progress=numbered)
         for record in records:
             tell(record)
-        return records
-
-    pipeline.each(rows, prepare)
-    exact = [record for records in pipeline.each(rows, measure) for record in records]
+        exact.extend(records)
     timed = []
     for found, timing in timings:
         step += 1

@@ -1,12 +1,16 @@
 """A web server that has what the seeds publish: archives in their layouts, made of the embedded models and data."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from fixtures import digits, ernie, handwriting_model, lac
 from quant import pipeline
+from quant.chains import RECURRENT
 from quant.formats import write_lac_bin
 from quant.graph import Graph, load_dir, save_dir
+from quant.numerics import STATE_THRESHOLD
+from quant.passes import lift_quantizers, lower_quantizers
 from quant.readers import open_data
 from quant.registry import find
 from quant.sequences import Ragged
@@ -72,9 +76,33 @@ def publish(server: Server, archives: Mapping[str, Mapping[str, bytes]]) -> None
 
 
 def archives_of_models(scratch: Path) -> dict[str, dict[str, bytes]]:
-    """Artefact -> the files of its archive, of the embedded rows' trained models."""
+    """Artefact -> the files of its archive, of the embedded rows' trained models; LAC's as Paddle trains it."""
     made = {}
     for artefact, (row, which, prefix, layout) in MODELS.items():
-        graph = load_dir(pipeline.small_of(find(row)) / which)
+        small = pipeline.small_of(find(row))
+        graph = load_dir(small / which)
+        if artefact == "gru-quant":
+            graph = with_plain_cells(graph, load_dir(small / "fp32"))
         made[artefact] = files_of_model(graph, prefix, layout, scratch)
     return made
+
+
+def with_plain_cells(quant: Graph, fp32: Graph) -> Graph:
+    """A fake-quantized graph with the recurrent layers of its FP32 twin: only the products before them are rounded."""
+    lifted = lift_quantizers(quant)
+    cells = {op.output("Hidden"): op for op in fp32.ops if op.type in RECURRENT}
+    names: dict[str, str] = {}
+    params = {op.input("Weight"): fp32.params[op.input("Weight")] for op in cells.values()}
+    ops = []
+    for op in lifted.ops:
+        op = op.rewired(names)
+        if op.type == "fake_quant" and op.input("X") in cells:
+            names[op.output("Out")] = op.input("X")
+            continue
+        if op.type in RECURRENT:
+            plain = cells[op.output("Hidden")]
+            op = replace(op, inputs={**op.inputs, "Weight": plain.inputs["Weight"]}, attrs=plain.attrs)
+        if op.type == "fake_quant" and op.attr("threshold") == STATE_THRESHOLD:
+            op = op.with_attrs(threshold=0.97)  # a trained one needn't be exactly the bound of the state
+        ops.append(op)
+    return lower_quantizers(lifted.evolve(ops, params=params))

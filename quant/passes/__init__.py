@@ -9,6 +9,7 @@ from quant.passes.fold_batch_norm import fold_batch_norm
 from quant.passes.fold_scale import fold_scale
 from quant.passes.hoist_quantizers import hoist_quantizers
 from quant.passes.pad_as_pad3d import pad_as_pad3d
+from quant.passes.quantize_cells import quantize_cells
 from quant.passes.quantizers import lift_quantizers, lower_quantizers
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "lift_quantizers",
     "lower_quantizers",
     "pad_as_pad3d",
+    "quantize_cells",
 ]
 
 # What decides how ops are joined: after these, what an INT8 kernel takes over is a chain (quant.chains).

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 
-from quant import cpu, zoo_suite
+from quant import zoo_suite
 from quant.zoo import ZooRow
 from quant.zoo_report import Line, lines
 
@@ -21,8 +21,7 @@ def measured(request: pytest.FixtureRequest) -> Measured:
     def lines_of(row: ZooRow) -> list[Line]:
         found = zoo_suite.located(row, option("--zoo"))
         models = zoo_suite.models_of(found, isa=option("--isa"))
-        options = {"isa": option("--isa"), "full": option("--full"), "threads": cpu.cores()}
-        return lines(zoo_suite.accuracy(found, models, **options))
+        return lines(zoo_suite.accuracy(found, models, isa=option("--isa"), full=option("--full")))
 
     return lines_of
 

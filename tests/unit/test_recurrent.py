@@ -13,10 +13,11 @@ from quant.convert import convert
 from quant.errors import ChildError
 from quant.graph import Graph, Var, load_dir, run_passes, save_dir
 from quant.metrics import sqnr
-from quant.passes import NORMALISE, lift_quantizers, lower_quantizers
+from quant.passes import NORMALISE, lift_quantizers, lower_quantizers, quantize_cells
 from quant.passes.quantizers import pack_state_weight, state_matrix
 from quant.predictor import Predictor, Settings
 from quant.readers import Ragged
+from tests.published import with_plain_cells
 
 WIDTH, HIDDEN = 12, 16
 GATES = {"gru": 3, "lstm": 4}
@@ -81,6 +82,30 @@ def test_int8_agrees_with_the_simulation(kind: str, levels: int, words: int, tmp
     # The state of each step is rounded to a 1/127 grid, which a Paddle program can't say: no more may lie between.
     assert sqnr(sim, real) > max(sqnr(fp32, sim), 30)
     assert np.array_equal(run(int8, batch, tmp_path, Settings("int8", optimise=False)), real)
+
+
+@pytest.mark.parametrize("words", [0, 50])
+@pytest.mark.parametrize("kind", GATES)
+def test_layers_that_paddles_training_leaves_plain_become_int8(kind: str, words: int, tmp_path: Path) -> None:
+    """It rounds the products before them alone. What their kernels round besides is put into the simulation first."""
+    graph = run_passes(layers(kind, words=words), NORMALISE)
+    calibrated = lower_quantizers(calibrate(graph, [sequences(words=words)], algo="abs_max"))
+    trained = with_plain_cells(calibrated, graph)
+    _, coverage = convert(trained)
+    assert coverage.fp32[kind] == 4
+    lifted = run_passes(trained, (lift_quantizers, *NORMALISE))
+    whole = quantize_cells(lifted)
+    int8, coverage = convert(lower_quantizers(whole))
+    assert coverage.int8[kind] == 4
+    assert int8.op_counts()["dequantize"] == 0  # states go from layer to layer as they are stored
+    batch = sequences((7, 3, 20), words, seed=5)
+    fp32, sim = run(graph, batch, tmp_path), run(trained, batch, tmp_path)
+    real = run(int8, batch, tmp_path, Settings("int8"))
+    assert sqnr(run(lower_quantizers(whole), batch, tmp_path), real) > 30
+    assert sqnr(fp32, real) > sqnr(fp32, sim) - 6
+    assert quantize_cells(whole) is whole
+    for untouched in (graph, run_passes(calibrated, (lift_quantizers, *NORMALISE))):
+        assert quantize_cells(untouched) is untouched
 
 
 def rounded(values: np.ndarray) -> np.ndarray:

@@ -205,7 +205,7 @@ def test_a_split_model_says_what_it_was(tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     (tmp_path / "out").mkdir()
     save_dir(classifier(judged=True), tmp_path / "plain")
-    assert split(str(tmp_path / "plain"), str(tmp_path / "out")) == {"quantized": False, "simulation": False}
+    assert split(str(tmp_path / "plain"), str(tmp_path / "out")) == {"quantized": False}
     assert load_dir(tmp_path / "out" / "fp32").feeds == ("x",)
 
 
