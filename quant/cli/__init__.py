@@ -1,0 +1,48 @@
+"""The command line: parse, call, print, exit code. 0 done; 1 a gate failed; 2 bad input or usage, one line on stderr.
+
+`--json` prints one JSON object on stdout and nothing else. Progress and warnings go to stderr, bars only on a terminal.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from quant.cli import make, measure, suites
+from quant.cli.shared import app, err
+from quant.errors import QuantError
+
+__all__ = ["main", "make", "measure", "suites"]  # the commands add themselves to the app
+
+
+def _spelled(argv: Sequence[str]) -> list[str]:
+    """Options with dashes for underscores, as the seeds' scripts spell them."""
+    fixed = []
+    for arg in argv:
+        name, equals, value = arg.partition("=")
+        fixed.append(name.replace("_", "-") + equals + value if arg.startswith("--") else arg)
+    return fixed
+
+
+_INTERRUPTED = 130  # what Typer makes of Ctrl-C
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(_spelled(sys.argv[1:] if argv is None else argv), "quant", standalone_mode=False)
+    except QuantError as error:
+        return _fail(str(error))
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not one of the parser's usage errors
+            raise
+        return _fail(error.format_message())
+    if result == _INTERRUPTED:
+        return _fail("interrupted")
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str) -> int:
+    err.print(f"quant: {' '.join(message.split())}")
+    return 2

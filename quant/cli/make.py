@@ -1,0 +1,297 @@
+"""Commands that make something: data, downloads, fake-quantized and INT8 models."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import (
+    DownloadColumn,
+    TransferSpeedColumn,
+)
+
+from quant import cpu, download, fetch, graphviz, isolate, pipeline, preprocess, registry, report, zoo
+from quant.cli.shared import (
+    BatchNum,
+    Format,
+    Json,
+    Labels,
+    Model,
+    OpIds,
+    OpTypes,
+    app,
+    bar,
+    err,
+    ids,
+    listed,
+    out,
+    print_json,
+)
+from quant.errors import OptionError, check_choice
+from quant.numerics import bits_of
+from quant.observers import ALGORITHMS, BEST
+
+__all__ = ["convert", "fetch_command", "preprocess_command", "ptq", "qat"]
+
+
+@app.command()
+def ptq(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="Calibration data, in one of the formats of --format.")],
+    output: Annotated[Path, typer.Option(help="Where the fake-quantized model goes: absent, or an empty directory.")],
+    algo: Annotated[
+        str, typer.Option(help="abs_max, min_max, avg, hist, KL, mse, or best: of these, by tensor.")
+    ] = "avg",
+    target: Annotated[str | None, typer.Option(help="CPU tier the model is for; default: this CPU's.")] = None,
+    format: Format = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    batch_num: BatchNum = None,
+    ops_to_quantize: OpTypes = "",
+    op_ids_to_skip: OpIds = "",
+    save_calibration_table: Annotated[
+        Path | None, typer.Option(help="Also write the thresholds to this file, 'name threshold' a line.")
+    ] = None,
+) -> None:
+    """Calibrate an FP32 model: write its fake-quantized twin."""
+    check_choice("calibration algorithm", algo, (*ALGORITHMS, BEST))
+    arguments = {
+        "model": str(model),
+        "data": str(data),
+        "output": str(output),
+        "algo": algo,
+        "format": format,
+        "batch_size": batch_size,
+        "batch_num": batch_num,
+        "weight_levels": pipeline.weight_levels(target),
+        "ops_to_quantize": listed(ops_to_quantize),
+        "op_ids_to_skip": ids(op_ids_to_skip),
+        "save_table": None if save_calibration_table is None else str(save_calibration_table),
+    }
+    with bar() as tell:
+        result = isolate.call("quant.jobs:ptq", arguments, threads=cpu.cores(), progress=tell)
+    out.print(f"{output}: {result['fake_quantized']} tensors quantized from {result['samples']} samples")
+    if algo == BEST:
+        out.print("algorithms: " + ", ".join(f"{name} {count}" for name, count in sorted(result["algorithms"].items())))
+    out.print(_sizes(result["bytes"]))
+
+
+def _sizes(sizes: Mapping[str, int]) -> str:
+    """A line on what two models take on disk, given as precision -> bytes."""
+    (was, before), (now, after) = sizes.items()
+    return f"on disk: {before:,} bytes {was}, {after:,} bytes {now} ({100 * after / before:.1f}%)"
+
+
+@app.command()
+def qat(
+    row: Annotated[str | None, typer.Argument(help="A row of `quant models`; or give --model and --data.")] = None,
+    output: Annotated[
+        Path, typer.Option(help="Where the fake-quantized model goes: absent, or an empty directory.")
+    ] = ...,  # type: ignore[assignment]
+    config: Annotated[
+        Path | None, typer.Option(help="JSON with keys of PaddleSlim's quant_aware: weight_bits, moving_rate, ...")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="File to write now and then, and to go on from when it is there.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="FP32 model directory of your own.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Training data for it, in one of the formats of --format.")] = None,
+    format: Format = None,
+    labels: Labels = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of --model.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, help="Of --model.")] = 64,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Of --model; Adam's, falling to 0.")] = 1e-4,
+    target: Annotated[str | None, typer.Option(help="CPU tier the model is for; default: this CPU's.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Judge a row on all its test data.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a model with fake quantisation in it; for a row, also convert and compare with calibration.
+
+    Exit code 1 when a row's INT8 is further below FP32 than its limit, or below calibration alone.
+    """
+    if (row is None) == (model is None and data is None) or (model is None) != (data is None):
+        raise OptionError("give either a row, or --model and --data")
+    settings = {"weight_bits": bits_of(pipeline.weight_levels(target)), **_config(config)}
+    if row is None:
+        arguments = {
+            "model": str(model),
+            "data": str(data),
+            "output": str(output),
+            "config": settings,
+            "training": {"steps": steps, "batch": batch_size, "rate": learning_rate},
+            "format": format,
+            "labels": None if labels is None else str(labels),
+            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "threads": cpu.cores(),
+        }
+        with bar() as tell:
+            result = isolate.call("quant.jobs:qat", arguments, threads=cpu.cores(), progress=tell)
+        if as_json:
+            print_json(result)
+            return
+        out.print(f"{output}: {_trained(result)}")
+        return
+    spec = registry.find(row)
+    with bar() as tell, tempfile.TemporaryDirectory(prefix="quant-trained-") as scratch:
+        result = pipeline.tune(spec, output, config=settings, checkpoint=checkpoint, progress=tell)
+        (Path(scratch) / "quant").symlink_to(output.resolve())
+        arguments = {"quant_model_path": str(output), "output": str(Path(scratch) / "int8")}
+        converted = isolate.call("quant.jobs:convert_model", arguments, progress=tell)
+        records = pipeline.judge_tuned(spec, Path(scratch), samples=50_000 if full else None, progress=tell)
+    missed, sizes = report.tuned_misses(records), {**result["bytes"], **converted["bytes"]}
+    if as_json:
+        names = ("fp32", "ptq_int8", "quant", "int8")
+        scores = {name: record.score(spec.metric) for name, record in zip(names, records, strict=True)}
+        print_json({**result, "model": row, "metric": spec.metric, **scores, "bytes": sizes, "missed": missed})
+    else:
+        out.print(f"{output}: {_trained(result)}")
+        out.print(report.rich_table(report.tuned_table(records, sizes)))
+        for line in missed:
+            out.print(f"missed: {line}")
+    if missed:
+        raise typer.Exit(1)
+
+
+def _trained(result: Mapping[str, Any]) -> str:
+    losses = result["losses"]
+    gone_on = f" (resumed at {result['resumed_from']})" if result["resumed_from"] else ""
+    told = f"loss {losses[0]:.4f} to {losses[-1]:.4f}" if losses else "nothing left to do"
+    return f"{result['steps']} steps{gone_on}, {told}"
+
+
+def _config(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"{path}: can't be read ({error.strerror})") from error
+    except ValueError as error:
+        raise OptionError(f"{path}: not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise OptionError(f"{path}: not a JSON object of configuration keys")
+    return content
+
+
+@app.command()
+def convert(
+    quant_model_path: Annotated[
+        Path, typer.Option(help="Fake-quantized model directory; with --calibration-file also an FP32 one.")
+    ],
+    int8_model_save_path: Annotated[
+        Path, typer.Option(help="Where the INT8 model goes: absent, or an empty directory.")
+    ],
+    ops_to_quantize: OpTypes = "",
+    op_ids_to_skip: OpIds = "",
+    calibration_file: Annotated[
+        Path | None, typer.Option(help="Thresholds of activations, 'name threshold' a line: calibration_table.txt.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="CPU tier, for an FP32 model with --calibration-file; default: this CPU's.")
+    ] = None,
+    debug: Annotated[Path | None, typer.Option(help="Directory for drawings of the graph after each step.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Convert a fake-quantized model to a real oneDNN INT8 model, and say what became INT8.
+
+    With --calibration-file, the file's thresholds replace the model's, or quantize an FP32 model.
+    """
+    if target is not None and calibration_file is None:
+        raise OptionError("--target: only for an FP32 model with --calibration-file; else the weights are quantized")
+    arguments = {
+        "quant_model_path": str(quant_model_path),
+        "output": str(int8_model_save_path),
+        "ops_to_quantize": listed(ops_to_quantize),
+        "op_ids_to_skip": ids(op_ids_to_skip),
+        "debug": None if debug is None else str(debug),
+        "calibration_file": None if calibration_file is None else str(calibration_file),
+        "weight_levels": pipeline.weight_levels(target),
+        "target": target,
+    }
+    with bar() as tell:
+        result = isolate.call("quant.jobs:convert_model", arguments, progress=tell)
+        wrong = [] if debug is None else graphviz.draw_all(debug, progress=tell)
+    for line in wrong:
+        err.print(f"warning: {line}")
+    if as_json:
+        print_json({"model": str(int8_model_save_path), **result})
+        return
+    kinds = sorted({*result["int8"], *result["fp32"]})
+    rows = [(kind, str(result["int8"].get(kind, 0)), str(result["fp32"].get(kind, 0))) for kind in kinds]
+    out.print(report.rich_table(report.Table("Converted", ("Op type", "INT8", "FP32"), tuple(rows))))
+    for kept in result["kept"]:
+        out.print(f"FP32: {kept['op_type']}({kept['op_id']}) -> {kept['output']}: {kept['reason']}")
+    if "table" in result:
+        _print_table_use(calibration_file, result["table"], "fp32" in result["bytes"])
+    out.print(_sizes(result["bytes"]))
+
+
+def _print_table_use(path: Path | None, found: Mapping[str, Any], was_fp32: bool) -> None:
+    """What became of a calibration table's entries."""
+    out.print(f"{path}: {found['used']} entries used, {found['unused']} not needed", soft_wrap=True)
+    if found["missing"]:
+        then = "the ops that read them stay FP32" if was_fp32 else "they keep the model's thresholds"
+        named = ", ".join(found["missing"][:5]) + ", ..." * (len(found["missing"]) > 5)
+        out.print(f"no entry for {len(found['missing'])} rounded tensors, {then}: {named}", soft_wrap=True)
+
+
+@app.command("preprocess")
+def preprocess_command(
+    data_dir: Annotated[Path, typer.Option(help="Directory that the list's paths are relative to.")],
+    output_file: Annotated[Path, typer.Option(help="The image binary to write.")],
+    label_list: Annotated[
+        Path | None, typer.Option(help="List of 'path label'; default: val_list.txt in --data-dir.")
+    ] = None,
+    data_dim: Annotated[int, typer.Option(min=1, help="Height and width.")] = 224,
+) -> None:
+    """Make an image binary from a folder of images. A run that was cut off goes on where it stopped."""
+    with bar() as tell:
+        count = preprocess.preprocess(
+            data_dir,
+            label_list or data_dir / "val_list.txt",
+            output_file,
+            data_dim,
+            lambda done, total: tell("preprocess", done, total),
+        )
+    out.print(f"{output_file}: {count} images of 3x{data_dim}x{data_dim}")
+
+
+@app.command("fetch")
+def fetch_command(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="What to fetch; see --list.")] = None,
+    output: Annotated[Path, typer.Option(help="Each goes into a directory of its name in this one.")] = Path("zoo"),
+    mirror: Annotated[
+        str | None, typer.Option(help="http://host[:port][/path] in place of the published server.")
+    ] = None,
+    sha256: Annotated[str | None, typer.Option(help="The archive's SHA-256, if you know it.")] = None,
+    retries: Annotated[int, typer.Option(min=0, help="Tries in a row that bring nothing new, before it gives up.")] = 4,
+    timeout: Annotated[
+        float, typer.Option(min=0.001, help="Seconds without a byte until a try counts as failed.")
+    ] = 60,
+    list_all: Annotated[bool, typer.Option("--list", help="Print what there is: name, address, source.")] = False,
+) -> None:
+    """Download what the seeds publish: models and data. A download that was cut off goes on where it stopped."""
+    if list_all:
+        for artefact in zoo.ARTEFACTS:
+            out.print(f"{artefact.name:15} {artefact.url}  {artefact.source}", soft_wrap=True)
+        return
+    artefacts = [zoo.find_artefact(name) for name in names or []]
+    if not artefacts:
+        raise OptionError("fetch: name what to fetch; --list prints what there is")
+    if sha256 is not None and len(artefacts) > 1:
+        raise OptionError("--sha256: of one archive, but several are named")
+    patience = download.Patience(retries=retries, timeout_s=timeout)
+    for artefact in artefacts:
+        with bar(DownloadColumn(), TransferSpeedColumn()) as show:
+
+            def tell(what: str, done: int, total: int, name: str = artefact.name) -> None:
+                show(f"{name}: {what}", done, total)
+
+            found = fetch.fetch(artefact, output, mirror=mirror, sha256=sha256, patience=patience, progress=tell)
+        if found.as_published is False and not found.was_there:
+            told = f"not the archive that Paddle's own tests demand (MD5 {artefact.md5})"
+            err.print(f"warning: {artefact.name}: {told}; taken all the same, as --mirror or --sha256 asks")
+        what = "was there, unchanged" if found.was_there else f"{found.bytes:,} bytes fetched"
+        places = " ".join(str(path) for path in found.holds)
+        out.print(f"{places}  {what}; archive's SHA-256 {found.sha256}", soft_wrap=True)

@@ -1,0 +1,343 @@
+"""Commands that measure models: accuracy, INT8 against its reference, speed."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from quant import cpu, metrics, pipeline, report
+from quant.cli.shared import (
+    BatchNum,
+    ClusterAt,
+    ClusterWait,
+    Data,
+    Format,
+    Fresh,
+    Isa,
+    Json,
+    Labels,
+    Model,
+    Threads,
+    app,
+    bar,
+    counts_of,
+    err,
+    listed,
+    out,
+    precision_of,
+    print_json,
+    shapes_of,
+    warn_below_avx512,
+)
+from quant.cluster import Cluster
+from quant.collect import Sequential
+from quant.errors import OptionError, OutputError, check_choice
+from quant.outcomes import Store, default_root
+from quant.readers import format_of
+from quant.sequences import Column, Ragged, values_of
+from quant.sequential import ALPHA
+
+__all__ = ["bench", "compare", "eval_command"]
+
+
+@app.command("eval")
+def eval_command(
+    model: Model,
+    data: Data,
+    precision: Annotated[str, typer.Option(help="fp32, quant, int8 or bf16.")] = "fp32",
+    metric: Annotated[
+        str, typer.Option(help=f"Comma-separated, of {', '.join(metrics.METRICS)}; default: those usual for the data.")
+    ] = "",
+    format: Format = None,
+    labels: Labels = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 50,
+    threads: Threads = 1,
+    isa: Isa = None,
+    batch_num: BatchNum = None,
+    fresh: Fresh = False,
+    cluster_at: ClusterAt = None,
+    cluster_wait: ClusterWait = 30.0,
+    save_outputs: Annotated[Path | None, typer.Option(help="Write the outputs to this .npz.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score one model on labelled data. What was run before is kept, and not run again."""
+    names = _metrics(metric, data, format)
+    run = {"model": str(model), "precision": precision_of(precision)}
+    with bar() as tell:
+        [found] = pipeline.evaluate(
+            [run],
+            data,
+            format=format,
+            labels=labels,
+            isa=isa,
+            batch_size=batch_size,
+            threads=threads,
+            batch_num=batch_num,
+            store=_store(fresh),
+            remote=_remote(cluster_at, cluster_wait),
+            progress=tell,
+        )
+    warn_below_avx512(isa)
+    result, shown = found.result, found.proof
+    scores = {name: _score(found.counts(name), name) for name in names}
+    ms = [1e3 * value for value in result["run_s"]]
+    latency = {"median": float(np.median(ms)), "p95": float(np.quantile(ms, 0.95))}
+    if save_outputs is not None:
+        _save_npz(save_outputs, _flat(dict(zip(result["outputs"], found.outputs, strict=True))))
+    content = {
+        "model": str(model),
+        "precision": precision,
+        "isa": cpu.tier_of(isa).name,
+        "samples": result["samples"],
+        "stored_samples": result["stored_samples"],
+        "measured": result["measured"],
+        "hosts": result["hosts"],
+        "metrics": scores,
+        "latency_ms": latency,
+        "int8_ops": result["int8_ops"],
+        "fp32_ops": result["fp32_ops"],
+        "int8_mac_share": shown.share,
+        "kernel_isas": shown.isas,
+        "overhead": result["overhead"],
+    }
+    if as_json:
+        print_json(content)
+        return
+    told = ", ".join(f"{name} {100 * value:.2f}%" for name, value in scores.items())
+    out.print(f"{told} of {result['samples']} samples; {latency['median']:.2f} ms a batch of {batch_size} (median)")
+    out.print(f"INT8 kernels did {100 * shown.share:.1f}% of the multiply-accumulates {' '.join(shown.isas)}")
+    _print_stored({precision: result})
+
+
+def _store(fresh: bool) -> Store:
+    return Store(default_root(), fresh)
+
+
+def _remote(address: str | None, wait_s: float) -> Cluster | None:
+    return None if address is None else Cluster(address, wait_s)
+
+
+def _print_stored(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """How many samples are of earlier runs, and from when; `results`: precision -> result of pipeline.evaluate."""
+    counts = {precision: result["stored_samples"] for precision, result in results.items()}
+    if not any(counts.values()):
+        return
+    moments = sorted(moment.partition("+")[0] for result in results.values() for moment in result["measured"])
+    hosts = sorted({host for result in results.values() for host in result["hosts"]})
+    alike = len(set(counts.values())) == 1
+    told = f"{max(counts.values()):,}" if alike else ", ".join(f"{key} {value:,}" for key, value in counts.items())
+    samples = next(iter(results.values()))["samples"]
+    when = moments[0] if moments[0] == moments[-1] else f"{moments[0]} to {moments[-1]}"
+    out.print(f"{told} of {samples:,} samples from an earlier run: {when} UTC, {', '.join(hosts)} (--fresh runs again)")
+
+
+def _metrics(text: str, data: Path, format: str | None) -> list[str]:
+    names = listed(text) or list(metrics.USUAL[format_of(data, format)])
+    for name in names:
+        check_choice("metric", name, metrics.METRICS)
+    return names
+
+
+def _score(counts: NDArray[np.int64], metric: str) -> float:
+    return float(metrics.METRICS[metric].score(counts.sum(0)))
+
+
+def _flat(outputs: Mapping[str, Column]) -> dict[str, Any]:
+    """Outputs for an .npz: sequences as their values, and their offsets as NAME.offsets."""
+    arrays: dict[str, Any] = {}
+    for name, column in outputs.items():
+        arrays[name] = values_of(column)
+        if isinstance(column, Ragged):
+            arrays[f"{name}.offsets"] = column.offsets
+    return arrays
+
+
+def _save_npz(path: Path, arrays: dict[str, Any]) -> None:
+    staging = path.with_name(f".{path.name}.part.npz")
+    try:
+        np.savez(staging, **arrays)
+        staging.rename(path)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written ({error.strerror})") from error
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+@app.command()
+def compare(
+    int8_model: Annotated[Path, typer.Option(help="INT8 model directory.")],
+    data: Data,
+    fp32_model: Annotated[
+        Path | None, typer.Option(help="FP32 model directory; without, INT8 is compared with --quant-model.")
+    ] = None,
+    quant_model: Annotated[Path | None, typer.Option(help="Fake-quantized model directory.")] = None,
+    acc_diff_threshold: Annotated[
+        float, typer.Option(min=0.0, help="Largest accepted drop of the metric, 0.01 is one point.")
+    ] = 0.01,
+    metric: Annotated[str, typer.Option(help="What is compared; default: the first usual one for the data.")] = "",
+    format: Format = None,
+    labels: Labels = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 50,
+    batch_num: BatchNum = None,
+    isa: Isa = None,
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Stop when PASS or FAIL is certain; the error of all looks is 5%.")
+    ] = False,
+    fresh: Fresh = False,
+    cluster_at: ClusterAt = None,
+    cluster_wait: ClusterWait = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Compare FP32, simulated and INT8 on the same samples. What was run before is kept, and not run again.
+
+    Exit code 1 when INT8 drops more than the threshold, or when no INT8 kernel ran.
+    """
+    models = {"fp32": fp32_model, "quant": quant_model, "int8": int8_model}
+    runs = [{"model": str(path), "precision": key} for key, path in models.items() if path is not None]
+    if len(runs) < 2:
+        raise OptionError("give --fp32-model, --quant-model, or both")
+    reference = runs[0]["precision"]
+    names = _metrics(metric, data, format)
+    name = names[0]
+    until = None
+    if sequential:
+        until = Sequential(name, acc_diff_threshold, data, [run["model"] for run in runs])
+    with bar() as tell:
+        evaluated = pipeline.evaluate(
+            runs,
+            data,
+            format=format,
+            labels=labels,
+            isa=isa,
+            batch_size=batch_size,
+            batch_num=batch_num,
+            store=_store(fresh),
+            remote=_remote(cluster_at, cluster_wait),
+            until=until,
+            progress=tell,
+        )
+        found = {run.result["precision"]: run for run in evaluated}
+    counts = {precision: run.counts(name) for precision, run in found.items()}
+    decision = until.decision if until else None
+    drop = decision.drop if decision else metrics.paired(counts[reference], counts["int8"], name)
+    decided = decision.verdict if decision else metrics.verdict(drop, acc_diff_threshold)
+    int8, share = found["int8"], found["int8"].proof
+    references = {precision: run for precision, run in found.items() if precision != "int8"}
+    content: dict[str, Any] = {
+        "metric": name,
+        "reference": reference,
+        **{other: {precision: _score(run.counts(other), other) for precision, run in found.items()} for other in names},
+        "drop": asdict(drop),
+        "verdict": decided.result,
+        "on_point": decided.on_point,
+        "needed": decided.needed,
+        "sqnr_db": {
+            precision: metrics.sqnr(run.scores[0], int8.scores[0])
+            for precision, run in references.items()
+            if int8.scores  # a model may give out decisions only
+        },
+        "int8_mac_share": share.share,
+        "kernel_isas": share.isas,
+        "stored_samples": {precision: run.result["stored_samples"] for precision, run in found.items()},
+        "measured": {precision: run.result["measured"] for precision, run in found.items()},
+        "sequential": decision.summary() if decision else None,
+    }
+    if "quant" in found:
+        content["engine_drop"] = asdict(metrics.paired(counts["quant"], counts["int8"], name, drop.confidence))
+    if as_json:
+        print_json(content)
+    else:
+        for other in names:
+            out.print(f"{other}: " + ", ".join(f"{key} {100 * value:.2f}%" for key, value in content[other].items()))
+        interval = f"[{100 * drop.low:+.2f}, {100 * drop.high:+.2f}]"
+        whose = "" if reference == "fp32" else " to the simulation"
+        out.print(f"{name} drop{whose} {100 * drop.drop:+.2f} points {interval}, p {drop.p_value:.3f}: {decided}")
+        if decision:
+            told = decision.summary()
+            out.print(
+                f"sequential: {told['samples']:,} of {told['of']:,} samples were needed; look {told['look']} of "
+                f"{told['looks']}, interval at {100 * told['confidence']:.3f}%, error of all looks {100 * ALPHA:.0f}%"
+            )
+        if "quant" in found and reference == "fp32":
+            engine = content[name]["quant"] - content[name]["int8"]
+            out.print(f"of which the engine: {100 * engine:+.2f} points")
+        out.print(f"INT8 kernels did {100 * share.share:.1f}% of the multiply-accumulates {' '.join(share.isas)}")
+        _print_stored({precision: run.result for precision, run in found.items()})
+    if not share.int8_kernels:
+        err.print(f"{int8_model}: not one INT8 kernel ran: this is not an INT8 model")
+    if decided.result == "FAIL" or not decided.on_point or not share.int8_kernels:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    model: Model,
+    against: Annotated[
+        Path | None, typer.Option(help="A second model, timed in alternation; ratio = it / --model.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Of --model: fp32, quant, int8 or bf16.")] = "int8",
+    against_precision: Annotated[str, typer.Option(help="Of --against.")] = "fp32",
+    threads: Annotated[str, typer.Option(help="Comma-separated thread counts.")] = "1",
+    batch_size: Annotated[str, typer.Option(help="Comma-separated batch sizes.")] = "1",
+    isa: Isa = None,
+    data: Annotated[Path | None, typer.Option(help="Time on this data's samples, not on generated input.")] = None,
+    format: Format = None,
+    samples: Annotated[int, typer.Option(min=1, help="Of --data.")] = 500,
+    by_length: Annotated[bool, typer.Option("--by-length", help="Sort --data's samples by length.")] = False,
+    repeat: Annotated[int, typer.Option(min=1, help="Runs of each batch of --data in a row.")] = 1,
+    input_shape: Annotated[
+        list[str] | None, typer.Option(help="name=1,3,224,224 for an input with open dimensions.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Time a model, or two in alternation. An FP32 model is timed in its fastest variant."""
+    shapes = shapes_of(input_shape or [])
+
+    def contender(path: Path, kind: str) -> list[dict[str, Any]]:
+        return (
+            pipeline.fp32_variants(path) if kind == "fp32" else [{"model": str(path), "precision": precision_of(kind)}]
+        )
+
+    contenders = [contender(model, precision_of(precision))]
+    if against is not None:
+        contenders.append(contender(against, precision_of(against_precision)))
+    feed: dict[str, Any] = {}
+    if data is not None:
+        feed = {"data": str(data), "format": format, "samples": samples, "sort": by_length, "repeat": repeat}
+    rows = []
+    for thread_count in counts_of("--threads", threads):
+        for batch in counts_of("--batch-size", batch_size):
+            with bar() as tell:
+                timed = pipeline.bench(
+                    contenders, isa=isa, threads=thread_count, batch=batch, shapes=shapes, progress=tell, **feed
+                )
+            ms = 1e3 * np.array(timed[0]["seconds"])
+            row = {
+                "model": str(model),
+                "precision": precision,
+                "isa": cpu.tier_of(isa).name,
+                "threads": thread_count,
+                "batch": batch,
+                "median_ms": float(np.median(ms)),
+                "p95_ms": float(np.quantile(ms, 0.95)),
+                "samples": len(ms),
+            }
+            if against is not None:
+                other = 1e3 * np.array(timed[1]["seconds"])
+                ratio, low, high = metrics.ratio_interval(other, ms)
+                row |= {"against": str(against), "against_median_ms": float(np.median(other))}
+                row |= {"ratio": ratio, "ratio_low": low, "ratio_high": high}
+            rows.append(row)
+    if as_json:
+        print_json({"results": rows})
+        return
+    columns = ["threads", "batch", "median_ms", "p95_ms", "samples"]
+    columns += ["against_median_ms", "ratio", "ratio_low", "ratio_high"] if against is not None else []
+    cells = [
+        tuple(f"{row[key]:.3f}" if isinstance(row[key], float) else str(row[key]) for key in columns) for row in rows
+    ]
+    out.print(report.rich_table(report.Table(f"{model} {precision}", tuple(columns), tuple(cells))))

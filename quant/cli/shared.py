@@ -1,0 +1,132 @@
+"""What the commands share: the app, options that mean the same everywhere, parsing, progress, printing."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from quant import cpu, isolate
+from quant.errors import OptionError, check_choice
+from quant.readers import FORMATS
+
+__all__ = [
+    "BatchNum",
+    "ClusterAt",
+    "ClusterWait",
+    "Data",
+    "Format",
+    "Fresh",
+    "Isa",
+    "Json",
+    "Labels",
+    "Model",
+    "OpIds",
+    "OpTypes",
+    "Threads",
+    "app",
+    "bar",
+    "counts_of",
+    "err",
+    "ids",
+    "listed",
+    "out",
+    "precision_of",
+    "print_json",
+    "shapes_of",
+    "warn_below_avx512",
+]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+Isa = Annotated[
+    str | None, typer.Option(help="Cap oneDNN to an ISA: avx2, avx512_core, avx512_core_vnni, avx512_core_amx.")
+]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of one run.")]
+Model = Annotated[Path, typer.Option("--model", help="Model directory.")]
+Data = Annotated[Path, typer.Option(help="Labelled data in one of the formats of --format.")]
+Format = Annotated[
+    str | None, typer.Option("--format", help=f"{', '.join(FORMATS)}; default: what the file's suffix tells.")
+]
+Labels = Annotated[Path | None, typer.Option(help="File of labels, for data without them (pairs).")]
+BatchNum = Annotated[int | None, typer.Option(min=1, help="Use only this many batches.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Run everything again; what earlier runs kept is replaced.")]
+ClusterAt = Annotated[
+    str | None, typer.Option("--cluster", help="Run on the workers of dask's scheduler at tcp://host:port.")
+]
+ClusterWait = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the scheduler, and for a worker.")]
+OpTypes = Annotated[str, typer.Option("--ops-to-quantize", help="Comma-separated op types; empty: all quantizable.")]
+OpIds = Annotated[str, typer.Option("--op-ids-to-skip", help="Comma-separated op ids (see --debug) to keep in FP32.")]
+
+
+def listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def ids(text: str) -> list[int]:
+    for part in listed(text):
+        if not part.isdecimal():
+            raise OptionError(f"--op-ids-to-skip: {part!r} is not an op id")
+    return [int(part) for part in listed(text)]
+
+
+def precision_of(text: str) -> str:
+    check_choice("precision", text, ("fp32", "quant", "int8", "bf16"))
+    return text
+
+
+def shapes_of(specs: Sequence[str]) -> dict[str, list[int]]:
+    """name=1,3,224,224 -> {name: [1, 3, 224, 224]}"""
+    shapes = {}
+    for spec in specs:
+        name, _, dims = spec.partition("=")
+        if not name or not listed(dims) or not all(part.isdecimal() and int(part) for part in listed(dims)):
+            raise OptionError(f"--input-shape: {spec!r} is not name=1,3,224,224")
+        shapes[name] = [int(part) for part in listed(dims)]
+    return shapes
+
+
+def counts_of(option: str, text: str) -> list[int]:
+    if not listed(text) or not all(part.isdecimal() and int(part) for part in listed(text)):
+        raise OptionError(f"{option}: {text!r} is not a list of numbers above 0")
+    return [int(part) for part in listed(text)]
+
+
+@contextmanager
+def bar(*amount: ProgressColumn) -> Iterator[isolate.Progress]:
+    """A progress function: one bar with an ETA, on a terminal only; `amount` shows how much, by default m/n."""
+    shown = amount or (MofNCompleteColumn(),)
+    columns = (TextColumn("{task.description}"), BarColumn(), *shown, TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not sys.stderr.isatty()) as bars:
+        task = bars.add_task("starting", total=None)
+
+        def tell(what: str, done: int, total: int) -> None:
+            if done == 0 or bars.tasks[0].total != (total or None):
+                bars.reset(task, total=total or None)
+            bars.update(task, description=what, completed=done)
+
+        yield tell
+
+
+def warn_below_avx512(isa: str | None) -> None:
+    if cpu.tier_of(isa) is cpu.TIERS[0]:
+        err.print(f"warning: tier {cpu.TIERS[0].name}: {cpu.TIERS[0].expects}")
+
+
+def print_json(content: Any) -> None:
+    print(json.dumps(content))

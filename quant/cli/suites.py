@@ -1,0 +1,88 @@
+"""What this machine is, which rows there are, and all of them at once."""
+
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quant import cpu, pipeline, registry, report, zoo_report, zoo_suite
+from quant.cli.shared import Json, app, bar, err, out, print_json, warn_below_avx512
+from quant.errors import OutputError
+from quant.record import Machine, Record, to_json
+
+__all__ = ["cpu_command", "models_command", "suite"]
+
+
+@app.command("cpu")
+def cpu_command(as_json: Json = False) -> None:
+    """What this CPU is, what it can stand for, and what to expect of INT8."""
+    machine, tier = Machine.here(), cpu.detect()
+    if as_json:
+        reach = [other.name for other in cpu.reachable()]
+        print_json({**asdict(machine), "expects": tier.expects, "reachable": reach})
+        return
+    out.print(f"tier      {tier.name}: {tier.expects}")
+    out.print(f"flags     {' '.join(machine.flags)}")
+    out.print(f"cores     {machine.cores}")
+    out.print(f"reachable {', '.join(other.cap.lower() for other in cpu.reachable())} (--isa)")
+
+
+@app.command("models")
+def models_command() -> None:
+    """The models that the suite knows."""
+    for spec in registry.MODELS:
+        limits = ", ".join(f"{100 * limit:.1f} points of {metric}" for metric, limit in spec.max_drop.items())
+        out.print(f"{spec.name:14} {spec.title:14} drop at most {limits}")
+
+
+@app.command()
+def suite(
+    model: Annotated[list[str] | None, typer.Option("--model", help="Only these rows (repeatable).")] = None,
+    zoo_dir: Annotated[
+        Path | None, typer.Option("--zoo", help="Instead of the embedded models, those that `quant fetch` put there.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Accuracy on all the data there is: 50,000 images.")] = False,
+    output_dir: Annotated[Path, typer.Option(help="Where report.md and report.json go.")] = Path("out"),
+) -> None:
+    """Accuracy and speed of every row on the embedded data, or of the published models; report.md and report.json."""
+    specs = [registry.find(name) for name in model] if model else list(registry.MODELS)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{output_dir}: can't be written ({error.strerror})") from error
+    if not os.access(output_dir, os.W_OK):
+        raise OutputError(f"{output_dir}: can't be written")
+    machine = Machine.here()
+    warn_below_avx512(None)
+
+    def tell(record: Record) -> None:
+        if not sys.stderr.isatty():
+            what = "accuracy" if record.outcomes else "speed"
+            err.print(f"{what}: {record.model} {record.precision} {record.isa} {record.threads} threads: measured")
+
+    with bar() as progress:
+        if zoo_dir is None:
+            exact, timed = pipeline.suite(specs, samples=50_000 if full else None, tell=tell, progress=progress)
+            tables = [report.accuracy_table(exact), report.speed_table(timed)]
+            missed, passed = report.misses(exact, timed), report.passed(exact, timed)
+        else:
+            found, lacks = zoo_suite.sort_out([spec.name for spec in specs], zoo_dir, progress)
+            exact, timed = zoo_suite.suite(found, full=full, tell=tell, progress=progress)
+            tables = zoo_report.tables(exact, timed, lacks, machine.cores)
+            missed, passed = zoo_report.misses(exact, timed), zoo_report.passed(exact, timed)
+    for table in tables:
+        out.print(report.rich_table(table))
+    for name, text in (
+        ("report.md", report.markdown(machine, tables, missed)),
+        ("report.json", to_json(machine, (*exact, *timed))),
+    ):
+        staging = output_dir / f".{name}.part"
+        staging.write_text(text, encoding="utf-8")
+        staging.rename(output_dir / name)
+    for line in (*report.skipped_tiers(machine), *(f"missed: {line}" for line in missed)):
+        out.print(line)
+    if not passed:
+        raise typer.Exit(1)
