@@ -21,14 +21,14 @@ os.environ.setdefault("FLAGS_enable_pir_api", "0")  # before Paddle loads: legac
 
 import paddle
 
-from quant.chains import QUANTIZABLE, Chain, chains_of, chosen_ops
+from quant.chains import QUANTIZABLE, Chain, numbered
 from quant.errors import ConversionError, OptionError, check_choice
 from quant.graph import Graph, Op, forward_of, is_forward, run_passes
-from quant.numerics import REDUCED, STATE_THRESHOLD, bits_of, levels_of, usable
+from quant.numerics import STATE_THRESHOLD, bits_of, levels_of, usable
 from quant.observers import Choice
 from quant.passes import JOIN
 from quant.passes.quantizers import WEIGHT_SLOT
-from quant.rounding import Plan, plan_of, simulate
+from quant.rounding import Plan, plan_of, roundable, simulate
 
 __all__ = [
     "Config",
@@ -162,10 +162,8 @@ def scheme_of(graph: Graph, config: Config) -> Scheme:
     ops = tuple(op.with_attrs(is_test=True) if op.type == "batch_norm" else op for op in graph.ops)
     view = run_passes(replace(graph, ops=ops, params=params), JOIN)
     types = [name for name in config.quantize_op_types if name in QUANTIZABLE]
-    chosen = {op for op in chosen_ops(view, types, ()) if not _left_out(op, config)}
-    chains = chains_of(view, chosen)
-    if config.weight_levels <= REDUCED:  # as in calibration: both factors of such a product have all 127 levels
-        chains = {op: chain for op, chain in chains.items() if not chain.other}
+    left_out = [number for op, number in numbered(view).items() if _left_out(op, config)]
+    chains = roundable(view, types, left_out, config.weight_levels)
     if not chains:
         raise ConversionError("nothing to quantise: no op of the chosen types with a constant weight")
     return Scheme(view, chains, plan_of(view, chains))
