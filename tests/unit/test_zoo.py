@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 from fixtures.programs import Program
-from quant import zoo_report, zoo_suite
-from quant.errors import DataError, FetchError, OptionError
+from quant import pipeline, zoo_report, zoo_suite
+from quant.errors import DataError, FetchError, ModelError, OptionError
 from quant.graph import Graph, Op, Var, load_dir, save_dir
 from quant.metrics import METRICS
 from quant.passes import drop_judges, lower_quantizers
+from quant.profile import proof
 from quant.readers import FORMATS, write_bin
 from quant.record import Record, columns
 from quant.registry import MODELS, find
+from quant.sequences import Ragged
 from quant.zoo import ROWS, Timing, ZooRow, find_artefact, row_of
 from quant.zoo_jobs import check_apart, split, without_quantizers
 from tests.nets import NETS, data, residual_net
@@ -220,6 +222,31 @@ def test_calibration_data_are_no_test_data(tmp_path: Path) -> None:
     check_apart(model, calibration, str(tmp_path / "apart"), "images")
     with pytest.raises(DataError, match=r"calibration: sample 9 is also in .*leaks"):
         check_apart(model, calibration, str(tmp_path / "leaks"), "images")
+
+
+def test_decoded_sequences_may_differ_in_length_but_not_in_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FP32 can be a model of its own, so it is looked at before anything is compared."""
+    labels = Ragged.of([np.array([digit]) for digit in (0, 1, 2)])
+
+    def ran(precision: str, classes: int, decoded: list[list[int]]) -> pipeline.Evaluated:
+        digits = Ragged.of([np.array(some, np.int64).reshape(-1, 1) for some in decoded])
+        outputs = [np.eye(3, classes, dtype=np.float32), digits]
+        result = {"model": precision, "precision": precision, "samples": 3, "overhead": 0.0}
+        return pipeline.Evaluated(tmp_path, result, outputs, labels, proof([], 0))
+
+    put(tmp_path, *LSTM, "lstm-fp32/lstm_fp32_model/model")
+    found = zoo_suite.located(row_of("lstm"), tmp_path)
+    models = zoo_suite.Models(tmp_path, tmp_path, tmp_path, derived=False, weights="")
+    runs = [ran("fp32", 10, [[0], [1], [2]]), ran("quant", 10, [[0], [1], [2]]), ran("int8", 10, [[0], [1, 1], [2]])]
+    monkeypatch.setattr(pipeline, "evaluate", lambda *args, **more: runs)
+    records = zoo_suite.accuracy(found, models)
+    assert [record.score("ctc") for record in records] == [1.0, 1.0, pytest.approx(2 / 3)]
+    assert [record.variant for record in records] == ["published", "", ""]
+    runs[0] = ran("fp32", 12, [[0], [1], [2]])
+    with pytest.raises(ModelError, match=r"lstm_fp32_model: gives out float32\[12\], int64\[1\], but .*another row's"):
+        zoo_suite.accuracy(found, models)
 
 
 # --- verdicts and tables
