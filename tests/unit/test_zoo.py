@@ -11,7 +11,7 @@ from fixtures.programs import Program
 from quant import pipeline, zoo_report, zoo_suite
 from quant.errors import DataError, FetchError, ModelError, OptionError
 from quant.graph import Graph, Op, Var, load_dir, save_dir
-from quant.metrics import METRICS
+from quant.metrics import METRICS, sqnr
 from quant.passes import drop_judges, lower_quantizers
 from quant.profile import proof
 from quant.readers import FORMATS, write_bin
@@ -20,7 +20,8 @@ from quant.registry import MODELS, find
 from quant.sequences import Ragged
 from quant.zoo import ROWS, Timing, ZooRow, find_artefact, row_of
 from quant.zoo_jobs import check_apart, split, without_quantizers
-from tests.nets import NETS, data, residual_net
+from tests.nets import NATIVE, NETS, data, residual_net, run
+from tests.unit.test_foreign_models import paddles_own_ptq
 
 # --- the table
 
@@ -201,6 +202,22 @@ def test_a_fetched_tensor_that_is_rounded_stays_fetched() -> None:
     bare = without_quantizers(replace(graph, fetches=("rounded",)).evolve((*graph.ops, rounded), {"rounded": last}))
     assert [op.type for op in bare.ops] == ["mul", "elementwise_add", "assign"]
     assert bare.fetches == ("rounded",)
+
+
+@pytest.mark.parametrize("onnx_format", [True, False], ids=["qdq", "classic"])
+def test_fp32_of_a_model_that_paddle_fake_quantized(onnx_format: bool, tmp_path: Path) -> None:
+    """Only its weights, on their grid, tell it from the FP32 model that it was made of."""
+    graph = residual_net()
+    for name in ("source", "split", "runs"):
+        (tmp_path / name).mkdir()
+    save_dir(replace(graph, ops=tuple(op.with_attrs(op_role=0) for op in graph.ops)), tmp_path / "source")
+    paddles_own_ptq(tmp_path / "source", tmp_path / "quant", data(graph), onnx_format, per_channel=True)
+    assert split(str(tmp_path / "quant"), str(tmp_path / "split")) == {"quantized": True}
+    assert [path.name for path in (tmp_path / "split").iterdir()] == ["fp32"]
+    [batch] = data(graph, 1, seed=9)
+    both = (graph, load_dir(tmp_path / "split" / "fp32"), load_dir(tmp_path / "quant"))
+    [fp32], [bare], [simulated] = (run(some, batch, tmp_path / "runs", NATIVE) for some in both)
+    assert sqnr(fp32, simulated) + 3 < sqnr(fp32, bare) < 60
 
 
 def test_a_split_model_says_what_it_was(tmp_path: Path) -> None:
