@@ -442,8 +442,8 @@ class _Emitter:
         return self.computed("reshape2", {"X": (whole,)}, values.shape, shape=list(values.shape))
 
     def packed_table(self, name: str) -> str:
-        """Store an embedding table as int16 where that loses nothing, as in a simulation. Not as float16: Paddle then
-        takes the model for one of mixed precision, and leaves out the passes for oneDNN."""
+        """Store an embedding table as int16 where that loses nothing, as in a simulation. Not as float16: a
+        predictor then leaves out what its passes for oneDNN do (docs/paddle-faults.md)."""
         values = self.graph.params[name]
         peaks = channel_thresholds(values, 1)
         grid = quantise(values, peaks, TABLE, 1)

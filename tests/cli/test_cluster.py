@@ -16,7 +16,6 @@ import pytest
 
 from quant import cpu
 from quant.cli import main
-from tests.models import write_place
 
 pytest.importorskip("distributed")
 ROOT = Path(__file__).parents[2]
@@ -58,17 +57,6 @@ def worker(address: str, place: Path, **environment: object) -> Iterator[subproc
     known = {"QUANT_CACHE": place / "cache", **environment}
     with started("dask_worker", place / "log", address, *options, **known) as process:
         yield process
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_place(tmp_path_factory.mktemp("place"))
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("QUANT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "outcomes"
 
 
 @pytest.fixture

@@ -15,23 +15,11 @@ import pytest
 
 from quant import isolate, metrics
 from quant.cli import main
-from tests.models import SAMPLES, write_place
+from tests.models import SAMPLES
 
 ROOT = Path(__file__).parents[2]
 PARTS = 5
 Run = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_place(tmp_path_factory.mktemp("place"))
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache; its store."""
-    monkeypatch.setenv("QUANT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "outcomes"
 
 
 @pytest.fixture
