@@ -3,7 +3,7 @@
 import ctypes
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -121,6 +121,13 @@ class Predictor:
             self._engine.native.run()
         except Exception as error:
             raise ModelError(f"{self.directory}: Paddle can't run this model ({_last_line(error)})") from error
+
+    def watch(self, seen: Callable[[str, str], None]) -> None:
+        """Have `seen(op type, variable)` called for each output of each op of later runs, when that op is done.
+
+        Later runs are those on what was fed last. A call costs microseconds, and watching can't be ended.
+        """
+        self._engine.native.register_output_hook(lambda op, variable, tensor: seen(op, variable))
 
     def read(self) -> dict[str, Any]:
         """The outputs of the last run, copied: arrays, or Ragged for sequences."""

@@ -13,7 +13,7 @@ __all__ = ["Kernel", "Proof", "kernels", "proof"]
 _INT8_SOURCES = {"src:s8", "src:u8", "src_layer:u8", "src_layer:s8"}
 _INT8_WEIGHTS = {"wei:s8", "wei_layer:s8"}
 _GATES = {"vanilla_gru": 3, "lbr_gru": 3, "vanilla_lstm": 4, "vanilla_rnn": 1}
-_WEIGHTED = ("convolution", "inner_product", "matmul", "rnn")
+_WEIGHTED = ("convolution", "deconvolution", "inner_product", "matmul", "rnn")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Kernel:
     @property
     def int8(self) -> bool:
         return bool(_INT8_SOURCES.intersection(self.types)) and bool(_INT8_WEIGHTS.intersection(self.types))
+
+    @property
+    def weighted(self) -> bool:
+        """Whether it multiplies and accumulates."""
+        return self.op in _WEIGHTED
 
     @property
     def isa(self) -> str:
@@ -55,6 +60,8 @@ def _macs(op: str, problem: str) -> int:
 
     >>> _macs("inner_product", "mb2ic1024oc32")
     65536
+    >>> _macs("deconvolution", "mb1_ic8oc4_ih5oh10kh2sh2dh0ph0_iw5ow10kw2sw2dw0pw0")
+    3200
     >>> _macs("matmul", "8x16x64:8x64x32")
     262144
     >>> _macs("rnn", "l1t18mb3sic128slc256dhc128dic128")
@@ -70,7 +77,9 @@ def _macs(op: str, problem: str) -> int:
         return size["l"] * size["t"] * size["mb"] * (size["slc"] + size["sic"]) * size["dhc"]
     if op == "inner_product":
         return math.prod(size.get(name, 1) for name in ("mb", "ic", "oc", "id", "ih", "iw"))
-    spread = math.prod(size.get(name, 1) for name in ("mb", "oc", "od", "oh", "ow", "kd", "kh", "kw"))
+    # A transposed convolution spreads each pixel of its input, any other gathers each pixel of its output.
+    pixels = ("id", "ih", "iw") if op == "deconvolution" else ("od", "oh", "ow")
+    spread = math.prod(size.get(name, 1) for name in ("mb", "oc", *pixels, "kd", "kh", "kw"))
     return spread * size["ic"] // size.get("g", 1)
 
 
@@ -86,7 +95,7 @@ class Proof:
 
 def proof(run: Iterable[Kernel], declared_macs: int) -> Proof:
     """Sum up one run. The total is the larger of what the log shows and what the graph declares."""
-    weighted = [kernel for kernel in run if kernel.op in _WEIGHTED]
+    weighted = [kernel for kernel in run if kernel.weighted]
     in_int8 = [kernel for kernel in weighted if kernel.int8]
     total = max(sum(kernel.macs for kernel in weighted), declared_macs)
     share = sum(kernel.macs for kernel in in_int8) / total if total else 0.0
