@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from quant.activations import UNSIGNED_ACTIVATIONS, conv_activation, fc_activation
 from quant.errors import OptionError, check_choice
 from quant.graph import Graph, Op
 
@@ -37,8 +38,6 @@ MOVES = ("pool2d", "concat", "reshape2", "transpose2", "flatten_contiguous_range
 
 # What the seeds call quantizable, plus the newer names of the same ops.
 QUANTIZABLE = (*CONVS, *PRODUCTS, *RECURRENT, "scale", *MOVES)
-
-_PRODUCT_ACTIVATIONS = ("relu", "gelu", "tanh", "sigmoid")
 
 
 def is_move(op: Op) -> bool:
@@ -115,7 +114,7 @@ class Chain:
         `fc` does so only by `activation_type`, and two such ops in a row are taken for fusion_repeated_fc_relu by a
         predictor's own passes, an op without an INT8 kernel; so its ReLU is a post-op, and its output int8.
         """
-        return bool(self.activation) and self.op.type in CONVS
+        return self.activation in UNSIGNED_ACTIVATIONS and self.op.type in CONVS
 
     @property
     def signed_operands(self) -> bool:
@@ -157,8 +156,8 @@ def chains_of(graph: Graph, allowed: Collection[Op]) -> dict[Op, Chain]:
         if act is not None and act.type in RECURRENT and act in allowed and _is_recurrent(graph, chain, act):
             result[op] = replace(chain, ops=(*ops, act), out=act.output("Hidden"), cell=act)
             continue
-        fusable = ("relu", "relu6") if op.type in CONVS else _PRODUCT_ACTIVATIONS if chain.weight else ()
-        if act is not None and act.type in fusable:
+        known = conv_activation if op.type in CONVS else fc_activation
+        if act is not None and chain.weight and known(act) is not None:
             ops, out, activation = [*ops, act], act.output("Out"), act.type
         result[op] = replace(chain, ops=tuple(ops), residual=residual, activation=activation, out=out)
     return result

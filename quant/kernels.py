@@ -5,13 +5,12 @@ fc_kernel.cc, fused_matmul_kernel.cc, fusion_gru_kernel.cc, fusion_lstm_kernel.c
 levels / threshold.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from quant.activations import Eltwise, conv_activation, fc_activation
 from quant.chains import CONVS, Chain
 from quant.graph import Op
 from quant.numerics import REDUCED, SHIFT, SIGNED, STATE_THRESHOLD
@@ -31,13 +30,7 @@ SCRATCH = {
     ),
 }
 
-# Op type -> what the kernel of fc calls that activation.
-_FC_ACTIVATIONS: dict[str, Callable[[Op], str]] = {
-    "relu": lambda op: "relu",
-    "gelu": lambda op: "gelu_tanh" if op.attr("approximate", False) else "gelu_erf",
-    "tanh": lambda op: "tanh",
-    "sigmoid": lambda op: "sigmoid",
-}
+_NONE = Eltwise("")
 
 
 @dataclass(frozen=True)
@@ -67,31 +60,31 @@ def conv_attrs(chain: Chain, data: Int8, residual: Int8 | None, form: Int8 | Non
     """Of fused_conv2d. `form`: how the output is stored, None for float32."""
     copied = ("strides", "paddings", "dilations", "groups", "data_format", "padding_algorithm")
     present = {name: chain.op.attr(name) for name in copied if name in chain.op.attrs}
-    top = 6.0 if chain.activation == "relu6" else math.inf
-    if form is not None and form.unsigned and form.levels == SIGNED:
-        top = min(top, form.threshold)  # uint8 has room above 127 levels, where the simulation clips
-    fused = "" if not chain.activation else "relu" if math.isinf(top) else "relu6"
+    fused = conv_activation(chain.ops[-1]) or _NONE if chain.activation else _NONE
+    if form is not None and form.unsigned and form.levels == SIGNED:  # uint8 has room above, where the simulation clips
+        top = min(form.threshold, fused.beta) if fused.name == "relu6" else form.threshold
+        fused = Eltwise("relu6", beta=top)
     return {
         **present,
         **_scales(chain, data, form),
         "Scale_in_eltwise": residual.scale if residual else 1.0,
         "fuse_residual_connection": bool(chain.residual),
         "force_fp32_output": form is None and not chain.residual,
-        "fuse_activation": fused,
-        "fuse_alpha": 0.0,
-        "fuse_beta": 0.0 if math.isinf(top) else top,
+        "fuse_activation": fused.name,
+        "fuse_alpha": fused.alpha,
+        "fuse_beta": fused.beta,
     }
 
 
 def fc_attrs(chain: Chain, rows: int, data: Int8, form: Int8 | None) -> Attrs:
     """Of fc. `rows`: how many leading dimensions of the input number its rows."""
-    fused = _FC_ACTIVATIONS[chain.activation](chain.ops[-1]) if chain.activation else ""
+    fused = fc_activation(chain.ops[-1]) or _NONE if chain.activation else _NONE
     return {
         **_scales(chain, data, form),
         "force_fp32_output": form is None,
-        "fuse_activation": fused,
-        "fuse_alpha": 0.0,
-        "fuse_beta": 0.0,
+        "fuse_activation": fused.name,
+        "fuse_alpha": fused.alpha,
+        "fuse_beta": fused.beta,
         "in_num_col_dims": rows,
         "padding_weights": False,
         "activation_type": "",

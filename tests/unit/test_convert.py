@@ -42,6 +42,63 @@ def test_int8_equals_the_simulation(name: str, levels: int, tmp_path: Path) -> N
     assert sqnr(sim, real) > sqnr(fp32, sim) + 6
 
 
+ACTIVATIONS: list[tuple[str, dict[str, float]]] = [
+    ("relu", {}),
+    ("relu6", {}),
+    ("leaky_relu", {"alpha": 0.1}),
+    ("hard_swish", {"threshold": 6.0, "scale": 6.0, "offset": 3.0}),
+    ("hard_sigmoid", {"slope": 0.2, "offset": 0.4}),
+    ("swish", {}),
+    ("silu", {}),
+    ("sigmoid", {}),
+    ("tanh", {}),
+    ("gelu", {"approximate": False}),
+    ("gelu", {"approximate": True}),
+    ("mish", {"threshold": 20.0}),
+    ("brelu", {"t_min": -1.0, "t_max": 1.5}),
+    ("clip", {"min": 0.0, "max": 1.5}),
+    ("clip", {"min": -0.5, "max": 1.5}),
+]
+
+
+def activated(type: str, attrs: dict[str, float], *, products: bool) -> Graph:
+    """The activation twice: in front of a kernel that reads it rounded, and as the float32 output."""
+    net = Net()
+    first = net.head("x", 32) if products else net.bias(net.conv("x", 8, 3))
+    x = net.op(type, {"X": first}, **attrs)
+    second = net.linear(x, 16) if products else net.bias(net.conv(x, 8, 3))
+    return net.graph(net.op(type, {"X": second}, **attrs))
+
+
+@pytest.mark.parametrize("products", [False, True], ids=["conv", "fc"])
+@pytest.mark.parametrize(("type", "attrs"), ACTIVATIONS, ids=[f"{t}-{list(a.values())}" for t, a in ACTIVATIONS])
+def test_activations_are_part_of_the_kernel(type: str, attrs: dict, products: bool, tmp_path: Path) -> None:
+    graph = activated(type, attrs, products=products)
+    simulated = lower_quantizers(calibrate(graph, data(graph), algo="abs_max", weight_levels=63))
+    int8, _ = convert(simulated)
+    assert int8.op_counts()[type] == 0
+    assert int8.op_counts()["quantize"] == 1
+    [batch] = data(graph, 1, seed=9)
+    [sim] = run(simulated, batch, tmp_path, NATIVE)
+    [real] = run(int8, batch, tmp_path, Settings("int8"))
+    assert sqnr(sim, real) > 60
+
+
+@pytest.mark.parametrize(
+    ("type", "attrs"),
+    [
+        ("elu", {"alpha": 1.0}),
+        ("hard_swish", {"threshold": 5.0, "scale": 6.0, "offset": 3.0}),
+        ("swish", {"beta": 1.5}),
+    ],
+)
+def test_an_activation_that_kernels_compute_otherwise_stays_an_op(type: str, attrs: dict, tmp_path: Path) -> None:
+    graph = activated(type, attrs, products=False)
+    simulated = lower_quantizers(calibrate(graph, data(graph), algo="abs_max", weight_levels=63))
+    int8, _ = convert(simulated)
+    assert int8.op_counts()[type] == 2
+
+
 def test_each_kernel_is_exact_when_nothing_lies_on_a_boundary(tmp_path: Path) -> None:
     """One layer, inputs on the grid: INT8 and simulation differ by float32 rounding only."""
     net = Net()
