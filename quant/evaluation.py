@@ -57,6 +57,7 @@ def settings_of(run: Mapping[str, Any], threads: int, cache_capacity: int = 10) 
         cache_capacity=cache_capacity,
         onednn=run.get("onednn", True),
         optimise=run.get("optimise", True),
+        executor=run.get("executor", "auto"),
     )
 
 

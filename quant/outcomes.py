@@ -57,7 +57,10 @@ _LARGE = 1 << 20  # bytes of a file whose digest is worth a note
 _RACY_NS = 2_000_000_000  # a file that changed this recently may change again within one tick of its clock
 _CHUNK = 1 << 22
 # The modules that decide what is put out. A checkout changes without a new version; an installed package doesn't.
-_DECIDING = ("evaluation", "formats", "graph", "outcomes", "predictor", "profile", "readers", "sequences")
+_DECIDING = (
+    *("direct", "evaluation", "formats", "graph", "onednn", "outcomes", "predictor", "profile", "readers"),
+    "sequences",
+)
 
 
 def default_root() -> Path:

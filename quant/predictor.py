@@ -1,6 +1,5 @@
 """One class over paddle.inference for every precision. Everything above it sees a callable, arrays -> arrays."""
 
-import ctypes
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -11,18 +10,19 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from quant.direct import Plan, Program, UnsupportedError
 from quant.errors import DataError, ModelError
-from quant.graph import files_of, op_types
+from quant.graph import files_of, load_dir, op_types
+from quant.onednn import library, set_threads
 from quant.sequences import Column, Ragged, values_of
 
 os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's C++ log would drown ours
 
-import paddle
 import paddle.inference as engine
 from paddle import CPUPlace
 from paddle.base.core import DenseTensor
 
-__all__ = ["BROKEN_ONEDNN", "PRECISIONS", "Precision", "Predictor", "Settings", "log_kernels"]
+__all__ = ["BROKEN_ONEDNN", "EXECUTORS", "PRECISIONS", "Executor", "Precision", "Predictor", "Settings", "log_kernels"]
 
 Arrays = Mapping[str, Column]
 Precision = Literal["fp32", "quant", "int8", "bf16"]
@@ -44,14 +44,21 @@ _ENGINES = 4  # numbers of sequences at a time
 _LENGTHS = 100  # longest sequences that one engine has met; a GRU of two layers keeps 1.7 MB for each
 
 
+Executor = Literal["auto", "paddle", "direct"]
+EXECUTORS: tuple[Executor, ...] = ("auto", "paddle", "direct")
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to run a model.
 
     `precision` names what the model is and how it should run; an INT8 model needs no option beyond oneDNN.
-    `cache_capacity` bounds oneDNN's primitives kept per input shape (Paddle's default is 10); recurrent models keep
-    them in another way (see RECURRENT).
+    `cache_capacity` bounds what is kept per input shape (Paddle's default is 10); recurrent models keep oneDNN's
+    primitives in another way (see RECURRENT).
     `onednn` and `optimise` (graph fusion) exist to look for the fastest FP32 baseline.
+    `executor`: who calls the kernels of an INT8 model. "paddle" is what any deployment of Paddle Inference does,
+    "direct" is quant.direct: the same kernels, the same outputs, less time between them. "auto" is "direct" where that
+    knows all ops of the model, else "paddle".
     """
 
     precision: Precision = "fp32"
@@ -59,27 +66,43 @@ class Settings:
     cache_capacity: int = 10
     onednn: bool = True
     optimise: bool = True
+    executor: Executor = "auto"
 
 
 class Predictor:
     """A loaded model: a callable from named inputs to outputs; also a context manager.
 
     An input or output of unequal sequences is a Ragged, any other an array. Inputs aren't copied: each array must
-    stay alive and unchanged during the call. Outputs are new arrays.
+    stay alive and unchanged during the call. Outputs are new arrays. `executor` is the one in use.
     Raises ModelError when Paddle refuses the model, DataError when an input is missing, or has a wrong dtype.
     A damaged model can end the process: load what isn't yours in a child (`quant.isolate`).
     """
 
     def __init__(self, directory: Path, settings: Settings = Settings()) -> None:
-        types = op_types(files_of(directory).program)
         self.directory = directory
         self.settings = settings
-        self._recurrent = bool(types & RECURRENT) and settings.onednn
-        self._engine: Any = _Engine(directory, settings)
-        self._engines = {0: self._engine}  # number of sequences -> its engine; 0: any, the first one to be used
+        self._engine: _Paddle | _Direct = self._fitting()
         self.inputs: tuple[str, ...] = self._engine.inputs
         self.outputs: tuple[str, ...] = self._engine.outputs
-        self._held: list[DenseTensor] = []
+
+    def _fitting(self) -> "_Paddle | _Direct":
+        settings = self.settings
+        if settings.executor == "paddle" or settings.precision != "int8" or not (settings.onednn and settings.optimise):
+            return _Paddle(self.directory, settings)
+        try:
+            return _Direct(self.directory, settings)
+        except UnsupportedError as reason:
+            return self._instead(reason)
+
+    def _instead(self, reason: UnsupportedError) -> "_Paddle":
+        """Paddle's executor, where the direct one can't run the model and isn't insisted on."""
+        if self.settings.executor == "direct":
+            raise ModelError(f"{self.directory}: can't be run directly: {reason}") from reason
+        return _Paddle(self.directory, self.settings)
+
+    @property
+    def executor(self) -> Executor:
+        return "direct" if isinstance(self._engine, _Direct) else "paddle"
 
     def __call__(self, arrays: Arrays) -> dict[str, Any]:
         self.feed(arrays)
@@ -90,6 +113,96 @@ class Predictor:
         """Point the inputs at `arrays`, without a copy. Raises DataError when one is missing."""
         if missing := [name for name in self.inputs if name not in arrays]:
             raise DataError(f"{self.directory}: no data for model input {missing[0]!r}, only for {sorted(arrays)}")
+        try:
+            self._engine.feed(arrays)
+        except UnsupportedError as reason:
+            self._engine = self._instead(reason)
+            self._engine.feed(arrays)
+
+    def run(self) -> None:
+        """Run on what `feed` set: the part that is timed."""
+        self._engine.run()
+
+    def watch(self, seen: Callable[[str, str], None]) -> None:
+        """Have `seen(op type, variable)` called for each output of each op of later runs, when that op is done.
+
+        Later runs are those on what was fed last. A call costs microseconds, and watching can't be ended.
+        """
+        self._engine.watch(seen)
+
+    def read(self) -> dict[str, Any]:
+        """The outputs of the last run, copied: arrays, or Ragged for sequences."""
+        return self._engine.read()
+
+    def close(self) -> None:
+        """Give the model's memory back; the predictor can't be used afterwards."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Direct:
+    """An INT8 model run by quant.direct. Raises UnsupportedError where that can't."""
+
+    def __init__(self, directory: Path, settings: Settings) -> None:
+        self.directory, self.settings = directory, settings
+        self.program = Program(load_dir(directory), settings.cache_capacity)
+        self.inputs, self.outputs = self.program.graph.feeds, self.program.graph.fetches
+        self.plan: Plan | None = None
+        self.held: dict[str, Any] = {}
+
+    def feed(self, arrays: Arrays) -> None:
+        variables = self.program.graph.vars
+        held = {name: np.ascontiguousarray(values_of(arrays[name])) for name in self.inputs}
+        for name, array in held.items():
+            if array.dtype != variables[name].dtype:
+                raise UnsupportedError(f"input {name!r} is {array.dtype}, not {variables[name].dtype}")
+        set_threads(self.settings.threads)  # oneDNN makes kernels for as many as there are
+        self.plan = self.program.plan(held)
+        self.plan.feed(held)
+        self.held = held
+
+    def run(self) -> None:
+        assert self.plan is not None
+        set_threads(self.settings.threads)
+        try:
+            self.plan.run()
+        except ModelError as error:
+            raise ModelError(f"{self.directory}: {error}") from error
+
+    def watch(self, seen: Callable[[str, str], None]) -> None:
+        assert self.plan is not None
+        self.plan.watch(seen)
+
+    def read(self) -> dict[str, Any]:
+        assert self.plan is not None
+        return {name: np.array(array, order="C") for name, array in self.plan.outputs.items()}
+
+    def close(self) -> None:
+        self.plan, self.held = None, {}
+        self.program.close()
+
+
+class _Paddle:
+    """A model run by Paddle's own predictor: for recurrent models, by one for each number of sequences."""
+
+    def __init__(self, directory: Path, settings: Settings) -> None:
+        types = op_types(files_of(directory).program)
+        self.directory, self.settings = directory, settings
+        self._recurrent = bool(types & RECURRENT) and settings.onednn
+        self._engine: Any = _Engine(directory, settings)
+        self._engines = {0: self._engine}  # number of sequences -> its engine; 0: any, the first one to be used
+        self.inputs: tuple[str, ...] = self._engine.inputs
+        self.outputs: tuple[str, ...] = self._engine.outputs
+        self._held: list[DenseTensor] = []
+
+    def feed(self, arrays: Arrays) -> None:
         ragged = [value for value in arrays.values() if isinstance(value, Ragged)]
         if self._recurrent and ragged:
             self._engine = self._engine_for(len(ragged[0]), int(ragged[0].lengths.max()))
@@ -116,21 +229,15 @@ class Predictor:
         return found
 
     def run(self) -> None:
-        """Run on what `feed` set: the part that is timed."""
         try:
             self._engine.native.run()
         except Exception as error:
             raise ModelError(f"{self.directory}: Paddle can't run this model ({_last_line(error)})") from error
 
     def watch(self, seen: Callable[[str, str], None]) -> None:
-        """Have `seen(op type, variable)` called for each output of each op of later runs, when that op is done.
-
-        Later runs are those on what was fed last. A call costs microseconds, and watching can't be ended.
-        """
         self._engine.native.register_output_hook(lambda op, variable, tensor: seen(op, variable))
 
     def read(self) -> dict[str, Any]:
-        """The outputs of the last run, copied: arrays, or Ragged for sequences."""
         result: dict[str, Any] = {}
         for name, handle in self._engine.fetches.items():
             values, lod = handle.copy_to_cpu(), handle.lod()
@@ -138,16 +245,7 @@ class Predictor:
         return result
 
     def close(self) -> None:
-        """Give the model's memory back; the predictor can't be used afterwards."""
         self._engine, self._engines, self._held = None, {}, []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _config(directory: Path, settings: Settings) -> Any:
@@ -193,8 +291,7 @@ class _Engine:
 
 def log_kernels(on: bool) -> None:
     """Have oneDNN print each kernel it runs, with its time, to stdout (or stop that)."""
-    library = next((Path(paddle.__file__).parent / "libs").glob("libdnnl.so*"))
-    ctypes.CDLL(str(library)).dnnl_set_verbose(1 if on else 0)
+    library().dnnl_set_verbose(1 if on else 0)
 
 
 def _last_line(error: Exception) -> str:

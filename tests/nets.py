@@ -1,5 +1,6 @@
 """Small graphs for tests, built directly as values, and a way to run them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +109,18 @@ class Net:
 def run(
     graph: Graph, arrays: dict[str, np.ndarray], directory: Path, settings: Settings | None = None
 ) -> list[np.ndarray]:
-    """Save a graph under `directory` and run it once."""
+    """Save a graph under `directory` and run it once, an INT8 model by either executor: no bit may differ."""
     place = directory / f"run{len(list(directory.iterdir()))}"
     place.mkdir()
     save_dir(graph, place)
-    with Predictor(place, settings or Settings()) as predictor:
-        return list(predictor(arrays).values())
+    settings = settings or Settings()
+    with Predictor(place, replace(settings, executor="paddle")) as predictor:
+        found = list(predictor(arrays).values())
+    with Predictor(place, settings) as predictor:
+        if predictor.executor == "direct":
+            for mine, its in zip(predictor(arrays).values(), found, strict=True):
+                np.testing.assert_array_equal(mine, its)
+    return found
 
 
 NATIVE = Settings(onednn=False, optimise=False)
