@@ -1,5 +1,8 @@
 """Calibration and conversion: INT8 equals the simulation, and says what it did."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from quant.calibrate import calibrate
 from quant.chains import numbered
 from quant.convert import convert
 from quant.errors import ConversionError, DataError, OptionError
-from quant.graph import Graph, run_passes
+from quant.graph import Graph, run_passes, save_dir
 from quant.metrics import sqnr
 from quant.observers import ALGORITHMS
 from quant.passes import NORMALISE, PLACE, lift_quantizers, lower_quantizers
@@ -22,6 +25,27 @@ INT8_OPS = ("fused_conv2d", "fc")
 
 def int8_ops(graph: Graph) -> int:
     return sum(op.type in INT8_OPS and op.attr("mkldnn_data_type") == "int8" for op in graph.ops)
+
+
+LOAD = """
+import sys
+from paddle.inference import Config, create_predictor
+config = Config(sys.argv[1] + "/inference.pdmodel", sys.argv[1] + "/inference.pdiparams")
+config.enable_onednn()
+create_predictor(config)
+"""
+
+
+def test_loading_scales_weights_by_fast_kernels(tmp_path: Path) -> None:
+    """oneDNN multiplies by a step along the first axis in a plain loop, 20 times slower."""
+    graph = residual_net()
+    int8, _ = convert(calibrate(graph, data(graph), algo="abs_max"))
+    save_dir(int8, tmp_path)
+    command, log = [sys.executable, "-c", LOAD, str(tmp_path)], {**os.environ, "ONEDNN_VERBOSE": "1"}
+    done = subprocess.run(command, env=log, capture_output=True, text=True, check=True)
+    kernels = [line.split(",") for line in done.stdout.splitlines() if ",exec," in line]
+    assert len([line for line in kernels if "binary" in line]) == int8_ops(int8)
+    assert not [line for line in kernels if any(part.startswith("ref") for part in line)]
 
 
 @pytest.mark.parametrize("levels", [127, 63])
