@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from quant.graph import Op
 
-__all__ = ["UNSIGNED_ACTIVATIONS", "Eltwise", "conv_activation", "fc_activation"]
+__all__ = ["KNOWN", "UNSIGNED_ACTIVATIONS", "Eltwise", "conv_activation", "fc_activation"]
 
 
 class Eltwise(NamedTuple):
@@ -35,7 +35,7 @@ def _clip(low: float, high: float) -> Eltwise:
 
 
 # Op type -> what oneDNN computes instead, or None for attributes that it has no formula for.
-_KNOWN: dict[str, Callable[[Op], Eltwise | None]] = {
+KNOWN: dict[str, Callable[[Op], Eltwise | None]] = {
     "relu": lambda op: Eltwise("relu"),
     "relu6": lambda op: Eltwise("relu6", beta=op.attr("threshold", 6.0)),
     "leaky_relu": lambda op: Eltwise("leaky_relu", op.attr("alpha", 0.02)),
@@ -55,7 +55,7 @@ _KNOWN: dict[str, Callable[[Op], Eltwise | None]] = {
 
 def conv_activation(op: Op) -> Eltwise | None:
     """What fused_conv2d calls an activation, or None when its kernel doesn't have it."""
-    return _KNOWN[op.type](op) if op.type in _KNOWN else None
+    return KNOWN[op.type](op) if op.type in KNOWN else None
 
 
 def fc_activation(op: Op) -> Eltwise | None:

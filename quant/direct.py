@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.activations import KNOWN, Eltwise, conv_activation
 from quant.errors import DataError, ModelError
 from quant.graph import DTYPE_NUMBERS, Graph, Op
 from quant.onednn import (
@@ -441,10 +442,7 @@ def _pads(op: Op, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence
 def _activation(op: Op) -> list[tuple[Any, ...]]:
     """The post-op of `fuse_activation` (paddle/phi/backends/onednn/onednn_helper.h)."""
     name = op.attr("fuse_activation", "")
-    if not name:
-        return []
-    known = {"relu6": "clip", "leaky_relu": "relu", "gelu": "gelu_erf"}.get(name, name)
-    return [(known, op.attr("fuse_alpha", 0.0), op.attr("fuse_beta", 0.0))]
+    return [_kernels_words(Eltwise(name, op.attr("fuse_alpha", 0.0), op.attr("fuse_beta", 0.0)))] if name else []
 
 
 def _conv(plan: Plan, op: Op) -> None:
@@ -700,28 +698,16 @@ def _layer_norm(plan: Plan, op: Op) -> None:
 
 _SCALE_AND_SHIFT = {"scale": "Scale", "shift": "Bias"}
 
-# Op type -> (oneDNN's activation, alpha, beta).
-_ELTWISE: dict[str, Callable[[Op], tuple[str, float, float]]] = {
-    "relu": lambda op: ("relu", 0.0, 0.0),
-    "relu6": lambda op: ("clip", 0.0, op.attr("threshold", 6.0)),
-    "leaky_relu": lambda op: ("relu", op.attr("alpha", 0.02), 0.0),
-    "sigmoid": lambda op: ("sigmoid", 0.0, 0.0),
-    "tanh": lambda op: ("tanh", 0.0, 0.0),
-    "gelu": lambda op: ("gelu_tanh" if op.attr("approximate", False) else "gelu_erf", 0.0, 0.0),
-    "swish": lambda op: ("swish", op.attr("beta", 1.0), 0.0),
-    "silu": lambda op: ("swish", 1.0, 0.0),
-    "hard_sigmoid": lambda op: ("hard_sigmoid", op.attr("slope", 0.2), op.attr("offset", 0.5)),
-    "scale": lambda op: (
-        "linear",
-        op.attr("scale", 1.0),
-        op.attr("bias", 0.0) * (1.0 if op.attr("bias_after_scale", True) else op.attr("scale", 1.0)),
-    ),
-    "hard_swish": lambda op: (
-        "hard_swish",
-        1.0 / op.attr("scale", 6.0),
-        op.attr("offset", 3.0) / op.attr("scale", 6.0),
-    ),
-}
+
+def _kernels_words(eltwise: Eltwise) -> tuple[str, float, float]:
+    """Paddle's names of activations -> oneDNN's."""
+    name = {"relu6": "clip", "leaky_relu": "relu", "gelu": "gelu_erf"}.get(eltwise.name, eltwise.name)
+    return name, eltwise.alpha, eltwise.beta
+
+
+def _scale(op: Op) -> Eltwise:
+    factor, bias = op.attr("scale", 1.0), op.attr("bias", 0.0)
+    return Eltwise("linear", factor, bias if op.attr("bias_after_scale", True) else factor * bias)
 
 
 def _eltwise(plan: Plan, op: Op) -> None:
@@ -730,7 +716,10 @@ def _eltwise(plan: Plan, op: Op) -> None:
         raise UnsupportedError(f"{op.type} of {x.dtype.name}")
     target = plan.new(out, x.shape, "float32", _order_of(x))
     source, goal = plan.memory(x), plan.memory(target)
-    name, alpha, beta = _ELTWISE[op.type](op)
+    eltwise = _scale(op) if op.type == "scale" else conv_activation(op)
+    if eltwise is None:
+        raise UnsupportedError(f"{op.type} with these attributes")
+    name, alpha, beta = _kernels_words(eltwise)
     made = primitive("eltwise", Attributes(), name, source.layout, goal.layout, alpha, beta)
     plan.kernel(made, src=source, dst=goal)
 
@@ -836,5 +825,5 @@ _EMIT: dict[str, Callable[[Plan, Op], None]] = {
     "assign": _assign,
     **dict.fromkeys(_MOVES, _move),
     **dict.fromkeys(_BINARY, _binary),
-    **dict.fromkeys(_ELTWISE, _eltwise),
+    **dict.fromkeys(("scale", *KNOWN), _eltwise),
 }

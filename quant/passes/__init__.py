@@ -7,6 +7,7 @@ from quant.passes.drop_judges import drop_judges
 from quant.passes.equalise_embeddings import equalise_embeddings
 from quant.passes.fold_batch_norm import fold_batch_norm
 from quant.passes.fold_scale import fold_scale
+from quant.passes.fuse_kernels import fuse_kernels
 from quant.passes.hoist_quantizers import hoist_quantizers
 from quant.passes.pad_as_pad3d import pad_as_pad3d
 from quant.passes.quantize_cells import quantize_cells
@@ -22,6 +23,7 @@ __all__ = [
     "equalise_embeddings",
     "fold_batch_norm",
     "fold_scale",
+    "fuse_kernels",
     "hoist_quantizers",
     "lift_quantizers",
     "lower_quantizers",

@@ -1,0 +1,40 @@
+"""Float32 ops that one oneDNN kernel does together -> fused_conv2d and fc, as the INT8 emitter writes them.
+
+So that quant.direct can run an FP32 model as it runs the INT8 one: what INT8 gains is then not what Paddle's executor
+loses. The outputs are those of the separate ops, up to the rounding of float32 sums.
+"""
+
+from typing import Any
+
+from quant.activations import conv_activation
+from quant.chains import CONVS, PRODUCTS, Chain, chains_of, row_dims
+from quant.graph import Graph, Op
+
+__all__ = ["fuse_kernels"]
+
+_COPIED = ("strides", "paddings", "dilations", "groups", "data_format", "padding_algorithm")
+
+
+def fuse_kernels(graph: Graph) -> Graph:
+    """Fuse convolutions and products by a constant weight with bias, residual and activation."""
+    weighted = {op for op in graph.ops if op.type in (*CONVS, *PRODUCTS)}
+    chains = {op: chain for op, chain in chains_of(graph, weighted).items() if chain.weight and not chain.cell}
+    if not chains:
+        return graph
+    last = {chain.ops[-1]: _fused(graph, chain) for chain in chains.values()}
+    gone = {op for chain in chains.values() for op in chain.ops} - set(last)
+    return graph.evolve(last.get(op, op) for op in graph.ops if op not in gone)
+
+
+def _fused(graph: Graph, chain: Chain) -> Op:
+    attrs: dict[str, Any] = {}
+    if chain.activation and (eltwise := conv_activation(chain.ops[-1])):
+        attrs = {"fuse_activation": eltwise.name, "fuse_alpha": eltwise.alpha, "fuse_beta": eltwise.beta}
+    bias = {"Bias": chain.bias} if chain.bias else {}
+    if chain.op.type in CONVS:
+        attrs |= {name: chain.op.attr(name) for name in _COPIED if name in chain.op.attrs}
+        residual = {"ResidualData": chain.residual} if chain.residual else {}
+        inputs = {"Input": chain.data, "Filter": chain.weight, **bias, **residual}
+        return Op.make("fused_conv2d", inputs, {"Output": chain.out}, fuse_residual_connection=bool(residual), **attrs)
+    inputs = {"Input": chain.data, "W": chain.weight, **bias}
+    return Op.make("fc", inputs, {"Out": chain.out}, in_num_col_dims=row_dims(graph, chain.op), **attrs)
