@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.activations import KNOWN, Eltwise, conv_activation
-from quant.errors import DataError, ModelError
+from quant.errors import DataError, ModelError, UnsupportedError
 from quant.graph import DTYPE_NUMBERS, Graph, Op
 from quant.onednn import (
     ARG,
@@ -35,17 +35,13 @@ from quant.onednn import (
     primitive,
 )
 
-__all__ = ["Plan", "Program", "UnsupportedError"]
+__all__ = ["Plan", "Program"]
 
 Array = NDArray[Any]
 _ALIGN = 64  # bytes: a cache line, and a vector of AVX512
 _DTYPES = {number: name for name, number in DTYPE_NUMBERS.items()}
 _ADDITIONS = ("elementwise_add", "fused_elementwise_add")
 _SPATIAL = ("fused_conv2d", "conv2d", "depthwise_conv2d", "pool2d")  # want their channels last
-
-
-class UnsupportedError(Exception):
-    """This way of running doesn't know an op, or oneDNN has no kernel for it."""
 
 
 class Program:

@@ -2,6 +2,7 @@
 
 QuantError              anything a user can cause and mend; the message is one line and names file, model or op
 ├── ModelError          a model directory, program or parameter file that can't be used
+│   └── UnsupportedError  a model that can't be run directly, but by Paddle's executor
 ├── DataError           a dataset that can't be read, or that doesn't fit the model
 ├── OptionError         an option, op type, op id or name that doesn't exist
 ├── OutputError         a place that can't be written, or that would lose what is there
@@ -24,6 +25,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "QuantError",
+    "UnsupportedError",
     "check_choice",
 ]
 
@@ -34,6 +36,10 @@ class QuantError(Exception):
 
 class ModelError(QuantError):
     """A model directory, program or parameter file that can't be used."""
+
+
+class UnsupportedError(ModelError):
+    """A model that can't be run directly, but by Paddle's executor."""
 
 
 class DataError(QuantError):

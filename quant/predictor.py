@@ -10,10 +10,11 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from quant.direct import Plan, Program, UnsupportedError
-from quant.errors import DataError, ModelError
-from quant.graph import files_of, load_dir, op_types
+from quant.direct import Plan, Program
+from quant.errors import DataError, ModelError, UnsupportedError
+from quant.graph import files_of, load_dir, op_types, run_passes
 from quant.onednn import library, set_threads
+from quant.passes import NORMALISE, fuse_kernels
 from quant.sequences import Column, Ragged, values_of
 
 os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's C++ log would drown ours
@@ -56,9 +57,9 @@ class Settings:
     `cache_capacity` bounds what is kept per input shape (Paddle's default is 10); recurrent models keep oneDNN's
     primitives in another way (see RECURRENT).
     `onednn` and `optimise` (graph fusion) exist to look for the fastest FP32 baseline.
-    `executor`: who calls the kernels of an INT8 model. "paddle" is what any deployment of Paddle Inference does,
-    "direct" is quant.direct: the same kernels, the same outputs, less time between them. "auto" is "direct" where that
-    knows all ops of the model, else "paddle".
+    `executor`: who calls the kernels. "paddle" is what any deployment of Paddle Inference does, "direct" is
+    quant.direct: the same kernels, the same outputs, less time between them. "auto" is "direct" for INT8 models all of
+    whose ops that knows, else "paddle".
     """
 
     precision: Precision = "fp32"
@@ -87,7 +88,8 @@ class Predictor:
 
     def _fitting(self) -> "_Paddle | _Direct":
         settings = self.settings
-        if settings.executor == "paddle" or settings.precision != "int8" or not (settings.onednn and settings.optimise):
+        plain = settings.onednn and settings.optimise and settings.precision == "int8"
+        if settings.executor == "paddle" or (settings.executor == "auto" and not plain):
             return _Paddle(self.directory, settings)
         try:
             return _Direct(self.directory, settings)
@@ -97,7 +99,7 @@ class Predictor:
     def _instead(self, reason: UnsupportedError) -> "_Paddle":
         """Paddle's executor, where the direct one can't run the model and isn't insisted on."""
         if self.settings.executor == "direct":
-            raise ModelError(f"{self.directory}: can't be run directly: {reason}") from reason
+            raise UnsupportedError(f"{self.directory}: can't be run directly: {reason}") from reason
         return _Paddle(self.directory, self.settings)
 
     @property
@@ -148,11 +150,16 @@ class Predictor:
 
 
 class _Direct:
-    """An INT8 model run by quant.direct. Raises UnsupportedError where that can't."""
+    """A model run by quant.direct. Raises UnsupportedError where that can't."""
 
     def __init__(self, directory: Path, settings: Settings) -> None:
+        if settings.precision not in ("fp32", "int8"):
+            raise UnsupportedError(f"precision {settings.precision}")
         self.directory, self.settings = directory, settings
-        self.program = Program(load_dir(directory), settings.cache_capacity)
+        graph = load_dir(directory)
+        if settings.precision == "fp32":  # INT8 models were fused when they were converted
+            graph = run_passes(graph, (*NORMALISE, fuse_kernels))
+        self.program = Program(graph, settings.cache_capacity)
         self.inputs, self.outputs = self.program.graph.feeds, self.program.graph.fetches
         self.plan: Plan | None = None
         self.held: dict[str, Any] = {}
