@@ -2,6 +2,7 @@
 
 import pkgutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ from quant.evaluation import signature
 from quant.graph import load_dir, model_size
 from quant.jobs import sample_input
 from quant.predictor import Arrays, Precision, Predictor, Settings
+from quant.ratios import pairs, settled
 from quant.readers import open_data
 from quant.record import Record
 from quant.registry import Case, ModelSpec
-from quant.report import pairs
 from quant.sequences import values_of
 
 ROUNDS = 8
@@ -64,18 +65,16 @@ def test_latency(benchmark: BenchmarkFixture, spec: ModelSpec, precision: Precis
 def test_int8_against_fp32(benchmark: BenchmarkFixture, timing: tuple[ModelSpec, Case, cpu.Tier]) -> None:
     """FP32 (its fastest variant) and INT8 alternate in a child capped to the tier; the ratio against what is due."""
     spec, case, tier = timing
-    check_ratio(benchmark, lambda budget_s: pipeline.speed(spec, case, isa=tier.cap.lower(), budget_s=budget_s))
+    check_ratio(benchmark, partial(pipeline.speed, spec, case, isa=tier.cap.lower()))
 
 
-def check_ratio(benchmark: BenchmarkFixture, measure: Callable[[float], list[Record]]) -> None:
-    """Judge the ratio of what `measure` (budget in seconds -> FP32 and INT8 records) times.
+def check_ratio(benchmark: BenchmarkFixture, measure: Callable[..., list[Record]]) -> None:
+    """Judge the ratio of what `measure` (`budget_s` in seconds -> FP32 and INT8 records) times; see quant.ratios.
 
-    A ratio that isn't reached is measured once more before it counts. Then it is an expected failure, with its
-    figures in the summary, when it comes close, and a failure when it doesn't (see Pair.result) or INT8 is slower.
+    One that isn't reached is an expected failure, with its figures in the summary, when it comes close, and a failure
+    when it doesn't (see Pair.result) or INT8 is slower.
     """
-    [pair] = pairs(benchmark.pedantic(measure, (2.5,), rounds=1))
-    if pair.result != "reached":
-        [pair] = pairs(measure(5.0))
+    [pair] = pairs(benchmark.pedantic(settled, (measure,), rounds=1))
     benchmark.extra_info.update(
         model=pair.spec.name,
         isa=pair.int8.isa,

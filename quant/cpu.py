@@ -8,12 +8,25 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import cpuinfo
 
 from quant.errors import OptionError, check_choice
 
-__all__ = ["TIERS", "Tier", "cores", "detect", "flags", "isa_environment", "reachable", "settled_isa", "tier_of"]
+__all__ = [
+    "TIERS",
+    "Tier",
+    "cores",
+    "detect",
+    "flags",
+    "isa_environment",
+    "physical_cores",
+    "quota",
+    "reachable",
+    "settled_isa",
+    "tier_of",
+]
 
 
 @dataclass(frozen=True)
@@ -112,3 +125,54 @@ def settled_isa(isa: str | None, precisions: Collection[str]) -> str | None:
 def cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+def physical_cores(root: Path = Path("/sys/devices/system/cpu"), allowed: Collection[int] | None = None) -> list[int]:
+    """One CPU number of each physical core that this process may run on: the lowest of its SMT siblings.
+
+    `allowed`: CPU numbers, by default this process's affinity mask, which a container's cpuset has narrowed already.
+    Where the kernel doesn't tell siblings, every CPU is a core of its own.
+    """
+    found: dict[str, int] = {}
+    for number in sorted(os.sched_getaffinity(0) if allowed is None else allowed):
+        try:
+            siblings = (root / f"cpu{number}" / "topology" / "thread_siblings_list").read_text().strip()
+        except OSError:
+            siblings = str(number)
+        found.setdefault(siblings, number)
+    return list(found.values())
+
+
+def quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
+    """CPUs' worth of time that control groups let this process have; None without a limit.
+
+    Version 2: the smallest of cpu.max ("quota period" or "max period") from the process's own group up to the root.
+    Version 1: cpu.cfs_quota_us (-1: no limit) over cpu.cfs_period_us.
+    Source: Linux, Documentation/admin-guide/cgroup-v2.rst and scheduler/sched-bwc.rst.
+    """
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        return None
+    limits = []
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        version_1 = "cpu" in controllers.split(",")
+        if controllers and not version_1:
+            continue
+        top = root / "cpu" if version_1 else root
+        group = Path(path.lstrip("/"))
+        for place in (top / group, *(top / parent for parent in group.parents)):
+            limits.append(_limit(place, version_1))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _limit(group: Path, version_1: bool) -> float | None:
+    """A control group's own limit, in CPUs; None where it sets none, or can't be seen from inside a container."""
+    try:
+        if version_1:
+            allowed, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        else:
+            allowed, period = (group / "cpu.max").read_text().split()
+    except OSError:
+        return None
+    return None if allowed.strip() in ("max", "-1") else int(allowed) / int(period)

@@ -17,14 +17,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
 
 from quant import errors
 from quant.cpu import isa_environment
 from quant.errors import ChildError, QuantError
 
-__all__ = ["call", "end_all", "report_event", "report_progress"]
+__all__ = ["Child", "call", "end_all", "report_event", "report_progress", "requests"]
 
 _MARK = "\x1equant "  # begins a line that is a message, not log
 
@@ -55,6 +56,115 @@ def report_event(event: Mapping[str, Any]) -> None:
         _send({"event": event})
 
 
+def requests() -> Iterator[Any]:
+    """In a job: what the parent sends by `Child.tell`, until it says that nothing more comes, or is gone."""
+    for line in sys.stdin:
+        yield json.loads(line)
+
+
+class Child:
+    """A job in a process of its own, which can be told more while it runs; leaving the context ends the process.
+
+    `job` is "module:function", its keyword arguments and its result are JSON. `isa` caps oneDNN, `threads` are
+    OpenMP's, `cpus` is what the process is pinned to before anything loads, `environment` comes on top. `log` is
+    given each line that the child prints; what it raises is raised by `hear`.
+    """
+
+    def __init__(
+        self,
+        job: str,
+        arguments: Mapping[str, Any],
+        *,
+        isa: str | None = None,
+        threads: int | None = None,
+        cpus: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
+        log: Callable[[str], None] | None = None,
+    ) -> None:
+        extra = {"QUANT_CHILD": "1", "FLAGS_enable_pir_api": "0", "GLOG_minloglevel": "2", **isa_environment(isa)}
+        if threads is not None:
+            extra["OMP_NUM_THREADS"] = str(threads)
+        search = os.pathsep.join(path for path in sys.path if path)
+        self._arguments, self._log = arguments, log
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._tail: collections.deque[str] = collections.deque(maxlen=20)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "quant.isolate"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, "PYTHONPATH": search, **extra, **(environment or {})},
+            start_new_session=True,  # so that a hung child goes with all it started
+        )
+        _running.add(self._process)
+        threading.Thread(target=self._read, daemon=True).start()
+        self.tell({"job": job, "arguments": dict(arguments), "cpus": list(cpus)})
+
+    def _read(self) -> None:
+        assert self._process.stdout
+        with self._process.stdout as stdout:
+            for line in stdout:
+                self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def tell(self, request: Any) -> None:
+        """Send JSON, which the job gets from `requests`. That a child is dead is for `hear` to say, and why."""
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+
+    def end_requests(self) -> None:
+        """Tell the job that nothing more will come."""
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+    def hear(self, timeout_s: float) -> Mapping[str, Any]:
+        """The child's next message: {"progress": [what, done, total]}, {"event": ...} or, at its end, {"result": ...}.
+
+        The job's own QuantErrors are raised here as they were there. Raises ChildError when the child dies, or says
+        nothing for `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        answer: dict[str, Any] | None = None
+        try:
+            while (line := self._lines.get(timeout=max(deadline - time.monotonic(), 0))) is not None:
+                if not line.startswith(_MARK):
+                    self._tail.append(line)
+                    if self._log:
+                        self._log(line)
+                    continue
+                message: dict[str, Any] = json.loads(line.removeprefix(_MARK))
+                if "progress" in message or "event" in message:
+                    return message
+                answer, deadline = message, time.monotonic() + timeout_s
+            self._process.wait(max(deadline - time.monotonic(), 1))
+        except (queue.Empty, subprocess.TimeoutExpired):
+            silent = f"the child process exceeded {timeout_s:.0f} s without progress and was ended"
+            raise ChildError(f"{_told(self._arguments)}{silent}") from None
+        if answer is None:
+            code = self._process.returncode
+            raise ChildError(f"{_told(self._arguments)}{_death(code)}{_last_words(self._tail)}")
+        if "error" in answer:
+            raise getattr(errors, answer["error"])(answer["message"])
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self.end_requests()
+        _running.discard(self._process)
+
+
 def call(
     job: str,
     arguments: Mapping[str, Any],
@@ -72,70 +182,15 @@ def call(
     here. The job's own QuantErrors are raised here as they were there. Raises ChildError when the child dies, is
     silent about why, or says nothing of its progress for `timeout_s`.
     """
-    extra = {"QUANT_CHILD": "1", "FLAGS_enable_pir_api": "0", "GLOG_minloglevel": "2", **isa_environment(isa)}
-    if threads is not None:
-        extra["OMP_NUM_THREADS"] = str(threads)
-    search = os.pathsep.join(path for path in sys.path if path)
-    child = subprocess.Popen(
-        [sys.executable, "-m", "quant.isolate"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env={**os.environ, "PYTHONPATH": search, **extra},
-        start_new_session=True,  # so that a hung child goes with all it started
-    )
-    assert child.stdin and child.stdout
-    _running.add(child)
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    stdout = child.stdout
-
-    def read() -> None:
-        for line in stdout:
-            lines.put(line.rstrip("\n"))
-        lines.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    tail: collections.deque[str] = collections.deque(maxlen=20)
-    answer: dict[str, Any] | None = None
-    deadline = time.monotonic() + timeout_s
-    try:
-        with child.stdin:
-            child.stdin.write(json.dumps({"job": job, "arguments": dict(arguments)}))
-        while (line := lines.get(timeout=max(deadline - time.monotonic(), 0))) is not None:
-            if not line.startswith(_MARK):
-                tail.append(line)
-                if log:
-                    log(line)
-                continue
-            message = json.loads(line.removeprefix(_MARK))
-            deadline = time.monotonic() + timeout_s
+    with Child(job, arguments, isa=isa, threads=threads, log=log) as child:
+        child.end_requests()
+        while "result" not in (message := child.hear(timeout_s)):
             if "progress" in message:
                 if progress:
                     progress(*message["progress"])
-            elif "event" in message:
-                if heard:
-                    heard(message["event"])
-            else:
-                answer = message
-        child.wait(max(deadline - time.monotonic(), 1))
-    except (queue.Empty, subprocess.TimeoutExpired):
-        silent = f"the child process exceeded {timeout_s:.0f} s without progress and was ended"
-        raise ChildError(f"{_told(arguments)}{silent}") from None
-    except BrokenPipeError:
-        child.wait()
-    finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        stdout.close()
-        _running.discard(child)
-    if answer is None:
-        raise ChildError(f"{_told(arguments)}{_death(child.returncode)}{_last_words(tail)}")
-    if "error" in answer:
-        raise getattr(errors, answer["error"])(answer["message"])
-    return answer["result"]
+            elif heard:
+                heard(message["event"])
+        return message["result"]
 
 
 def end_all() -> None:
@@ -168,7 +223,9 @@ def _send(message: Mapping[str, Any]) -> None:
 
 
 def _main() -> None:
-    request = json.loads(sys.stdin.read())
+    request = json.loads(sys.stdin.readline())
+    if request["cpus"]:
+        os.sched_setaffinity(0, request["cpus"])
     try:
         result = pkgutil.resolve_name(request["job"])(**request["arguments"])
     except QuantError as error:

@@ -1,9 +1,7 @@
-"""The steps that touch Paddle, as jobs: plain arguments in, plain results out, run in a child by `quant.isolate`."""
+"""The steps that make models, as jobs: plain arguments in, plain results out, run in a child by `quant.isolate`."""
 
-import gc
 import pkgutil
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,21 +12,20 @@ import numpy as np
 
 from quant.calibrate import calibrate
 from quant.calibration_table import Applied, apply_table, read_table, table_of, write_table
-from quant.chains import RECURRENT, numbered
+from quant.chains import numbered
 from quant.convert import Coverage, convert
 from quant.errors import DataError, OptionError, OutputError, QuantError
-from quant.evaluation import opened, settings_of, signature, vocabularies
+from quant.evaluation import opened, signature, vocabularies
 from quant.graph import Graph, load_dir, model_size, run_passes, save_dir
 from quant.graphviz import quoted
 from quant.isolate import report_progress
 from quant.passes import NORMALISE, lower_quantizers
 from quant.places import fresh_dir
-from quant.predictor import Predictor
-from quant.readers import batches, by_length, head
+from quant.readers import batches
 from quant.sequences import Column, Ragged
 
 __all__ = [
-    "bench",
+    "about",
     "convert_model",
     "dot",
     "prepare",
@@ -39,15 +36,10 @@ __all__ = [
 ]
 
 Json = dict[str, Any]
-_WARM_UP = 2
-_HOPELESS = 1.5  # a variant this much slower than the best needs no second look
-_LOST = 4  # and this much slower even in its first run, which builds the kernels, no first one
-_LONG_S = 0.1  # a lap that takes longer doesn't feel what the other contender left in the caches
-_TURN_S = 0.03  # how long a contender's turn lasts, so that quick models get several runs
 
 
 @contextmanager
-def _about(path: str) -> Iterator[None]:
+def about(path: str) -> Iterator[None]:
     """Errors raised inside name `path`, unless they name it already."""
     try:
         yield
@@ -127,7 +119,7 @@ def ptq(
     dataset = opened(graph, data, format)
     total = min(len(dataset), batch_size * batch_num) if batch_num else len(dataset)
     with fresh_dir(Path(output)) as staging:
-        with _about(data):
+        with about(data):
             simulated = calibrate(
                 graph,
                 batches(dataset, batch_size, batch_num),
@@ -179,7 +171,7 @@ def qat(
     settings, plan = Config.of(config), Training(**training)
     graph = load_dir(Path(model))
     dataset = opened(graph, data, format, labels, scored=True)
-    with fresh_dir(Path(output)) as staging, _about(model):
+    with fresh_dir(Path(output)) as staging, about(model):
         report_progress("calibrate", 0, plan.steps)
         trained, losses = fine_tune(
             graph,
@@ -227,7 +219,7 @@ def convert_model(
             raise OptionError(f"--target: the weights of {quant_model_path} are quantized already, for any target")
         graph = applied.graph
     report_progress("convert", 1, 3)
-    with fresh_dir(Path(output)) as staging, _about(quant_model_path):
+    with fresh_dir(Path(output)) as staging, about(quant_model_path):
         if debug is None:
             result, coverage = convert(graph, ops_to_quantize=ops_to_quantize, op_ids_to_skip=op_ids_to_skip)
         else:
@@ -276,7 +268,7 @@ def dot(graph: Graph) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
-# --- running models
+# --- input for timing
 
 
 def sample_input(graph: Graph, batch: int, shapes: Mapping[str, Sequence[int]]) -> dict[str, Column]:
@@ -298,104 +290,3 @@ def sample_input(graph: Graph, batch: int, shapes: Mapping[str, Sequence[int]]) 
         array = values if dtype == "float32" else ids.astype(dtype)
         arrays[name] = Ragged.of([array]) if graph.vars[name].lod_level else array
     return arrays
-
-
-def bench(
-    contenders: Sequence[Sequence[Mapping[str, Any]]],
-    *,
-    batch: int = 1,
-    threads: int = 1,
-    budget_s: float = 6.0,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    full_input: str = "",
-    data: str | None = None,
-    format: str | None = None,
-    sort: bool = False,
-    repeat: int = 1,
-    samples: int = 0,
-) -> list[Json]:
-    """Time models against each other: {"run": ..., "seconds": [...]} for each contender, in seconds a batch.
-
-    A contender is a list of variants ({"model", "precision", "onednn", "optimise"}), of which the fastest in a short
-    trial is measured. Contenders then alternate, round by round, on the same input, and the order within a round
-    alternates too. In its turn a contender runs once untimed, because the other one has emptied the caches (unless it
-    takes long), and then a few times in a row, as a served model does: a round's value is the median of those. The
-    number of rounds follows from the time budget: 8 to 60.
-
-    Input is generated, or comes from the function `full_input` (batch), or is a data file's first `samples`, in their
-    order or sorted by length; then a turn runs all its batches, each `repeat` times in a row.
-    """
-    feeds: list[Mapping[str, Column]] | None = None
-    if full_input:
-        feeds = [pkgutil.resolve_name(full_input)(batch)]
-    elif data is not None:
-        whole = opened(load_dir(Path(contenders[0][0]["model"])), data, format)
-        dataset = head(whole, samples or len(whole))
-        feeds = list(batches(by_length(dataset) if sort else dataset, batch))
-    chosen = [_quickest(runs, batch, threads, shapes or {}, feeds) for runs in contenders]
-    repeats = [repeat if data else int(np.clip(_TURN_S / turn.best, 1, 10)) for turn in chosen]
-    each_s = sum(turn.best * (count + (turn.best < _LONG_S)) for turn, count in zip(chosen, repeats, strict=True))
-    rounds = int(np.clip(budget_s / each_s, 8, 60))
-    seconds: list[list[float]] = [[] for _ in chosen]
-    gc.disable()  # as timeit does; the process ends with this job
-    for number in range(rounds):
-        places = range(len(chosen)) if number % 2 == 0 else reversed(range(len(chosen)))
-        for place in places:
-            turn = chosen[place]
-            if turn.best < _LONG_S:
-                turn.lap(1)
-            seconds[place].append(turn.lap(repeats[place]) / len(turn.feeds))
-        report_progress("bench", number + 1, rounds)
-    return [{"run": dict(turn.run), "seconds": times} for turn, times in zip(chosen, seconds, strict=True)]
-
-
-class _Turn:
-    """A variant that is timed: its predictor, what it is fed, and its best lap in the trial, in seconds."""
-
-    def __init__(self, run: Mapping[str, Any], predictor: Predictor, feeds: Sequence[Mapping[str, Column]]) -> None:
-        self.run, self.predictor, self.feeds = run, predictor, feeds
-        self.best = np.inf
-
-    def lap(self, repeat: int) -> float:
-        """Seconds for all batches once: for each the median of `repeat` runs in a row."""
-        total = 0.0
-        for feed in self.feeds:
-            self.predictor.feed(feed)
-            runs = []
-            for _ in range(repeat):
-                start = time.perf_counter()
-                self.predictor.run()
-                runs.append(time.perf_counter() - start)
-            total += float(np.median(runs))
-        return total
-
-
-def _quickest(
-    runs: Sequence[Mapping[str, Any]],
-    batch: int,
-    threads: int,
-    shapes: Mapping[str, Sequence[int]],
-    feeds: Sequence[Mapping[str, Column]] | None,
-) -> _Turn:
-    """The fastest of a contender's variants in a short trial."""
-    best: _Turn | None = None
-    for run in runs:
-        with _about(run["model"]):
-            graph = load_dir(Path(run["model"]))
-            if not run.get("optimise", True) and not any(op.type in RECURRENT for op in graph.ops):
-                continue  # without graph fusion only recurrent layers are ever faster
-            given = feeds or [sample_input(graph, batch, shapes)]
-        turn = _Turn(run, Predictor(Path(run["model"]), settings_of(run, threads)), given)
-        laps = [turn.lap(1)]  # the first run builds the kernels
-        if best and laps[0] > _LOST * best.best:
-            turn.predictor.close()
-            continue
-        while len(laps) <= _WARM_UP and not (best and len(laps) > 1 and laps[-1] > _HOPELESS * best.best):
-            laps.append(turn.lap(1))
-        turn.best = min(laps[1:])
-        loser = turn if best and best.best <= turn.best else best
-        best = best if loser is turn else turn
-        if loser:
-            loser.predictor.close()
-    assert best is not None
-    return best

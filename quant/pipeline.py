@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from quant.errors import OptionError
 from quant.metrics import agreement, cosine, sqnr
 from quant.numerics import REDUCED, SIGNED, bits_of
 from quant.places import cached
+from quant.ratios import settled
 from quant.record import Record, columns
 from quant.registry import MODELS, Case, ModelSpec
 from quant.sequences import values_of
@@ -25,14 +27,17 @@ __all__ = [
     "data_of",
     "each",
     "evaluate",
+    "feed_of",
     "fp32_variants",
     "full_of",
+    "int8_of",
     "judge_tuned",
     "record_of",
     "small_of",
     "sources",
     "speed",
     "suite",
+    "timed_of",
     "timed_records",
     "tune",
     "tuned_of",
@@ -269,7 +274,10 @@ def each(specs: Sequence[S], work: Callable[[S], T]) -> list[T]:
             raise
 
 
-FP32_VARIANTS = tuple({"onednn": onednn, "optimise": fused} for fused in (True, False) for onednn in (True, False))
+FP32_VARIANTS: tuple[dict[str, Any], ...] = (
+    {"executor": "direct"},
+    *({"onednn": onednn, "optimise": fused} for fused in (True, False) for onednn in (True, False)),
+)
 # Samples of a row that is timed on its data: at batch 1, at larger ones, and where each batch runs several times.
 _TIMED_SAMPLES = (60, 300, 100)
 
@@ -279,23 +287,19 @@ def bench(
     *,
     isa: str | None = None,
     threads: int = 1,
-    batch: int = 1,
-    shapes: Mapping[str, Sequence[int]] | None = None,
     budget_s: float = 6.0,
     progress: Progress | None = None,
     **feed: Any,
 ) -> list[dict[str, Any]]:
-    """Time contenders against each other in one child, on the input that `feed` describes; see quant.jobs.bench."""
+    """Time contenders against each other in one child, on what `feed` describes; see quant.timing.bench and Feed."""
     arguments = {
         "contenders": [list(runs) for runs in contenders],
-        "batch": batch,
         "threads": threads,
-        "shapes": shapes,
         "budget_s": budget_s,
         **feed,
     }
     result: list[dict[str, Any]] = isolate.call(
-        "quant.jobs:bench", arguments, isa=isa, threads=threads, progress=progress
+        "quant.timing:bench", arguments, isa=isa, threads=threads, progress=progress
     )
     return result
 
@@ -303,6 +307,34 @@ def bench(
 def fp32_variants(model: Path) -> list[dict[str, Any]]:
     """The ways to run an FP32 model; the fastest of them is the baseline."""
     return [{"model": str(model), "precision": "fp32", **variant} for variant in FP32_VARIANTS]
+
+
+def int8_of(spec: ModelSpec, isa: str | None = None) -> Path:
+    """The INT8 model of a row that is timed on an ISA."""
+    # 7 bits for 8 change no time by themselves; only which ops are INT8 does.
+    own = not spec.full or spec.differs_below_vnni
+    return full_of(spec) / f"int8{_suffix(cpu.tier_of(isa)) if own else ''}"
+
+
+def timed_of(spec: ModelSpec, precision: str, isa: str | None = None) -> Path:
+    """The model of a row that is timed at a precision. Raises OptionError for simulations, which nobody times."""
+    if precision == "quant":
+        raise OptionError(f"{spec.name}: its simulation isn't timed; --precision int8, fp32 or bf16")
+    return int8_of(spec, isa) if precision == "int8" else full_of(spec) / "fp32"
+
+
+def feed_of(spec: ModelSpec, case: Case, progress: Progress | None = None) -> dict[str, Any]:
+    """What a row is timed on, as quant.timing.Feed takes it."""
+    if spec.full:
+        return {"batch": case.batch, "full_input": spec.full_input}
+    return {
+        "batch": case.batch,
+        "data": str(data_of(spec, spec.test, progress)),
+        "format": spec.format,
+        "sort": case.by_length,
+        "repeat": case.repeat,
+        "samples": _TIMED_SAMPLES[2 if case.repeat > 1 else case.batch > 1],
+    }
 
 
 def speed(
@@ -316,16 +348,9 @@ def speed(
 ) -> list[Record]:
     """FP32 and INT8 records of a row's full-size model, measured in pairs on one ISA."""
     models = full_of(spec, progress)
-    # 7 bits for 8 change no time by themselves; only which ops are INT8 does.
-    own = not spec.full or spec.differs_below_vnni
-    int8 = models / f"int8{_suffix(cpu.tier_of(isa)) if own else ''}"
-    contenders = [fp32_variants(models / "fp32"), [{"model": str(int8), "precision": "int8"}]]
-    feed: dict[str, Any] = {"full_input": spec.full_input}
-    if not spec.full:
-        samples = _TIMED_SAMPLES[2 if case.repeat > 1 else case.batch > 1]
-        data = str(data_of(spec, spec.test, progress))
-        feed = {"data": data, "format": spec.format, "sort": case.by_length, "repeat": case.repeat, "samples": samples}
-    timed = bench(contenders, isa=isa, threads=threads, batch=case.batch, budget_s=budget_s, progress=progress, **feed)
+    contenders = [fp32_variants(models / "fp32"), [{"model": str(int8_of(spec, isa)), "precision": "int8"}]]
+    feed = feed_of(spec, case, progress)
+    timed = bench(contenders, isa=isa, threads=threads, budget_s=budget_s, progress=progress, **feed)
     return timed_records(spec.name, timed, case, cpu.tier_of(isa), threads)
 
 
@@ -350,6 +375,8 @@ def timed_records(
 
 
 def _variant(run: Mapping[str, Any]) -> str:
+    if run.get("executor") == "direct":
+        return "oneDNN direct"
     return ("oneDNN" if run.get("onednn", True) else "native") + ("" if run.get("optimise", True) else " unfused")
 
 
@@ -393,6 +420,6 @@ def suite(
     exact = [record for records in each(specs, row) for record in records]
     for spec, case, tier, threads in timings:
         step += 1
-        timed.extend(speed(spec, case, isa=tier.cap.lower(), threads=threads, progress=numbered))
+        timed.extend(settled(partial(speed, spec, case, isa=tier.cap.lower(), threads=threads, progress=numbered)))
         tell(timed[-1])
     return exact, timed

@@ -4,36 +4,40 @@ A table is rows of plain strings; the terminal (rich) and Markdown print the sam
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from quant.cpu import TIERS
-from quant.metrics import Paired, Verdict, paired, ratio_interval, verdict
+from quant.instances import Throughput, percentile
+from quant.metrics import Paired, Verdict, paired, verdict
+from quant.ratios import Pair, pairs
 from quant.record import Machine, Record
-from quant.registry import Case, ModelSpec, find
+from quant.registry import ModelSpec, find
 
 __all__ = [
     "Comparison",
-    "Pair",
     "Table",
     "accuracy_table",
     "comparisons",
     "markdown",
     "misses",
-    "pairs",
     "passed",
     "rich_table",
     "skipped_tiers",
     "speed_table",
+    "throughput_json",
+    "throughput_table",
     "tuned_misses",
     "tuned_table",
 ]
 
 
-_BROKEN = 0.9
+_SHARES = (0.5, 0.9, 0.99)
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,11 @@ def _percent(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
-def _published(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _goal(pair: Pair) -> str:
+    """The seeds' ratio, and whether ours is at or above it."""
+    if pair.published is None:
+        return "-"
+    return f"{pair.published:.2f} {'reached' if pair.ratio >= pair.published else 'missed'}"
 
 
 def tuned_table(records: Sequence[Record], sizes: Mapping[str, int]) -> Table:
@@ -204,64 +211,10 @@ def accuracy_table(records: Sequence[Record]) -> Table:
     )
 
 
-@dataclass(frozen=True)
-class Pair:
-    """FP32 and INT8 timed against each other: the median ratio of their rounds, with its 95% interval."""
-
-    spec: ModelSpec
-    fp32: Record
-    int8: Record
-    ratio: float
-    low: float
-    high: float
-
-    @property
-    def result(self) -> str:
-        """reached; MISSED: the estimate is below what is due; FAILED: the whole interval is below 90% of it.
-
-        What is due are figures from other machines. Coming close to one is a figure to print as it is; falling far
-        below it means that something broke, and fails the case.
-        """
-        if self.ratio >= self.due:
-            return "reached"
-        return "FAILED" if self.high < _BROKEN * self.due else "MISSED"
-
-    @property
-    def case(self) -> Case:
-        """The row's case that was timed; a batch size of a user's choosing is a case of its own."""
-        record = self.int8
-        known = (case for case in self.spec.cases if (case.batch, case.repeat, case.by_length) == _key(record))
-        return next(known, Case(record.batch, repeat=record.repeat, by_length=record.by_length))
-
-    @property
-    def due(self) -> float:
-        # What is due is for one thread; with more, INT8 must not be the slower one.
-        return self.case.due_on(self.int8.isa) if self.int8.threads == 1 else 1.0
-
-    @property
-    def title(self) -> str:
-        extra = (f"each {self.case.repeat} times" if self.case.repeat > 1 else "", "by length" * self.case.by_length)
-        return ", ".join([self.spec.title, *filter(None, extra)])
-
-
-def _key(record: Record) -> tuple[int, int, bool]:
-    return record.batch, record.repeat, record.by_length
-
-
-def pairs(records: Sequence[Record]) -> list[Pair]:
-    """FP32 and INT8 records that were measured against each other: they follow one another."""
-    result = []
-    for fp32, int8 in zip(records[::2], records[1::2], strict=True):
-        ratio, low, high = ratio_interval(np.array(fp32.latency_s), np.array(int8.latency_s))
-        result.append(Pair(find(int8.model), fp32, int8, ratio, low, high))
-    return result
-
-
 def speed_table(records: Sequence[Record]) -> Table:
     rows = []
     for pair in pairs(records):
         fp32_ms, int8_ms = (1e3 * float(np.median(record.latency_s)) for record in (pair.fp32, pair.int8))
-        vnni = pair.int8.isa == "avx512_vnni" and pair.int8.threads == 1
         rows.append(
             (
                 pair.title,
@@ -276,7 +229,7 @@ def speed_table(records: Sequence[Record]) -> Table:
                 f"{pair.ratio:.2f} [{pair.low:.2f}, {pair.high:.2f}]",
                 str(len(pair.int8.latency_s)),
                 f"{pair.due:.1f}",
-                _published(pair.case.published) if vnni else "-",
+                _goal(pair),
                 pair.result,
             )
         )
@@ -301,8 +254,56 @@ def speed_table(records: Sequence[Record]) -> Table:
         tuple(rows),
         "ms a batch, medians; ratio: median of alternating rounds with a bootstrap interval. FP32 is the fastest "
         "variant found. Generated weights and input; GRU and LSTM: trained weights, over test samples of unequal "
-        "lengths. Seeds: Xeon Gold 6271, one core. Due: the row's floor for the tier at one thread.",
+        "lengths. Seeds: their ratio on a Xeon Gold 6271, one core, and whether ours is at or above it. Due: the row's "
+        "floor for the tier at one thread.",
     )
+
+
+def throughput_json(found: Throughput) -> dict[str, Any]:
+    """What was measured, raw, and what follows from it; latencies in ms, absent percentiles are null."""
+    scaling, low, high = found.scaling()
+    return {
+        **asdict(found),
+        "samples_per_s": float(found.rates.mean()),
+        "alone_samples_per_s": float(np.mean(found.alone)),
+        "scaling": scaling,
+        "scaling_low": low,
+        "scaling_high": high,
+        "latency_ms": _percentiles(found.latency_s),
+    }
+
+
+def throughput_table(title: str, found: Throughput) -> Table:
+    """All instances together, each of them, and one alone."""
+
+    def row(name: str, place: str, latency_s: Sequence[float] | NDArray[np.float64], rates: Any) -> tuple[str, ...]:
+        cells = ("-" if ms is None else f"{ms:.2f}" for ms in _percentiles(latency_s).values())
+        return (name, place, f"{float(np.mean(rates)):.1f}", *cells, str(len(latency_s)))
+
+    count = len(found.instances)
+    places = " ".join(str(instance.cpu) for instance in found.instances)
+    scaling, low, high = found.scaling()
+    rows = [
+        row("all", places, found.latency_s, found.rates),
+        *(
+            row(f"instance {number}", str(one.cpu), one.latency_s, one.rates)
+            for number, one in enumerate(found.instances)
+        ),
+        row("one alone", "each in turn", found.alone_latency_s, found.alone),
+    ]
+    return Table(
+        title,
+        ("Instances", "CPU", "Samples/s", *(f"p{100 * share:.0f} ms" for share in _SHARES), "Batches"),
+        tuple(rows),
+        f"{count} pinned instances, one thread each: {scaling:.2f} times one alone [{low:.2f}, {high:.2f}], "
+        f"{scaling / count:.0%} of {count}; {len(found.alone)} windows of {found.window_s:.2f} s each. A percentile "
+        "is told when at least 10 batches lie above it.",
+    )
+
+
+def _percentiles(latency_s: Sequence[float] | NDArray[np.float64]) -> dict[str, float | None]:
+    found = {f"p{100 * share:.0f}": percentile(latency_s, share) for share in _SHARES}
+    return {name: None if value is None else 1e3 * value for name, value in found.items()}
 
 
 def passed(accuracy: Sequence[Record], speed: Sequence[Record]) -> bool:

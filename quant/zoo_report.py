@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from quant.metrics import Paired, Verdict, paired, verdict
+from quant.ratios import Pair, pairs
 from quant.record import Record
 from quant.registry import find
-from quant.report import Pair, Table, pairs
+from quant.report import Table
 from quant.zoo import Before, Scores, Timing, ZooRow, row_of
 from quant.zoo_suite import DERIVED, Missing
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from quant.errors import DataError, ModelError, OptionError, QuantError
 from quant.numerics import REDUCED
 from quant.outcomes import Store, default_root
 from quant.places import cached
+from quant.ratios import settled
 from quant.record import Record
 from quant.registry import Case, ModelSpec, find
 from quant.sequences import Column, values_of
@@ -382,6 +384,6 @@ def suite(
     timed = []
     for found, timing in timings:
         step += 1
-        timed.extend(speed(found, models[found], timing, progress=numbered))
+        timed.extend(settled(partial(speed, found, models[found], timing, progress=numbered)))
         tell(timed[-1])
     return exact, timed

@@ -1,6 +1,6 @@
 """Commands that measure models: accuracy, INT8 against its reference, speed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +9,8 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from quant import cpu, metrics, pipeline, report
+from quant import cpu, metrics, pipeline, registry, report, turns
+from quant import instances as throughput
 from quant.cli.shared import (
     BatchNum,
     ClusterAt,
@@ -275,13 +276,16 @@ def compare(
 
 @app.command()
 def bench(
-    model: Model,
+    row: Annotated[str | None, typer.Argument(help="A row of `quant models`; or give --model.")] = None,
+    model: Annotated[Path | None, typer.Option("--model", help="Model directory.")] = None,
     against: Annotated[
         Path | None, typer.Option(help="A second model, timed in alternation; ratio = it / --model.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="Of --model: fp32, quant, int8 or bf16.")] = "int8",
+    precision: Annotated[
+        str, typer.Option(help="Of the model: fp32, quant, int8 or bf16; of a row: no quant.")
+    ] = "int8",
     against_precision: Annotated[str, typer.Option(help="Of --against.")] = "fp32",
-    threads: Annotated[str, typer.Option(help="Comma-separated thread counts.")] = "1",
+    threads: Annotated[str, typer.Option(help="Comma-separated thread counts; several alternate.")] = "1",
     batch_size: Annotated[str, typer.Option(help="Comma-separated batch sizes.")] = "1",
     isa: Isa = None,
     data: Annotated[Path | None, typer.Option(help="Time on this data's samples, not on generated input.")] = None,
@@ -292,52 +296,95 @@ def bench(
     input_shape: Annotated[
         list[str] | None, typer.Option(help="name=1,3,224,224 for an input with open dimensions.")
     ] = None,
+    instances: Annotated[
+        int | None, typer.Option(min=1, help="Instances at once, each pinned to a core: throughput, percentiles.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Of --instances: how long all run, and one alone.")] = 10.0,
     as_json: Json = False,
 ) -> None:
-    """Time a model, or two in alternation. An FP32 model is timed in its fastest variant."""
-    shapes = shapes_of(input_shape or [])
+    """Time a model, or two in alternation, or many instances of one. An FP32 model is timed in its fastest variant.
+
+    With several thread counts each is compared with the first, round by round.
+    """
+    if (row is None) == (model is None) or (row is not None and data is not None):
+        raise OptionError("give either a row, or --model")
+    counts, sizes = counts_of("--threads", threads), counts_of("--batch-size", batch_size)
+    if instances is not None and (against is not None or counts != [1]):
+        raise OptionError("--instances: times one model, each instance on one thread: no --against, no --threads")
+    own, shapes = precision_of(precision), shapes_of(input_shape or [])
+
+    def feed(batch: int) -> dict[str, Any]:
+        if row is not None:
+            return pipeline.feed_of(registry.find(row), registry.Case(batch))
+        if data is None:
+            return {"batch": batch, "shapes": shapes}
+        taken = {"data": str(data), "format": format, "samples": samples}
+        return {"batch": batch, "shapes": shapes, "sort": by_length, "repeat": repeat, **taken}
 
     def contender(path: Path, kind: str) -> list[dict[str, Any]]:
-        return (
-            pipeline.fp32_variants(path) if kind == "fp32" else [{"model": str(path), "precision": precision_of(kind)}]
-        )
+        return pipeline.fp32_variants(path) if kind == "fp32" else [{"model": str(path), "precision": kind}]
 
-    contenders = [contender(model, precision_of(precision))]
+    place = model if row is None else pipeline.timed_of(registry.find(row), own, isa)
+    assert place is not None
+    if instances is not None:
+        found = []
+        for batch in sizes:
+            with bar() as tell:
+                measured = throughput.measure(
+                    contender(place, own), instances, seconds=seconds, isa=isa, progress=tell, **feed(batch)
+                )
+            found.append((batch, measured))
+        _print_throughput(f"{row or model} {own}", found, cpu.tier_of(isa).name, as_json)
+        return
+    contenders = [contender(place, own)]
     if against is not None:
         contenders.append(contender(against, precision_of(against_precision)))
-    feed: dict[str, Any] = {}
-    if data is not None:
-        feed = {"data": str(data), "format": format, "samples": samples, "sort": by_length, "repeat": repeat}
     rows = []
-    for thread_count in counts_of("--threads", threads):
-        for batch in counts_of("--batch-size", batch_size):
-            with bar() as tell:
-                timed = pipeline.bench(
-                    contenders, isa=isa, threads=thread_count, batch=batch, shapes=shapes, progress=tell, **feed
-                )
-            ms = 1e3 * np.array(timed[0]["seconds"])
-            row = {
-                "model": str(model),
-                "precision": precision,
+    for batch in sizes:
+        with bar() as tell:
+            if len(counts) > 1:
+                timed = turns.bench(contenders, counts, isa=isa, progress=tell, **feed(batch))
+            else:
+                timed = [pipeline.bench(contenders, isa=isa, threads=counts[0], progress=tell, **feed(batch))]
+        first = np.array(timed[0][0]["seconds"])
+        for count, both in zip(counts, timed, strict=True):
+            taken_s = np.array(both[0]["seconds"])
+            entry = {
+                "model": str(row or model),
+                "precision": own,
                 "isa": cpu.tier_of(isa).name,
-                "threads": thread_count,
+                "threads": count,
                 "batch": batch,
-                "median_ms": float(np.median(ms)),
-                "p95_ms": float(np.quantile(ms, 0.95)),
-                "samples": len(ms),
+                "median_ms": 1e3 * float(np.median(taken_s)),
+                "p95_ms": 1e3 * float(np.quantile(taken_s, 0.95)),
+                "samples": len(taken_s),
             }
             if against is not None:
-                other = 1e3 * np.array(timed[1]["seconds"])
-                ratio, low, high = metrics.ratio_interval(other, ms)
-                row |= {"against": str(against), "against_median_ms": float(np.median(other))}
-                row |= {"ratio": ratio, "ratio_low": low, "ratio_high": high}
-            rows.append(row)
+                other = np.array(both[1]["seconds"])
+                ratio, low, high = metrics.ratio_interval(other, taken_s)
+                entry |= {"against": str(against), "against_median_ms": 1e3 * float(np.median(other))}
+                entry |= {"ratio": ratio, "ratio_low": low, "ratio_high": high}
+            if len(counts) > 1:
+                gain, low, high = metrics.ratio_interval(first, taken_s)
+                entry |= {"speedup": gain, "speedup_low": low, "speedup_high": high}
+                entry |= {"efficiency": gain * counts[0] / count}
+            rows.append(entry)
     if as_json:
         print_json({"results": rows})
         return
-    columns = ["threads", "batch", "median_ms", "p95_ms", "samples"]
-    columns += ["against_median_ms", "ratio", "ratio_low", "ratio_high"] if against is not None else []
+    hidden = ("model", "precision", "isa", "against")
+    columns = [name for name in rows[0] if name not in hidden]
     cells = [
-        tuple(f"{row[key]:.3f}" if isinstance(row[key], float) else str(row[key]) for key in columns) for row in rows
+        tuple(f"{entry[key]:.3f}" if isinstance(entry[key], float) else str(entry[key]) for key in columns)
+        for entry in rows
     ]
-    out.print(report.rich_table(report.Table(f"{model} {precision}", tuple(columns), tuple(cells))))
+    out.print(report.rich_table(report.Table(f"{row or model} {own}", tuple(columns), tuple(cells))))
+
+
+def _print_throughput(title: str, found: Sequence[tuple[int, throughput.Throughput]], tier: str, as_json: bool) -> None:
+    """`found`: batch size and what was measured with it."""
+    if as_json:
+        print_json({"results": [{"batch": batch, "isa": tier, **report.throughput_json(one)} for batch, one in found]})
+        return
+    for batch, one in found:
+        out.print(report.rich_table(report.throughput_table(f"{title}, {tier}, batch {batch}", one)))

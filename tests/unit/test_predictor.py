@@ -62,7 +62,7 @@ def test_a_program_that_paddle_refuses(tmp_path: Path) -> None:
     graph = net.graph(net.act("x", "no_such_op"))
     save_dir(graph, tmp_path)
     with pytest.raises((ModelError, ChildError), match=r"no_such_op|can't load|crashed"):
-        isolate.call("quant.jobs:bench", {"contenders": [[{"model": str(tmp_path), "precision": "fp32"}]]})
+        isolate.call("quant.timing:bench", {"contenders": [[{"model": str(tmp_path), "precision": "fp32"}]]})
 
 
 def padded() -> Graph:

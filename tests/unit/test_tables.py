@@ -6,6 +6,7 @@ import pytest
 from quant import cpu, registry, report
 from quant.errors import OptionError
 from quant.profile import kernels, proof
+from quant.ratios import pairs
 from quant.record import SCHEMA, Machine, Record, columns, from_json, to_json
 
 LOG = """onednn_verbose,v1,info,oneDNN v3.6.2 (commit 28d6967)
@@ -130,11 +131,11 @@ def test_thresholds_that_hold_and_that_fail() -> None:
 
 
 def test_speed_that_comes_close_and_that_does_not() -> None:
-    results = [report.pairs(speed(ratio, 1.0))[0].result for ratio in (3.1, 2.9, 2.0)]
+    results = [pairs(speed(ratio, 1.0))[0].result for ratio in (3.1, 2.9, 2.0)]
     assert results == ["reached", "MISSED", "FAILED"]
     assert report.passed([], speed(2.9, 1.0))
     assert not report.passed([], speed(2.0, 1.0))
-    assert report.pairs(speed(1.2, 1.0, threads=2))[0].result == "reached"
+    assert pairs(speed(1.2, 1.0, threads=2))[0].result == "reached"
 
 
 def test_tables_say_the_same_in_markdown() -> None:

@@ -1,0 +1,85 @@
+"""FP32 and INT8 records that were timed against each other -> ratios, and what to make of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from quant.metrics import ratio_interval
+from quant.record import Record
+from quant.registry import Case, ModelSpec, find
+
+__all__ = ["Pair", "pairs", "settled"]
+
+_BROKEN = 0.9
+
+
+@dataclass(frozen=True)
+class Pair:
+    """FP32 and INT8 timed against each other: the median ratio of their rounds, with its 95% interval."""
+
+    spec: ModelSpec
+    fp32: Record
+    int8: Record
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def result(self) -> str:
+        """reached; MISSED: the estimate is below what is due; FAILED: the whole interval is below 90% of it.
+
+        What is due are figures from other machines. Coming close to one is a figure to print as it is; falling far
+        below it means that something broke, and fails the case.
+        """
+        if self.ratio >= self.due:
+            return "reached"
+        return "FAILED" if self.high < _BROKEN * self.due else "MISSED"
+
+    @property
+    def case(self) -> Case:
+        """The row's case that was timed; a batch size of a user's choosing is a case of its own."""
+        record = self.int8
+        known = (case for case in self.spec.cases if (case.batch, case.repeat, case.by_length) == _key(record))
+        return next(known, Case(record.batch, repeat=record.repeat, by_length=record.by_length))
+
+    @property
+    def due(self) -> float:
+        # What is due is for one thread; with more, INT8 must not be the slower one.
+        return self.case.due_on(self.int8.isa) if self.int8.threads == 1 else 1.0
+
+    @property
+    def published(self) -> float | None:
+        """The seeds' ratio, of one thread of a CPU with VNNI and without AMX; None elsewhere."""
+        comparable = self.int8.isa == "avx512_vnni" and self.int8.threads == 1
+        return self.case.published if comparable else None
+
+    @property
+    def title(self) -> str:
+        extra = (f"each {self.case.repeat} times" if self.case.repeat > 1 else "", "by length" * self.case.by_length)
+        return ", ".join([self.spec.title, *filter(None, extra)])
+
+
+def _key(record: Record) -> tuple[int, int, bool]:
+    return record.batch, record.repeat, record.by_length
+
+
+def pairs(records: Sequence[Record]) -> list[Pair]:
+    """FP32 and INT8 records that were measured against each other: they follow one another."""
+    result = []
+    for fp32, int8 in zip(records[::2], records[1::2], strict=True):
+        ratio, low, high = ratio_interval(np.array(fp32.latency_s), np.array(int8.latency_s))
+        result.append(Pair(find(int8.model), fp32, int8, ratio, low, high))
+    return result
+
+
+def settled(measure: Callable[..., list[Record]], budget_s: float = 2.5) -> list[Record]:
+    """What `measure` (`budget_s` in seconds -> FP32 and INT8 records) finds.
+
+    A ratio that isn't reached is measured once more, for twice as long, before it counts: a busy moment of the machine
+    is no slow model.
+    """
+    found = measure(budget_s=budget_s)
+    if all(pair.result == "reached" for pair in pairs(found)):
+        return found
+    return measure(budget_s=2 * budget_s)

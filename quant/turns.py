@@ -1,0 +1,75 @@
+"""Models that can't share a process, timed in alternation: each in a child of its own, which runs when it is its turn.
+
+Loads no Paddle; what the children do is in `quant.timing`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from quant.isolate import Child, Progress, call
+
+__all__ = ["BLOCK_S", "TIMEOUT_S", "bench", "in_turn", "loads", "rounds_in"]
+
+BLOCK_S = 0.02  # how long OpenMP's idle threads wait for more in a loop; Intel's default is 0.2
+TIMEOUT_S = 600.0
+
+Json = dict[str, Any]
+Contenders = Sequence[Sequence[Mapping[str, Any]]]
+
+
+def rounds_in(budget_s: float, cost_s: float) -> int:
+    """Rounds of so many seconds each that a budget is good for: 8 to 60."""
+    return int(min(max(budget_s / cost_s, 8), 60))
+
+
+def in_turn(contenders: int, number: int) -> Iterable[int]:
+    """Who comes after whom in a round: the order alternates."""
+    return range(contenders) if number % 2 == 0 else reversed(range(contenders))
+
+
+def bench(
+    contenders: Contenders,
+    threads: Sequence[int],
+    *,
+    isa: str | None = None,
+    budget_s: float = 6.0,
+    progress: Progress | None = None,
+    **feed: Any,
+) -> list[list[Json]]:
+    """As `quant.timing.bench`, at several numbers of threads, round by round: for each number what `bench` gives.
+
+    OpenMP's threads are settled when a process loads, so each number has a child. Round i of all numbers ran back to
+    back. Idle threads sleep after 20 ms: the gaps between a run's kernels are far shorter, and a child answers when
+    they sleep, so that the others' turns have all cores.
+    """
+    environment = {"KMP_BLOCKTIME": str(round(1000 * BLOCK_S))}
+    with ExitStack() as stack:
+        children, ready = [], []
+        for count in threads:  # one after the other: each finds its fastest variant undisturbed
+            arguments = {"contenders": [list(runs) for runs in contenders], "threads": count, **feed}
+            child = Child("quant.timing:take_turns", arguments, isa=isa, threads=count, environment=environment)
+            children.append(stack.enter_context(child))
+            ready.append(child.hear(TIMEOUT_S)["event"])
+        rounds = rounds_in(budget_s, sum(event["cost_s"] for event in ready))
+        timed: list[list[Json]] = [[{"run": run, "seconds": []} for run in event["runs"]] for event in ready]
+        for number in range(rounds):
+            for place in in_turn(len(children), number):
+                children[place].tell(number)
+                for entry, value in zip(timed[place], children[place].hear(TIMEOUT_S)["event"]["seconds"], strict=True):
+                    entry["seconds"].append(value)
+            if progress:
+                progress("bench", number + 1, rounds)
+    return timed
+
+
+def loads(
+    runs: Sequence[Mapping[str, Any]], rounds: int, *, isa: str | None = None, threads: int = 1, **feed: Any
+) -> list[list[Json]]:
+    """{"load_s", "answer_s"} (`quant.timing.load`) of each model in each round, every time in a new process."""
+    found: list[list[Json]] = [[] for _ in runs]
+    for number in range(rounds):
+        for place in in_turn(len(runs), number):
+            arguments = {"run": runs[place], "threads": threads, **feed}
+            found[place].append(call("quant.timing:load", arguments, isa=isa, threads=threads))
+    return found
