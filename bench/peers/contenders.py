@@ -1,0 +1,151 @@
+"""What is compared, as data: engines, contenders (an engine at a precision), and the goals."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from quant import cpu
+
+__all__ = ["CONTENDERS", "ENGINES", "GOALS", "Contender", "Engine", "Goal", "contenders_of", "engine_of", "ours"]
+
+Precision = Literal["int8", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Something that runs models.
+
+    `packages`: distributions that it needs, whose versions the report names. `module` has `load` (see
+    protocol.Session). `form`: what of a row it runs, see models.Artefacts. `capped_by`: the environment variable that
+    caps its instruction set, or None where it has none, so that it runs uncapped. `notes` go into the report.
+    """
+
+    name: str
+    title: str
+    packages: tuple[str, ...]
+    module: str
+    form: Literal["ours", "qdq", "openvino", "onnxruntime"]
+    capped_by: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def missing(self) -> list[str]:
+        """Packages that aren't installed."""
+        return [name for name in self.packages if _version(name) is None]
+
+    def versions(self) -> dict[str, str]:
+        return {name: _version(name) or "not installed" for name in self.packages}
+
+    def environment(self, isa: str | None) -> dict[str, str]:
+        """What caps it to an ISA. Every engine's name for that is oneDNN's."""
+        settings = cpu.isa_environment(isa)
+        return {self.capped_by: next(iter(settings.values()))} if self.capped_by and settings else {}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An engine at a precision. `settings` go to the engine's `load`; `needs`: CPU flags of which one must be there.
+
+    `judged`: whether it is ours, and so is what the goals are about.
+    """
+
+    engine: str
+    precision: Precision
+    title: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    needs: frozenset[str] = frozenset()
+    judged: bool = False
+    variant: str = ""  # tells contenders of one engine and precision apart
+
+    @property
+    def key(self) -> str:
+        return "-".join(part for part in (self.engine, self.variant, self.precision) if part)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Our INT8 latency / a peer's: at most `each` on every row, and `mean` as geometric mean of the rows."""
+
+    peer: str
+    each: float
+    mean: float
+
+
+ENGINES: tuple[Engine, ...] = (
+    Engine("ours", "ours", ("quant-onednn", "paddlepaddle"), "bench.peers.paddle_engine", "ours", "ONEDNN_MAX_CPU_ISA"),
+    Engine(
+        "paddle",
+        "Paddle as it comes",
+        ("paddlepaddle",),
+        "bench.peers.paddle_engine",
+        "qdq",
+        "ONEDNN_MAX_CPU_ISA",
+        (
+            "INT8: `enable_onednn_int8` on our fake-quantized model, so with our graph and thresholds; unsigned ones are "
+            "declared as 8 bits, because Paddle refuses the 9 that they are",
+            "FP32: the fastest of Paddle's own ways to run our FP32 model",
+        ),
+    ),
+    Engine(
+        "openvino",
+        "OpenVINO",
+        ("openvino", "nncf", "paddle2onnx"),
+        "bench.peers.openvino_engine",
+        "openvino",
+        "ONEDNN_MAX_CPU_ISA",  # its own copy of oneDNN obeys it, and its own kernels ask that copy
+        (
+            "INT8: NNCF's post-training quantization",
+            "What isn't INT8 there runs in BF16 on CPUs that have it, as is OpenVINO's default; FP32 is forced",
+        ),
+    ),
+    Engine(
+        "onnxruntime",
+        "ONNX Runtime",
+        ("onnxruntime", "onnx", "paddle2onnx"),
+        "bench.peers.onnxruntime_engine",
+        "onnxruntime",
+        None,
+        ("INT8: QDQ, per channel, MinMax, after `quant_pre_process`",),
+    ),
+)
+
+_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
+
+# Which of them are timed against each other, in the order of the tables' columns.
+CONTENDERS: tuple[Contender, ...] = (
+    Contender("ours", "int8", "ours", judged=True),
+    Contender("paddle", "int8", "Paddle as it comes"),
+    Contender("openvino", "int8", "OpenVINO"),
+    Contender("onnxruntime", "int8", "ONNX Runtime"),
+    Contender("paddle", "fp32", "ours and Paddle"),
+    Contender("openvino", "fp32", "OpenVINO"),
+    Contender("onnxruntime", "fp32", "ONNX Runtime"),
+    Contender("paddle", "bf16", "ours and Paddle", needs=_BF16),
+    Contender("openvino", "bf16", "OpenVINO", needs=_BF16),
+)
+
+# Issue "INT8 faster than OpenVINO and ONNX Runtime": batch 1 (text rows: 50), one thread, same machine, same run.
+GOALS: tuple[Goal, ...] = (
+    Goal("openvino", each=1.0, mean=0.9),
+    Goal("onnxruntime", each=1.0, mean=0.6),
+    Goal("paddle", each=1.0, mean=0.7),
+)
+
+
+def engine_of(contender: Contender) -> Engine:
+    return next(engine for engine in ENGINES if engine.name == contender.engine)
+
+
+def contenders_of(*precisions: Precision) -> list[Contender]:
+    return [contender for contender in CONTENDERS if contender.precision in precisions]
+
+
+def ours() -> list[Contender]:
+    return [contender for contender in CONTENDERS if contender.judged]
