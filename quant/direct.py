@@ -97,37 +97,55 @@ class Program:
             op = self.computed[name]
             x = self.constant(op.input("X"))
             if op.type == "cast":
-                self.constants[name] = x.astype(_DTYPES[op.attr("out_dtype")])
+                found = x.astype(_DTYPES[op.attr("out_dtype")])
+            elif op.type == "reshape2":
+                found = x.reshape(_shape_of(op, x.shape))
             else:
-                self.constants[name] = x * _beside(self.constant(op.input("Y")), x.ndim, op.attr("axis", -1))
+                found = x * _beside(self.constant(op.input("Y")), x.ndim, op.attr("axis", -1))
+            self.constants[name] = found
         return self.constants[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a constant."""
-        while name in self.computed:
-            name = self.computed[name].input("X")
-        return self.constant(name).shape
+        if name not in self.computed:
+            return self.constant(name).shape
+        op = self.computed[name]
+        before = self.shape(op.input("X"))
+        return _shape_of(op, before) if op.type == "reshape2" else before
 
     def integers(self, name: str, scales: Sequence[float], axis: int) -> Array:
         """A weight as its kernel stores it: rounded, `scales` integers to a unit along `axis`.
 
-        Stored integers with a step that is the scales' inverse, or twice that, are those very integers.
+        What is stored as integers with a step that is the scales' inverse, or twice that, are those very integers.
         """
         factors = np.asarray(scales, np.float32)
-        mul = self.computed.get(name)
-        cast = self.computed.get(mul.input("X")) if mul else None
-        if mul and cast and (stored := self.constant(cast.input("X"))).dtype == np.int8 and axis == mul.attr("axis"):
-            times = factors * self.constant(mul.input("Y"))
-            if np.allclose(times, times[0], rtol=1e-4) and np.isclose(times[0], round(float(times[0])), rtol=1e-4):
-                return stored if round(float(times[0])) == 1 else stored * np.int8(round(float(times[0])))
+        stored, step = self._stored(name, axis)
+        if stored is not None and step.size == factors.size:
+            times = factors * step
+            whole = round(float(times[0]))
+            if whole in (1, 2) and np.allclose(times, whole, rtol=1e-4):
+                return stored if whole == 1 else stored * np.int8(whole)
         weight = self.constant(name)
         along = factors.reshape([-1 if dim == axis else 1 for dim in range(weight.ndim)])
         return np.clip(np.rint(weight * along), -128, 127).astype(np.int8)
 
+    def _stored(self, name: str, axis: int) -> tuple[Array | None, Array]:
+        """The int8 parameter and its steps along `axis` that a weight is computed from (None: it isn't)."""
+        shape, op = self.shape(name), self.computed.get(name)
+        flat = op is not None and op.type == "reshape2"  # then stored as [1, channels, the rest]
+        if op is not None and flat:
+            op = self.computed.get(op.input("X"))
+        cast = self.computed.get(op.input("X")) if op is not None and op.type == "elementwise_mul" else None
+        if op is None or cast is None or cast.type != "cast" or op.attr("axis", -1) != (1 if flat else axis):
+            return None, np.empty(0)
+        integers = self.constant(cast.input("X"))
+        fits = integers.dtype == np.int8 and (not flat or (axis == 0 and integers.shape[:2] == (1, shape[0])))
+        return (integers.reshape(shape) if fits else None), self.constant(op.input("Y"))
+
     def _folds(self, op: Op) -> bool:
         """Whether an op computes a constant."""
         known = all(name in self.constants or name in self.computed for name in op.reads)
-        if op.type not in ("cast", "elementwise_mul") or not known:
+        if op.type not in ("cast", "elementwise_mul", "reshape2") or not known:
             return False
         self.computed[op.output("Out")] = op
         return True

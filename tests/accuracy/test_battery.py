@@ -59,6 +59,19 @@ def test_run_1_and_run_100_are_bit_equal(predictor: Predictor, samples: Dataset)
     assert same(values(predictor, some(samples, 0, 4)), first)
 
 
+def test_both_executors_give_the_same_bits(model: Path, predictor: Predictor, samples: Dataset) -> None:
+    """Run directly or by Paddle's executor, its first run and its hundredth."""
+    if predictor.executor == "paddle":
+        pytest.skip("a model that only Paddle's executor runs")
+    with Predictor(model, Settings("int8", executor="paddle")) as paddle:
+        for batch in (some(samples, 0, 1), some(samples, 0, 50)):
+            expected = values(predictor, batch)
+            assert same(values(paddle, batch), expected)
+        for _ in range(98):
+            paddle.run()
+        assert same([values_of(out) for out in paddle.read().values()], expected)
+
+
 def test_batch_1_and_batch_50_give_the_same_labels(predictor: Predictor, samples: Dataset) -> None:
     together = decisions(predictor, some(samples, 0, 50))
     alone = np.concatenate([decisions(predictor, some(samples, i, i + 1)) for i in range(50)])

@@ -1,0 +1,181 @@
+"""The direct executor: what it gives is what Paddle's gives; what it can't run, Paddle's runs.
+
+That no bit differs is also checked wherever a test runs an INT8 graph (tests.nets.run) and on every row (the battery).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quant.calibrate import calibrate
+from quant.convert import convert
+from quant.direct import Plan, Program
+from quant.errors import DataError, ModelError, UnsupportedError
+from quant.graph import Graph, Op, Var, run_passes, save_dir
+from quant.passes import NORMALISE, fuse_kernels
+from quant.predictor import Predictor, Settings
+from tests.nets import Net, inception_net, inverted_net, mixed_net, residual_net, run, vgg_net
+
+DIRECT = Settings("int8", executor="direct")
+PADDLE = Settings("int8", executor="paddle")
+NETS = [residual_net, inverted_net, inception_net, vgg_net, mixed_net]
+
+
+def int8_of(graph: Graph) -> Graph:
+    batches = [{"x": batch["x"]} for batch in Net(*graph.vars["x"].shape[1:3], seed=3).batches()]
+    return convert(calibrate(run_passes(graph, NORMALISE), batches, algo="abs_max"))[0]
+
+
+def images(batch: int, seed: int = 0) -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(seed).standard_normal((batch, 8, 8, 8)).astype(np.float32)}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save_dir(int8_of(residual_net()), tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_both_executors_give_the_same_bits(net: Callable[[], Graph], tmp_path: Path) -> None:
+    save_dir(int8_of(net()), tmp_path)
+    with Predictor(tmp_path, DIRECT) as direct, Predictor(tmp_path, PADDLE) as paddle:
+        assert (direct.executor, paddle.executor) == ("direct", "paddle")
+        assert direct.inputs == paddle.inputs and direct.outputs == paddle.outputs
+        for batch in (1, 5, 1):
+            for name, values in direct(images(batch, batch)).items():
+                np.testing.assert_array_equal(values, paddle(images(batch, batch))[name])
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_float32_graphs_run_as_well(net: Callable[[], Graph], tmp_path: Path) -> None:
+    graph = net()
+    [expected] = run(graph, images(4), tmp_path)
+    program = Program(run_passes(graph, (*NORMALISE, fuse_kernels)))
+    plan = program.plan(images(4))
+    plan.feed(images(4))
+    plan.run()
+    [found] = plan.outputs.values()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_residual_is_still_there_when_it_is_read_again(tmp_path: Path) -> None:
+    """A sum is taken in place only where nobody reads its second operand afterwards."""
+    net = Net()
+    stem = net.act(net.bias(net.conv("x", 8)))
+    once = net.act(net.add(net.bias(net.conv(stem, 8)), stem))
+    twice = net.act(net.add(net.bias(net.conv(once, 8)), stem))  # the stem is read here again
+    graph = int8_of(net.graph(net.head(twice), net.head(once)))
+    assert sum(bool(op.input("ResidualData")) for op in graph.ops) == 2
+    run(graph, images(3), tmp_path)  # compares
+
+
+def test_a_model_is_run_again_and_on_other_arrays(saved: Path) -> None:
+    with Predictor(saved, DIRECT) as predictor:
+        [first] = predictor(images(2)).values()
+        kept = first.copy()
+        [other] = predictor(images(2, seed=1)).values()
+        assert not np.array_equal(first, other)
+        assert np.array_equal(first, kept)  # outputs are new arrays
+        for _ in range(50):
+            predictor.run()
+        assert np.array_equal(next(iter(predictor.read().values())), other)
+        assert np.array_equal(next(iter(predictor(images(2)).values())), kept)
+
+
+def test_plans_of_other_shapes_are_dropped(tmp_path: Path) -> None:
+    program = Program(int8_of(residual_net()), capacity=2)
+    plans = [program.plan(images(batch)) for batch in (1, 2, 1, 3)]
+    assert plans[0] is plans[2]
+    assert program.plan(images(1)) is plans[0]  # used later than that of 2
+    assert program.plan(images(2)) is not plans[1]
+
+
+def test_weights_are_packed_once_for_all_shapes() -> None:
+    program = Program(int8_of(vgg_net()))
+    program.plan(images(1))
+    before = {name: list(memories) for name, memories in program.packed.items()}
+    program.plan(images(1))
+    program.plan(images(6))
+    for name, memories in program.packed.items():
+        assert memories[: len(before[name])] == before[name]
+
+
+def test_memory_is_used_again() -> None:
+    """Twenty layers in a row need the memory of two or three."""
+    net = Net()
+    x = "x"
+    for _ in range(20):
+        x = net.act(net.bias(net.conv(x, 8)))
+    plan = Program(int8_of(net.graph(net.head(x)))).plan(images(64))
+    blocks = {id(block): block.bytes.size for block in plan.blocks.values()}
+    assert sum(blocks.values()) < 5 * images(64)["x"].nbytes / 4
+
+
+def test_two_threads_give_the_same_bits(saved: Path) -> None:
+    with Predictor(saved, DIRECT) as one, Predictor(saved, replace(DIRECT, threads=2)) as two:
+        for name, values in one(images(7)).items():
+            assert np.array_equal(values, two(images(7))[name])
+
+
+def odd_net(type: str) -> Graph:
+    net = Net()
+    x = net.act(net.bias(net.conv("x", 8)))
+    return net.graph(net.head(net.act(net.bias(net.conv(net.op(type, {"X": x}), 8)))))
+
+
+def test_what_it_does_not_know_runs_on_paddles_executor(tmp_path: Path) -> None:
+    save_dir(int8_of(odd_net("exp")), tmp_path)
+    with Predictor(tmp_path, Settings("int8")) as predictor:
+        assert predictor.executor == "paddle"
+        assert np.isfinite(next(iter(predictor(images(2)).values()))).all()
+    with pytest.raises(UnsupportedError, match=r"can't be run directly: op 'exp'"):
+        Predictor(tmp_path, DIRECT)
+
+
+def test_an_input_of_another_type_is_paddles_to_refuse(saved: Path) -> None:
+    wrong = {"x": images(2)["x"].astype(np.float64)}
+    with Predictor(saved, Settings("int8")) as predictor, pytest.raises((ModelError, DataError)):
+        predictor(wrong)
+    with Predictor(saved, DIRECT) as predictor, pytest.raises(UnsupportedError, match="is float64, not float32"):
+        predictor(wrong)
+
+
+def lookup_graph() -> Graph:
+    random = np.random.default_rng(0)
+    table = random.standard_normal((10, 4)).astype(np.float32)
+    op = Op.make("lookup_table_v2", {"Ids": "ids", "W": "table"}, {"Out": "out"}, padding_idx=-1)
+    described = {"ids": Var((-1, 3), "int64"), "table": Var((10, 4)), "out": Var((-1, 3, 4))}
+    return Graph((op,), described, {"table": table}, ("ids",), ("out",))
+
+
+def looked_up(plan: Plan, ids: list[int]) -> np.ndarray:
+    plan.feed({"ids": np.array([ids])})
+    plan.run()
+    return plan.outputs["out"]
+
+
+def test_ids_are_looked_up_anew_at_each_run() -> None:
+    graph = lookup_graph()
+    plan = Program(graph).plan({"ids": np.array([[0, 0, 0]])})
+    for ids in ([1, 9, 3], [0, 2, 2]):
+        assert np.array_equal(looked_up(plan, ids)[0], graph.params["table"][ids])
+
+
+@pytest.mark.parametrize("bad", [10, -1])
+def test_an_id_that_is_not_in_the_table_is_told(bad: int) -> None:
+    plan = Program(lookup_graph()).plan({"ids": np.array([[0, 0, 0]])})
+    with pytest.raises(DataError, match=f"not in the embedding table.*{bad}"):
+        looked_up(plan, [1, bad, 3])
+
+
+def test_the_ops_of_a_run_can_be_watched(saved: Path) -> None:
+    seen: list[str] = []
+    with Predictor(saved, DIRECT) as predictor:
+        predictor.feed(images(1))
+        predictor.watch(lambda type, variable: seen.append(type))
+        predictor.run()
+    assert seen[0] == "quantize" and seen.count("fused_conv2d") == 5 and seen[-1] == "fc"
