@@ -1,0 +1,62 @@
+"""The command that says where a model's time goes."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quant import profiler, report
+from quant.cli.shared import Format, Isa, Json, Threads, app, bar, out, precision_of, print_json, shapes_of
+from quant.errors import check_choice
+from quant.profile_report import as_json, tables
+
+__all__ = ["profile"]
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model directory, or a row of `quant suite`.")],
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, quant, int8 or bf16; default: int8 where the model holds INT8 ops.")
+    ] = None,
+    executor: Annotated[str, typer.Option(help="Who calls the kernels: auto, paddle or direct.")] = "auto",
+    fp32_model: Annotated[
+        Path | None, typer.Option(help="The FP32 model it was made of: also says what each island spares.")
+    ] = None,
+    threads: Threads = 1,
+    isa: Isa = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 1,
+    data: Annotated[Path | None, typer.Option(help="Run on this data's first batch, not on generated input.")] = None,
+    format: Format = None,
+    input_shape: Annotated[
+        list[str] | None, typer.Option(help="name=1,3,224,224 for an input with open dimensions.")
+    ] = None,
+    each: Annotated[bool, typer.Option("--each", help="Also list every kernel, with its shape and its op.")] = False,
+    json: Json = False,
+) -> None:
+    """Why is it not faster? Kernels, conversions, overhead and INT8 islands of a model, by the time that they take."""
+    shapes = shapes_of(input_shape or [])
+    precision = None if precision is None else precision_of(precision)
+    check_choice("executor", executor, ("auto", "paddle", "direct"))
+    with bar() as tell:
+        subject = profiler.subject_of(model, isa, tell)
+        if data is not None:
+            subject = replace(subject, feed={"data": str(data), "format": format})
+        if fp32_model is not None:
+            subject = replace(subject, fp32=fp32_model)
+        found = profiler.profile(
+            subject,
+            precision=precision,
+            executor=executor,
+            isa=isa,
+            threads=threads,
+            batch=batch_size,
+            shapes=shapes,
+            progress=tell,
+        )
+    if json:
+        print_json(as_json(found))
+        return
+    for table in tables(found, each=each):
+        out.print(report.rich_table(table))
