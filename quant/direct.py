@@ -248,8 +248,13 @@ class Plan:
             raise DataError(f"an id is not in the embedding table: {error}") from error
 
     def watch(self, seen: Callable[[str, str], None]) -> None:
-        """Have `seen(op type, variable)` called in later runs when the last kernel of an op is done."""
-        done = {place: op for op, place in self.ends.items()}
+        """Have `seen(op type, variable)` called in later runs when the last kernel of an op is done.
+
+        Ops that run nothing, such as a reshape, aren't told of: their last call would be that of the op before.
+        """
+        done: dict[int, Op] = {}
+        for op, place in self.ends.items():
+            done.setdefault(place, op)
         steps = []
         for place, step in enumerate(self.steps):
             steps.append(step)
