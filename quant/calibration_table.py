@@ -264,12 +264,12 @@ def _entries(graph: Graph, table: Mapping[str, float]) -> dict[str, _Entry]:
     own = {name: _Entry(threshold, frozenset({name})) for name, threshold in table.items()}
     found = dict(own)
     for op in graph.ops:
-        factor, out = _factor(op), op.output("Out")
-        if factor is None or out in own:
+        if (factor := _factor(op)) is None:
             continue
         carried = _largest(found.get(name) for name in op.inputs.get("X", ()))
         if carried is not None and _usable(factor * carried.threshold):
-            found[out] = carried._replace(threshold=factor * carried.threshold)
+            scaled = carried._replace(threshold=factor * carried.threshold)
+            found.update((out, scaled) for out in op.outputs["Out"] if out not in own)
     return found
 
 

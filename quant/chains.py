@@ -34,15 +34,40 @@ LOOKUPS = ("lookup_table", "lookup_table_v2")
 
 # Ops that only carry values: the same numbers (or the largest of some) come out, so they commute exactly with
 # quantisation to one scale. Average pooling isn't one: its mean would be rounded where the simulation rounds nothing.
-MOVES = ("pool2d", "concat", "reshape2", "transpose2", "flatten_contiguous_range", "flatten2", "squeeze2", "unsqueeze2")
+MOVES = (
+    *("pool2d", "concat", "split", "nearest_interp", "nearest_interp_v2"),
+    *("reshape2", "transpose2", "flatten_contiguous_range", "flatten2", "squeeze2", "unsqueeze2"),
+)
+_BY_TENSOR = (
+    "AxisTensor",
+    "SectionsTensorList",
+    "OutSize",
+    "SizeTensor",
+    "Scale",
+)  # what may come from a tensor instead
 
 # What the seeds call quantizable, plus the newer names of the same ops.
 QUANTIZABLE = (*CONVS, *PRODUCTS, *RECURRENT, "scale", *MOVES)
 
 
 def is_move(op: Op) -> bool:
-    """Whether an op only carries values and has an int8 kernel."""
-    return op.type in MOVES and (op.type != "pool2d" or op.attr("pooling_type") == "max")
+    """Whether an op only carries values, all of them from the slot X to Out, and has an int8 kernel."""
+    if op.type not in MOVES or any(op.inputs.get(slot) for slot in _BY_TENSOR):
+        return False
+    if op.type.startswith("nearest_interp"):
+        return _repeats(op)
+    return op.type != "pool2d" or op.attr("pooling_type") == "max"
+
+
+def _repeats(op: Op) -> bool:
+    """Whether nearest-neighbour interpolation repeats each value a whole number of times.
+
+    At other factors oneDNN rounds positions otherwise than Paddle's own kernel.
+    """
+    scale = op.attr("scale", 0.0)
+    factors = scale if isinstance(scale, list) else [scale]
+    whole = bool(factors) and all(factor >= 1 and float(factor).is_integer() for factor in factors)
+    return whole and not op.attr("align_corners", True) and op.attr("data_layout", "NCHW") == "NCHW"
 
 
 def is_carrier(op: Op) -> bool:

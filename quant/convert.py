@@ -241,12 +241,12 @@ class _Emitter:
         Inputs on one grid but of unlike types (a uint8 and an int8 branch of a concat) are carried in float32, and
         what comes out still lies on that grid.
         """
-        names, out = op.inputs["X"], op.output("Out")
+        names, outs = op.inputs["X"], op.outputs["Out"]
         grids = {self.grids.get(name) for name in names}
         if len(grids) > 1 or (shared := grids.pop()) is None:
             return False
-        self.grids[out] = shared
-        shifted = self.only_into_cells(out)
+        self.grids.update(dict.fromkeys(outs, shared))
+        shifted = all(self.only_into_cells(out) for out in outs)
         have = self.shifted if shifted else self.int8
         if not is_move(op) or op not in self.chosen or not all(self.at_hand(name, have) for name in names):
             return False
@@ -256,14 +256,15 @@ class _Emitter:
         first = forms[0]
         if first is None or any(form is None or not form.same_grid(first) for form in forms):
             return False
-        form = replace(first, name=self.graph.fresh(f"{out}.int8"))
+        written = [replace(first, name=self.graph.fresh(f"{out}.int8")) for out in outs]
         inputs = {**op.inputs, "X": tuple(form.name for form in forms if form)}
-        moved = replace(op, inputs=inputs, outputs={**op.outputs, "Out": (form.name,)})
+        moved = replace(op, inputs=inputs, outputs={**op.outputs, "Out": tuple(form.name for form in written)})
         if op.type == "transpose2" and self.products.intersection(names):
             # matmul_transpose_reshape_onednn_fuse_pass would put it into the INT8 product, whose kernel ignores it.
             moved = replace(moved, type="fused_transpose")
         self.ops.append(moved.with_attrs(use_mkldnn=True, mkldnn_data_type="int8"))
-        self.add_form(out, form)
+        for out, form in zip(outs, written, strict=True):
+            self.add_form(out, form)
         return True
 
     def at_hand(self, name: str, forms: dict[str, Int8]) -> bool:

@@ -88,6 +88,14 @@ class Net:
         channels = sum(self.vars[name].shape[1] for name in names)
         return self.op("concat", {"X": names}, shape=(-1, channels, *self.vars[names[0]].shape[2:]), axis=1)
 
+    def split(self, x: str, parts: int) -> tuple[str, ...]:
+        _, channels, *sides = self.vars[x].shape
+        names = tuple(f"t{len(self.ops)}.{part}" for part in range(parts))
+        self.vars.update(dict.fromkeys(names, Var((-1, channels // parts, *sides))))
+        attrs = Op.make("", {}, {}, num=0, sections=[channels // parts] * parts, axis=1).attrs
+        self.ops.append(Op("split", {"X": (x,)}, {"Out": names}, attrs))
+        return names
+
     def head(self, x: str, classes: int = 6) -> str:
         size = int(np.prod(self.vars[x].shape[1:]))
         flat = self.op("flatten_contiguous_range", {"X": x}, shape=(-1, size), start_axis=1, stop_axis=-1)
@@ -172,6 +180,34 @@ def mixed_net() -> Graph:
     return net.graph(net.head(net.act(net.bias(net.conv(joined, 8, 3)))))
 
 
+def shuffle_net() -> Graph:
+    """ShuffleNetV2's units: one half passes by, both are joined, and channels change places."""
+    net = Net()
+    stem = net.act(net.bias(net.conv("x", 8, 3)))
+    joined = net.concat(stem, net.act(net.bias(net.conv(stem, 8))))
+    for _ in range(2):
+        shape = net.vars[joined].shape
+        wide = net.op("reshape2", {"X": joined}, shape=(-1, 2, 8, 8, 8))
+        net.ops[-1] = net.ops[-1].with_attrs(shape=[-1, 2, 8, 8, 8])
+        turned = net.op("transpose2", {"X": wide}, shape=(-1, 8, 2, 8, 8), axis=[0, 2, 1, 3, 4])
+        shuffled = net.op("reshape2", {"X": turned}, shape=shape)
+        net.ops[-1] = net.ops[-1].with_attrs(shape=list(shape))
+        by, through = net.split(shuffled, 2)
+        deep = net.bias(net.conv(net.act(net.bias(net.conv(through, 8))), 8, 3, groups=8, type="depthwise_conv2d"))
+        joined = net.concat(by, net.act(net.bias(net.conv(deep, 8))))
+    return net.graph(net.head(joined))
+
+
+def pyramid_net() -> Graph:
+    """A detector's neck: a coarse map is enlarged and joined to the fine one."""
+    net = Net()
+    fine = net.act(net.bias(net.conv("x", 8, 3)), "leaky_relu")
+    coarse = net.act(net.bias(net.conv(net.pool(fine), 8)), "leaky_relu")
+    attrs = {"interp_method": "nearest", "align_corners": False, "out_h": -1, "out_w": -1, "data_layout": "NCHW"}
+    large = net.op("nearest_interp_v2", {"X": coarse}, shape=net.vars[fine].shape, scale=[2.0, 2.0], **attrs)
+    return net.graph(net.head(net.bias(net.conv(net.concat(fine, large), 8, 3))))
+
+
 def seeds_time_net() -> Graph:
     """Classifiers as Paddle 1.x wrote them: `mul` straight on a [N, C, H, W] map, and on a pooled [N, C, 1, 1]."""
     net = Net()
@@ -192,6 +228,8 @@ NETS = {
     "inverted": inverted_net,
     "inception": inception_net,
     "vgg": vgg_net,
+    "shuffle": shuffle_net,
+    "pyramid": pyramid_net,
 }
 
 

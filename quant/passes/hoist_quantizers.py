@@ -2,6 +2,7 @@
 
     fake_quant(max_pool(x)) = max_pool(fake_quant(x))
     fake_quant(concat(x, y)) = concat(fake_quant(x), fake_quant(y))
+    fake_quant of each part of split(x) = split(fake_quant(x))
 
 Exact, because rounding to one grid is monotone and acts on each value by itself.
 """
@@ -15,8 +16,8 @@ __all__ = ["hoist_quantizers"]
 def hoist_quantizers(graph: Graph) -> Graph:
     """Hoist until nothing moves, then let equal quantisers of one tensor share one.
 
-    Not touched: a carrying op with a reader that wants the unrounded value, a fetched output, or readers that round
-    to different grids.
+    Not touched: a carrying op with a reader that wants an unrounded value, a fetched output, or readers that round to
+    different grids.
     """
     start = graph
     while (hoisted := _hoist_once(graph)) is not graph:
@@ -28,22 +29,24 @@ def hoist_quantizers(graph: Graph) -> Graph:
 def _hoist_once(graph: Graph) -> Graph:
     readers = graph.readers()
     for op in graph.ops:
-        out = op.output("Out")
-        found = readers.get(out, [])
-        if not is_move(op) or not found or out in graph.fetches:
+        if not is_move(op):
+            continue
+        outs = op.outputs["Out"]
+        found = [reader for out in outs for reader in readers.get(out, [])]
+        if not found or set(outs).intersection(graph.fetches):
             continue
         if any(reader.type != "fake_quant" or _grid(reader) != _grid(found[0]) for reader in found):
+            continue
+        names = {reader.output("Out"): reader.input("X") for reader in found}
+        if set(names).intersection(graph.fetches):
             continue
         vars: dict[str, Var] = {}
         above, renamed = [], {}
         for name in dict.fromkeys(op.inputs["X"]):
-            renamed[name] = graph.fresh(f"{name}.above.{out}")
+            renamed[name] = graph.fresh(f"{name}.above.{outs[0]}")
             vars[renamed[name]] = graph.vars[name]
             above.append(Op("fake_quant", {"X": (name,)}, {"Out": (renamed[name],)}, found[0].attrs))
         swap = {op: (*above, op.rewired(renamed)), **dict.fromkeys(found, ())}
-        names = {reader.output("Out"): out for reader in found}
-        if any(name in graph.fetches for name in names):
-            continue
         return graph.evolve((new.rewired(names) for old in graph.ops for new in swap.get(old, (old,))), vars)
     return graph
 

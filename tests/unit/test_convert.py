@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from quant.calibrate import calibrate
-from quant.chains import numbered
+from quant.chains import is_move, numbered
 from quant.convert import convert
 from quant.errors import ConversionError, DataError, OptionError
 from quant.graph import Graph, run_passes, save_dir
@@ -18,13 +18,29 @@ from quant.metrics import sqnr
 from quant.observers import ALGORITHMS
 from quant.passes import NORMALISE, PLACE, lift_quantizers, lower_quantizers
 from quant.predictor import Settings
-from tests.nets import NATIVE, NETS, Net, data, residual_net, run
+from tests.nets import NATIVE, NETS, Net, data, pyramid_net, residual_net, run
 
 INT8_OPS = ("fused_conv2d", "fc")
 
 
 def int8_ops(graph: Graph) -> int:
     return sum(op.type in INT8_OPS and op.attr("mkldnn_data_type") == "int8" for op in graph.ops)
+
+
+@pytest.mark.parametrize("name", ["shuffle", "pyramid"])
+def test_ops_that_only_carry_values_run_on_int8(name: str) -> None:
+    """Nothing is rounded but the input, and what the average or the last product reads."""
+    graph = NETS[name]()
+    int8, coverage = convert(calibrate(graph, data(graph), algo="abs_max"))
+    assert int8.op_counts()["quantize"] == 1
+    assert not coverage.fp32
+
+
+def test_uneven_enlarging_stays_float() -> None:
+    """oneDNN takes other neighbours there than Paddle's own kernel."""
+    graph = pyramid_net()
+    uneven = [op.with_attrs(scale=[1.5, 1.5]) if op.type == "nearest_interp_v2" else op for op in graph.ops]
+    assert [is_move(op) for op in uneven if op.type == "nearest_interp_v2"] == [False]
 
 
 LOAD = """
