@@ -1,5 +1,7 @@
 """The steps that make models, as jobs: plain arguments in, plain results out, run in a child by `quant.isolate`."""
 
+import gc
+import json
 import pkgutil
 import tempfile
 from collections import Counter
@@ -10,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from quant import cpu
 from quant.calibrate import calibrate
 from quant.calibration_table import Applied, apply_table, read_table, table_of, write_table
 from quant.chains import numbered
@@ -19,6 +22,7 @@ from quant.evaluation import opened, signature, vocabularies
 from quant.graph import Graph, load_dir, model_size, run_passes, save_dir
 from quant.graphviz import quoted
 from quant.isolate import report_progress
+from quant.optimise import DECISIONS, SCHEMA, optimise
 from quant.passes import NORMALISE, lower_quantizers
 from quant.places import fresh_dir
 from quant.readers import batches
@@ -197,12 +201,16 @@ def convert_model(
     calibration_file: str | None = None,
     weight_levels: int = 127,
     target: str | None = None,
+    speed: Mapping[str, Any] | None = None,
 ) -> Json:
     """Fake-quantized model directory -> INT8 model directory; with `debug`, a .dot of the graph after each step.
 
     A `calibration_file` has thresholds of activations; the model may then be FP32, and its weights get
     `weight_levels`, those of the CPU tier `target`, if the user named one.
-    The result: op counts by type, ops that stayed FP32, bytes of both models, what became of the file's entries.
+    With `speed` ({"budget_s", "isa", "threads", "batch", "shapes"}) the directory holds what is fastest on this CPU,
+    and `decisions.json` (quant.optimise); `debug` is then not taken.
+    The result: op counts by type, ops that stayed FP32, bytes of both models, what became of the file's entries, and
+    the decisions.
     """
     report_progress("convert", 0, 3)
     graph, applied = load_dir(Path(quant_model_path)), None
@@ -219,8 +227,12 @@ def convert_model(
             raise OptionError(f"--target: the weights of {quant_model_path} are quantized already, for any target")
         graph = applied.graph
     report_progress("convert", 1, 3)
+    decisions: Json = {}
     with fresh_dir(Path(output)) as staging, about(quant_model_path):
-        if debug is None:
+        if speed is not None:
+            result, coverage, decisions = _fastest(graph, speed, ops_to_quantize, op_ids_to_skip)
+            (staging / DECISIONS).write_text(json.dumps(decisions, indent=1) + "\n", encoding="utf-8")
+        elif debug is None:
             result, coverage = convert(graph, ops_to_quantize=ops_to_quantize, op_ids_to_skip=op_ids_to_skip)
         else:
             with fresh_dir(Path(debug)) as drawings:
@@ -236,9 +248,29 @@ def convert_model(
         report_progress("convert", 2, 3)
         save_dir(result, staging)
         given = "fp32" if applied and applied.was_fp32 else "quant"
-        sizes = {given: model_size(Path(quant_model_path)), "int8": model_size(staging)}
+        made = "fp32" if decisions.get("choice") == "fp32" else "int8"
+        sizes = {given: model_size(Path(quant_model_path)), made: model_size(staging)}
     report_progress("convert", 3, 3)
-    return {**_coverage_json(coverage), "bytes": sizes, **({"table": _table_json(applied)} if applied else {})}
+    told = {**({"table": _table_json(applied)} if applied else {}), **({"decisions": decisions} if decisions else {})}
+    return {**_coverage_json(coverage), "bytes": sizes, **told}
+
+
+def _fastest(
+    graph: Graph, speed: Mapping[str, Any], ops_to_quantize: Sequence[str], op_ids_to_skip: Sequence[int]
+) -> tuple[Graph, Coverage, Json]:
+    """quant.optimise.optimise on generated input, and the whole content of decisions.json."""
+    place = {key: speed[key] for key in ("isa", "threads", "batch", "shapes")}
+    gc.disable()  # as timeit does; the process ends with this job
+    result, coverage, found = optimise(
+        graph,
+        sample_input(graph, speed["batch"], speed["shapes"]),
+        budget_s=speed["budget_s"],
+        threads=speed["threads"],
+        ops_to_quantize=ops_to_quantize,
+        op_ids_to_skip=op_ids_to_skip,
+    )
+    machine = {"tier": cpu.tier_of(speed["isa"]).name, **place}
+    return result, coverage, {"schema": SCHEMA, "cpu": machine, "budget_s": speed["budget_s"], **found}
 
 
 def _table_json(applied: Applied) -> Json:

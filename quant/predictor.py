@@ -156,10 +156,9 @@ class _Direct:
         if settings.precision not in ("fp32", "int8"):
             raise UnsupportedError(f"precision {settings.precision}")
         self.directory, self.settings = directory, settings
-        graph = load_dir(directory)
-        if settings.precision == "fp32":  # INT8 models were fused when they were converted
-            graph = run_passes(graph, (*NORMALISE, fuse_kernels))
-        self.program = Program(graph, settings.cache_capacity)
+        # Converting normalised an INT8 model, but didn't fuse its FP32 ops: Paddle's executor does that on loading.
+        passes = (*NORMALISE, fuse_kernels) if settings.precision == "fp32" else (fuse_kernels,)
+        self.program = Program(run_passes(load_dir(directory), passes), settings.cache_capacity)
         self.inputs, self.outputs = self.program.graph.feeds, self.program.graph.fetches
         self.plan: Plan | None = None
         self.held: dict[str, Any] = {}

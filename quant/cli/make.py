@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +12,11 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from quant import cpu, download, fetch, graphviz, isolate, pipeline, preprocess, registry, report, zoo
+from quant import cpu, decisions, download, fetch, graphviz, isolate, pipeline, preprocess, registry, report, zoo
 from quant.cli.shared import (
     BatchNum,
     Format,
+    Isa,
     Json,
     Labels,
     Model,
@@ -28,6 +29,7 @@ from quant.cli.shared import (
     listed,
     out,
     print_json,
+    shapes_of,
 )
 from quant.errors import OptionError, check_choice
 from quant.numerics import bits_of
@@ -191,11 +193,25 @@ def convert(
         str | None, typer.Option(help="CPU tier, for an FP32 model with --calibration-file; default: this CPU's.")
     ] = None,
     debug: Annotated[Path | None, typer.Option(help="Directory for drawings of the graph after each step.")] = None,
+    optimize: Annotated[
+        str | None, typer.Option(help="speed: measure, and leave in FP32 what INT8 makes slower on this CPU.")
+    ] = None,
+    time_budget: Annotated[
+        float | None, typer.Option(min=1.0, help="Seconds that --optimize may measure for; default 60.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of a run that --optimize measures; 1.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Batch that --optimize measures on; 1.")] = None,
+    input_shape: Annotated[
+        list[str] | None, typer.Option(help="For --optimize: name=1,3,224,224 for an input with open dimensions.")
+    ] = None,
+    isa: Isa = None,
     as_json: Json = False,
 ) -> None:
     """Convert a fake-quantized model to a real oneDNN INT8 model, and say what became INT8.
 
     With --calibration-file, the file's thresholds replace the model's, or quantize an FP32 model.
+    With --optimize speed, what was tried and decided is printed and written to decisions.json beside the model; where
+    no INT8 model is faster than FP32, that is said, and the FP32 model is written.
     """
     if target is not None and calibration_file is None:
         raise OptionError("--target: only for an FP32 model with --calibration-file; else the weights are quantized")
@@ -208,9 +224,14 @@ def convert(
         "calibration_file": None if calibration_file is None else str(calibration_file),
         "weight_levels": pipeline.weight_levels(target),
         "target": target,
+        "speed": _speed(optimize, time_budget, isa, threads, batch_size, input_shape),
     }
+    if optimize is not None and debug is not None:
+        raise OptionError(
+            "--debug: not with --optimize; draw a conversion with the --op-ids-to-skip that it decides on"
+        )
     with bar() as tell:
-        result = isolate.call("quant.jobs:convert_model", arguments, progress=tell)
+        result = isolate.call("quant.jobs:convert_model", arguments, isa=isa, threads=threads or 1, progress=tell)
         wrong = [] if debug is None else graphviz.draw_all(debug, progress=tell)
     for line in wrong:
         err.print(f"warning: {line}")
@@ -225,6 +246,42 @@ def convert(
     if "table" in result:
         _print_table_use(calibration_file, result["table"], "fp32" in result["bytes"])
     out.print(_sizes(result["bytes"]))
+    if "decisions" in result:
+        _print_decisions(result["decisions"])
+
+
+def _speed(
+    optimize: str | None,
+    time_budget: float | None,
+    isa: str | None,
+    threads: int | None,
+    batch_size: int | None,
+    input_shape: Sequence[str] | None,
+) -> dict[str, Any] | None:
+    """What --optimize measures with, as the job takes it; None without that option."""
+    measuring = {"time-budget": time_budget, "isa": isa, "threads": threads, "batch-size": batch_size}
+    if optimize is None:
+        for name, value in {**measuring, "input-shape": input_shape}.items():
+            if value:
+                raise OptionError(f"--{name}: only with --optimize, which measures")
+        return None
+    check_choice("optimization", optimize, ("speed",))
+    shapes = shapes_of(input_shape or [])
+    return {
+        "budget_s": time_budget or 60.0,
+        "isa": isa,
+        "threads": threads or 1,
+        "batch": batch_size or 1,
+        "shapes": shapes,
+    }
+
+
+def _print_decisions(found: Mapping[str, Any]) -> None:
+    """What was tried, what was chosen, and how fast that is."""
+    if found["tried"]:
+        out.print(report.rich_table(decisions.table(found)))
+    for line in decisions.sentences(found):
+        out.print(line, soft_wrap=True)
 
 
 def _print_table_use(path: Path | None, found: Mapping[str, Any], was_fp32: bool) -> None:

@@ -16,8 +16,8 @@ _COPIED = ("strides", "paddings", "dilations", "groups", "data_format", "padding
 
 
 def fuse_kernels(graph: Graph) -> Graph:
-    """Fuse convolutions and products by a constant weight with bias, residual and activation."""
-    weighted = {op for op in graph.ops if op.type in (*CONVS, *PRODUCTS)}
+    """Fuse convolutions and products by a constant weight with bias, residual and activation, those in INT8 apart."""
+    weighted = {op for op in graph.ops if op.type in (*CONVS, *PRODUCTS) and op.attr("mkldnn_data_type") != "int8"}
     chains = {op: chain for op, chain in chains_of(graph, weighted).items() if chain.weight and not chain.cell}
     if not chains:
         return graph

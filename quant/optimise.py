@@ -1,0 +1,551 @@
+"""A conversion that is measured: which ops stay FP32, because INT8 is slower there on this CPU.
+
+An INT8 op between FP32 ones pays for a quantize op before it and often a dequantize op behind it, and small kernels
+gain less than that costs. What an op costs in either precision is read off one run each (`Predictor.watch`); from that
+follows which ops, or whole islands, may lose. Whether they do is decided by timing whole models in alternation. With
+one thread that is its CPU time, which other work on the machine changes least; with several, wall time.
+
+What is left in FP32 isn't rounded either, unless an INT8 op reads the same rounded values: its simulation is the given
+one without those quantizers (`left_float`).
+
+`decisions.json`, written beside the model:
+
+    schema          1
+    cpu             tier, the ISA cap or null, threads, batch, shapes of inputs that the user gave
+    budget_s        the time budget; `spent_s` what was used of it, loading and converting included
+    choice          what the directory holds. "optimised": INT8 but for `left_in_fp32`, which is faster than "int8" by
+                    more than noise (the whole interval); "int8": every op that can be is; "fp32": the FP32 model, as
+                    the chosen one of those two was slower (the median)
+    left_in_fp32    op_id, op_type, output, int8_ms, fp32_ms of each op that INT8 would slow down; times of single ops
+                    are rough, and leave out the quantize and dequantize ops that went with it
+    tried           in order: op_ids, gain_ms (what was expected), ratio, low, high, kept. The ratio is the best model
+                    so far / the one without these ops in INT8; low and high are its 95% interval
+    fp32_variant    how FP32 was run: the fastest of quant.pipeline's variants
+    median_ms       of "fp32", "int8" and "optimised" (absent when nothing was kept), loaded anew at the end and timed
+                    in alternation
+    ratios          of their times, "fp32/int8", "fp32/optimised", "int8/optimised": ratio, low, high
+"""
+
+import math
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quant.chains import RECURRENT, Chain, chains_of, is_move, numbered
+from quant.convert import Coverage, Kept, convert
+from quant.errors import ConversionError, UnsupportedError
+from quant.evaluation import settings_of
+from quant.graph import Graph, Op, run_passes, save_dir
+from quant.islands import int8_op, islands
+from quant.isolate import report_progress
+from quant.metrics import ratio_interval
+from quant.passes import PLACE
+from quant.pipeline import fp32_variants
+from quant.predictor import Predictor, Settings
+from quant.sequences import Column
+from quant.zoo_jobs import without_quantizers
+
+__all__ = ["DECISIONS", "SCHEMA", "Candidate", "Costs", "Limits", "Trial", "left_float", "optimise", "search", "units"]
+
+DECISIONS = "decisions.json"
+SCHEMA = 1
+LEFT = "in INT8 it makes the model slower on this CPU"
+NO_INT8 = "no INT8 model is faster than FP32 on this CPU"
+
+Json = dict[str, Any]
+Feed = Mapping[str, Column]
+Clock = Callable[[], float]
+OpIds = frozenset[int]
+
+_TURN_S = 0.03  # how long a model's turn lasts, so that quick ones get several runs
+_LONG_S = 0.1  # a run that takes longer doesn't feel what the other model left in the caches
+_LOOKS = (8, 15, 30, 60)  # rounds after which a race may be decided
+_SURE = 15  # rounds without which nothing is kept
+_WATCHED = 15  # runs that single ops' times come from
+_FINAL = 0.25  # share of the budget that the last comparison may take
+_PREDICTING = 0.2  # and that looking for candidates may
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Ops left in FP32 on top of the best so far, what was expected of it, and what was measured."""
+
+    op_ids: tuple[int, ...]
+    gain_ms: float
+    ratio: float
+    low: float
+    high: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`budget_s` from the first to the last measurement; `clock` gives seconds since the first."""
+
+    budget_s: float
+    clock: Clock
+
+    def left(self, reserved: float = 0.0) -> float:
+        return self.budget_s * (1 - reserved) - self.clock()
+
+
+# --- what can be left in FP32
+
+
+def units(graph: Graph, int8: Collection[int]) -> tuple[Chain, ...]:
+    """The chains of a placed graph (quant.passes.PLACE) that conversion makes INT8, in program order.
+
+    `int8`: the ids of the ops that it makes INT8.
+    """
+    ids = numbered(graph)
+    return tuple(chains_of(graph, {op for op, number in ids.items() if number in int8}).values())
+
+
+def left_float(graph: Graph, chains: Iterable[Chain]) -> Graph:
+    """A placed graph without the quantizers that only `chains` read, themselves or through ops that carry values."""
+    skipped = {op for chain in chains for op in chain.ops}
+    readers = graph.readers()
+
+    def only_skipped(name: str) -> bool:
+        found = readers.get(name, [])
+        if not found or name in graph.fetches:
+            return False
+        return all(op in skipped or (is_move(op) and only_skipped(op.output("Out"))) for op in found)
+
+    sources: dict[str, str] = {}
+    ops = []
+    for op in graph.ops:
+        op = op.rewired(sources)
+        if op.type == "fake_quant" and only_skipped(op.output("Out")):
+            sources[op.output("Out")] = op.input("X")
+        else:
+            ops.append(op)
+    return graph.evolve(ops) if sources else graph
+
+
+# --- what single ops cost
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Milliseconds of single ops, by the variable that they write, from a run in INT8 and one in FP32.
+
+    `names`: the variables of the placed graph, which both programs' names begin with.
+    """
+
+    names: Collection[str]
+    int8: Mapping[str, float]  # written by INT8 ops
+    border: Mapping[str, float]  # by quantize and dequantize ops
+    fp32: Mapping[str, float]  # by all others, in FP32 or else in the INT8 program
+    per_border: tuple[float, float]  # ms of a quantize op that was never seen: per element, and in any case
+
+    @staticmethod
+    def of(
+        names: Collection[str], converted: Graph, int8_ms: Mapping[str, float], fp32_ms: Mapping[str, float]
+    ) -> "Costs":
+        """From what runs of the converted graph and of FP32 took, variable -> ms."""
+        by_name = {name: op for op in converted.ops for name in op.writes}
+        kinds: dict[str, dict[str, float]] = {"int8": {}, "border": {}, "float": {}}
+        sizes, times = [], []
+        for name, ms in int8_ms.items():
+            op = by_name.get(name)
+            kind = "float" if op is None else _kind(op)
+            key = _stem(name, names)
+            kinds[kind][key] = kinds[kind].get(key, 0.0) + ms
+            if kind == "border":
+                sizes.append(_elements(converted, name))
+                times.append(ms)
+        slope, start = np.polyfit(sizes, times, 1) if len(set(sizes)) > 1 else (0.0, float(np.mean(times or [0.0])))
+        return Costs(names, kinds["int8"], kinds["border"], {**kinds["float"], **fp32_ms}, (float(slope), float(start)))
+
+    def predicted_ms(self, graph: Graph) -> float:
+        """What the ops of a converted graph take together. Ops that both programs fused away count nothing."""
+        total = 0.0
+        for op in graph.ops:
+            kind = _kind(op)
+            for name in op.writes:
+                key = _stem(name, self.names)
+                if kind == "int8":
+                    total += self.int8.get(key, 0.0)
+                elif kind == "float":
+                    total += self.fp32.get(key, 0.0)
+                elif key in self.border:
+                    total += self.border[key]
+                else:
+                    total += max(self.per_border[0] * _elements(graph, name) + self.per_border[1], 0.0)
+        return total
+
+    def of_chain(self, chain: Chain) -> tuple[float, float]:
+        """(INT8, FP32) ms of a chain alone."""
+        written = {name for op in chain.ops for name in op.writes}
+        return sum(self.int8.get(name, 0.0) for name in written), sum(self.fp32.get(name, 0.0) for name in written)
+
+
+def _kind(op: Op) -> str:
+    return "border" if op.type in ("quantize", "dequantize") else "int8" if int8_op(op) else "float"
+
+
+def _stem(name: str, names: Collection[str]) -> str:
+    """The variable of the placed graph that a converted graph's variable is a form of; "" for none."""
+    while name and name not in names:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def _elements(graph: Graph, name: str) -> int:
+    """Elements of a sample: open dimensions count once, which is the same for all tensors that hold a batch."""
+    return int(np.prod([max(size, 1) for size in graph.vars[name].shape])) if name in graph.vars else 1
+
+
+def op_times(predictor: Predictor, feed: Feed, clock: Clock) -> dict[str, float]:
+    """Variable -> ms until it is written since the one before it, kernels and dispatch, median of some runs.
+
+    Watching itself takes some microseconds an op: what the sum is above the time of a run is taken off evenly.
+    """
+    runner = _Runner(predictor, feed, clock)
+    whole = float(np.median([runner.run() for _ in range(_WATCHED)]))
+    seen: list[tuple[str, float]] = []
+    predictor.watch(lambda type, variable: seen.append((variable, clock())))
+    predictor.run()
+    taken = []
+    for _ in range(_WATCHED):
+        seen.clear()
+        start = clock()
+        predictor.run()
+        moments = [start, *(moment for _, moment in seen)]
+        taken.append(np.diff(moments))
+    each = np.median(np.array(taken), axis=0)
+    each = np.maximum(each - max(each.sum() - whole, 0.0) / len(each), 0.0)
+    times: dict[str, float] = {}
+    for (name, _), seconds in zip(seen, each, strict=True):
+        times[name] = times.get(name, 0.0) + 1e3 * float(seconds)
+    return times
+
+
+# --- the search
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Ops that might be left in FP32, and how many milliseconds that should save, those before it being left too."""
+
+    op_ids: OpIds
+    gain_ms: float
+
+
+def search(
+    propose: Callable[[OpIds], Sequence[Candidate]],
+    race: Callable[[OpIds, OpIds], tuple[float, float, float]],
+    limits: Limits,
+) -> tuple[OpIds, list[Trial]]:
+    """Leave ops in FP32 while that makes the model faster; the ops, and all that was tried.
+
+    `propose`: candidates on top of the ops that are left in FP32 already, the most promising first. `race`: two sets
+    of ops -> the median ratio of the time with the first / with the second, and its interval. A trial is kept when the
+    whole interval is above 1.
+
+    All candidates are tried at once, then, as long as a lot is not faster, its halves, the better first: many losses
+    too small to be measured are found together, and one that shouldn't be among them is found out. What was kept
+    changes its neighbours' borders, so candidates are proposed anew until there are none that weren't tried.
+    """
+    kept: OpIds = frozenset()
+    trials: list[Trial] = []
+    tried: set[OpIds] = set()
+    while limits.left(_FINAL) > 0:
+        found = propose(kept)
+        lots = [list(found)] if found else []
+        begun = kept
+        while lots and limits.left(_FINAL) > 0:
+            lot = lots.pop(0)
+            together = kept.union(*(candidate.op_ids for candidate in lot))
+            if together == kept:
+                continue
+            faster = False
+            if together not in tried:
+                tried.add(together)
+                ratio, low, high = race(kept, together)
+                faster = low > 1.0
+                gain = sum(candidate.gain_ms for candidate in lot)
+                trials.append(Trial(tuple(sorted(together - kept)), gain, ratio, low, high, faster))
+            if faster:
+                kept = together
+            elif len(lot) > 1:
+                half = len(lot) // 2
+                lots[:0] = [lot[:half], lot[half:]]
+        if kept == begun:
+            break
+    return kept, trials
+
+
+# --- models that are timed
+
+
+class _Runner:
+    """A loaded model on its input."""
+
+    def __init__(self, predictor: Predictor, feed: Feed, clock: Clock) -> None:
+        self.predictor, self.fed, self.clock = predictor, feed, clock
+        predictor.feed(feed)
+        predictor.run()  # builds the kernels
+        self.best = min(self.run() for _ in range(3))
+
+    def run(self) -> float:
+        start = self.clock()
+        self.predictor.run()
+        return self.clock() - start
+
+    def turn(self) -> float:
+        """Seconds of a run: the median of a few in a row, after one that isn't timed."""
+        self.predictor.feed(self.fed)
+        if self.best < _LONG_S:
+            self.predictor.run()
+        return float(np.median([self.run() for _ in range(int(np.clip(_TURN_S / self.best, 1, 10)))]))
+
+
+def _alternate(runners: Sequence[_Runner]) -> Iterator[list[float]]:
+    """Rounds without end: seconds of each, the order alternating."""
+    number = 0
+    while True:
+        places = range(len(runners)) if number % 2 == 0 else reversed(range(len(runners)))
+        seconds = {place: runners[place].turn() for place in places}
+        yield [seconds[place] for place in range(len(runners))]
+        number += 1
+
+
+def _race(slow: _Runner, fast: _Runner, limits: Limits) -> tuple[float, float, float]:
+    """Median ratio slow / fast with its interval, from as many rounds as it takes to tell them apart, at most 60."""
+    rounds: list[list[float]] = []
+    for seconds in _alternate((slow, fast)):
+        rounds.append(seconds)
+        over = limits.left(_FINAL) <= 0 and len(rounds) >= _LOOKS[0]
+        if len(rounds) in _LOOKS or over:
+            times = np.array(rounds)
+            ratio, low, high = ratio_interval(times[:, 0], times[:, 1])
+            if high < 1 or (low > 1 and len(rounds) >= _SURE) or len(rounds) == _LOOKS[-1]:
+                break
+            if over:
+                return ratio, min(low, 1.0), high  # too few rounds to keep anything
+    return ratio, low, high
+
+
+def _measured(runners: Sequence[_Runner], limits: Limits) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Seconds [rounds, runners] until the budget is used up: 8 to 60 rounds."""
+    rounds: list[list[float]] = []
+    for seconds in _alternate(runners):
+        rounds.append(seconds)
+        if len(rounds) >= _LOOKS[-1] or (len(rounds) >= _LOOKS[0] and limits.left() <= 0):
+            break
+    return np.array(rounds)
+
+
+# --- all of it
+
+
+class _Bench:
+    """A fake-quantized graph's conversions, measured on one input: what `search` asks for."""
+
+    def __init__(
+        self,
+        placed: Graph,
+        feed: Feed,
+        scratch: Path,
+        *,
+        threads: int,
+        ops_to_quantize: Collection[str],
+        op_ids_to_skip: Collection[int],
+    ) -> None:
+        self.placed, self.feed, self.scratch, self.threads = placed, feed, scratch, threads
+        self.clock: Clock = time.thread_time if threads == 1 else time.perf_counter
+        self.types, self.given = tuple(ops_to_quantize), frozenset(op_ids_to_skip)
+        self.ids = numbered(placed)
+        plain, coverage = convert(placed, ops_to_quantize=self.types, op_ids_to_skip=self.given)
+        self.units = units(placed, set(self.ids.values()) - {entry.op_id for entry in coverage.kept})
+        self.fp32 = without_quantizers(placed)
+        self.directories = 0
+        self.runners: dict[OpIds, _Runner] = {}
+        self.predictions: dict[OpIds, float | None] = {}
+        fp32 = self.saved(self.fp32)
+        with Predictor(self.saved(plain), Settings("int8", threads)) as predictor:
+            int8_ms = op_times(predictor, feed, self.clock)
+            executor = predictor.executor
+        try:  # what is left in FP32 will run in the INT8 model, so it is its executor's time that counts
+            with Predictor(fp32, Settings("fp32", threads, executor=executor)) as predictor:
+                fp32_ms = op_times(predictor, feed, self.clock)
+        except UnsupportedError:
+            with Predictor(fp32, Settings("fp32", threads)) as predictor:
+                fp32_ms = op_times(predictor, feed, self.clock)
+        self.costs = Costs.of(placed.vars, plain, int8_ms, fp32_ms)
+        self.fp32_runs = fp32_variants(fp32)
+
+    def saved(self, graph: Graph) -> Path:
+        self.directories += 1
+        place = self.scratch / str(self.directories)
+        place.mkdir()
+        save_dir(graph, place)
+        return place
+
+    def op_ids(self, chain: Chain) -> OpIds:
+        return frozenset(self.ids[op] for op in chain.ops if op in self.ids)
+
+    def converted(self, left: OpIds) -> tuple[Graph, Coverage]:
+        """The conversion that leaves ops in FP32."""
+        if not left:
+            return convert(self.placed, ops_to_quantize=self.types, op_ids_to_skip=self.given)
+        graph = left_float(self.placed, [chain for chain in self.units if self.op_ids(chain) <= left])
+        return convert(graph, ops_to_quantize=self.types, op_ids_to_skip=self.given | left)
+
+    def predicted_ms(self, left: OpIds) -> float | None:
+        """What the ops of such a conversion take; None when nothing would be INT8."""
+        if left not in self.predictions:
+            try:
+                self.predictions[left] = self.costs.predicted_ms(self.converted(left)[0])
+            except ConversionError:
+                self.predictions[left] = None
+        return self.predictions[left]
+
+    def candidates(self, left: OpIds, limits: Limits) -> list[Candidate]:
+        """Ops and islands that may be faster in FP32, on top of what is left there already.
+
+        What an op can save at most is the difference of its two kernels and the borders on both sides. Each gain is
+        what remains when all candidates before are left in FP32 too, the ones that save most alone coming first.
+        """
+        border = 2 * float(np.mean(list(self.costs.border.values()) or [0.0]))
+        saves = {chain: float(np.subtract(*self.costs.of_chain(chain))) + border for chain in self.units}
+        alone = sorted((chain for chain in self.units if saves[chain] > 0), key=lambda chain: -saves[chain])
+        owners = {chain.out: chain for chain in self.units}
+        found_islands = [
+            {
+                owners[stem]
+                for op in island.ops
+                for name in op.writes
+                if (stem := _stem(name, self.placed.vars)) in owners
+            }
+            for island in islands(self.converted(left)[0])
+        ]
+        whole = [frozenset().union(*map(self.op_ids, island)) for island in found_islands]
+        until = limits.clock() + _PREDICTING * limits.budget_s
+
+        def gain(have: OpIds, ops: OpIds) -> float:
+            if ops <= have or limits.clock() > until:
+                return 0.0
+            now, then = self.predicted_ms(have), self.predicted_ms(have | ops)
+            return 0.0 if now is None or then is None else now - then
+
+        gains = {ops: gain(left, ops) for ops in dict.fromkeys([*whole, *map(self.op_ids, alone)])}
+        found, have = [], left
+        for ops in sorted((ops for ops, saved in gains.items() if saved > 0), key=lambda ops: -gains[ops]):
+            if (saved := gain(have, ops)) > 0:
+                found.append(Candidate(ops, saved))
+                have |= ops
+        return found
+
+    def runner(self, left: OpIds) -> _Runner:
+        return _Runner(
+            Predictor(self.saved(self.converted(left)[0]), Settings("int8", self.threads)), self.feed, self.clock
+        )
+
+    def race(self, slow: OpIds, fast: OpIds, limits: Limits) -> tuple[float, float, float]:
+        """Models stay loaded while they may be asked for again."""
+        for left in set(self.runners) - {slow, fast}:
+            self.runners.pop(left).predictor.close()
+        for left in (slow, fast):
+            if left not in self.runners:
+                self.runners[left] = self.runner(left)
+        report_progress("optimise", int(limits.clock()), math.ceil(limits.budget_s))
+        return _race(self.runners[slow], self.runners[fast], limits)
+
+    def final(self, left: OpIds, limits: Limits) -> Json:
+        """FP32, INT8 and what the search came to, loaded anew and timed against each other: what is chosen, and why."""
+        for runner in self.runners.values():
+            runner.predictor.close()
+        self.runners.clear()
+        recurrent = any(op.type in RECURRENT for op in self.fp32.ops)
+        variants = [run for run in self.fp32_runs if recurrent or run.get("optimise", True)]
+        fp32 = _fastest(variants, self.threads, self.feed, self.clock)
+        contenders = {"fp32": fp32[1], "int8": self.runner(frozenset())}
+        if left:
+            contenders["optimised"] = self.runner(left)
+        seconds = dict(zip(contenders, _measured(list(contenders.values()), limits).T, strict=True))
+        ratios = {
+            f"{slow}/{fast}": ratio_interval(seconds[slow], seconds[fast]) for slow, fast in combinations(contenders, 2)
+        }
+        best = "optimised" if left and ratios["int8/optimised"][1] > 1 else "int8"
+        return {
+            "choice": best if ratios[f"fp32/{best}"][0] >= 1 else "fp32",
+            "fp32_variant": {key: value for key, value in fp32[0].items() if key not in ("model", "precision")},
+            "median_ms": {name: 1e3 * float(np.median(values)) for name, values in seconds.items()},
+            "ratios": {name: dict(zip(("ratio", "low", "high"), found, strict=True)) for name, found in ratios.items()},
+        }
+
+
+def _fastest(
+    runs: Sequence[Mapping[str, Any]], threads: int, feed: Feed, clock: Clock
+) -> tuple[Mapping[str, Any], _Runner]:
+    best: tuple[Mapping[str, Any], _Runner] | None = None
+    for run in runs:
+        try:
+            runner = _Runner(Predictor(Path(run["model"]), settings_of(run, threads)), feed, clock)
+        except UnsupportedError:  # not run by quant.direct; the others always can
+            continue
+        if best is None or runner.best < best[1].best:
+            best, runner = (run, runner), best[1] if best else runner
+        if runner is not best[1]:
+            runner.predictor.close()
+    assert best is not None
+    return best
+
+
+def optimise(
+    graph: Graph,
+    feed: Feed,
+    *,
+    budget_s: float,
+    threads: int = 1,
+    ops_to_quantize: Collection[str] = (),
+    op_ids_to_skip: Collection[int] = (),
+) -> tuple[Graph, Coverage, Json]:
+    """Convert a fake-quantized graph to what is fastest here: INT8, INT8 in parts, or FP32.
+
+    `feed` is the batch to measure on. Returns the graph, what was covered, and `decisions.json` but for what the caller
+    knows. Raises ConversionError as `convert` does.
+    """
+    start = time.monotonic()
+    limits = Limits(budget_s, lambda: time.monotonic() - start)
+    placed = run_passes(graph, PLACE)
+    with tempfile.TemporaryDirectory(prefix="quant-optimise-") as scratch:
+        bench = _Bench(
+            placed, feed, Path(scratch), threads=threads, ops_to_quantize=ops_to_quantize, op_ids_to_skip=op_ids_to_skip
+        )
+        kept, trials = search(lambda ids: bench.candidates(ids, limits), lambda a, b: bench.race(a, b, limits), limits)
+        report = bench.final(kept, limits)
+    if report["choice"] != "optimised":
+        kept = frozenset()
+    result, coverage = bench.converted(kept)
+    if report["choice"] == "fp32":
+        result, coverage = bench.fp32, _all_float(bench.ids)
+    marked = (replace(entry, reason=LEFT) if entry.op_id in kept else entry for entry in coverage.kept)
+    decisions = {
+        "spent_s": limits.clock(),
+        "left_in_fp32": [_cost(bench, chain) for chain in bench.units if bench.op_ids(chain) <= kept],
+        "tried": [asdict(trial) for trial in trials],
+        **report,
+    }
+    return result, replace(coverage, kept=tuple(marked)), decisions
+
+
+def _cost(bench: _Bench, chain: Chain) -> Json:
+    int8_ms, fp32_ms = bench.costs.of_chain(chain)
+    about = {"op_id": bench.ids[chain.op], "op_type": chain.op.type, "output": chain.op.writes[0]}
+    return {**about, "int8_ms": int8_ms, "fp32_ms": fp32_ms}
+
+
+def _all_float(ids: Mapping[Op, int]) -> Coverage:
+    kept = tuple(Kept(number, op.type, op.writes[0], NO_INT8) for op, number in ids.items())
+    return Coverage(Counter(), Counter(op.type for op in ids), kept)
