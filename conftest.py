@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--threads", default="1,2", help="thread counts of the speed cases (default 1,2)")
     group.addoption("--batch-sizes", default="1", help="batch sizes of the speed cases (default 1)")
     group.addoption("--model", action="append", default=None, help="only this row (repeatable)")
-    group.addoption("--full", action="store_true", help="accuracy on all data (50,000 images) instead of 2,000")
+    group.addoption("--full", action="store_true", help="all data (50,000 images), and scaling of all rows")
     group.addoption("--zoo", type=Path, help="the cases of the models that `quant fetch` put there, and no others")
 
 
@@ -82,6 +82,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 if case is spec.cases[0] or tier is best
             ],
         )
+    if "measured" in metafunc.fixturenames:  # rows of what takes long: one of each kind of data, unless asked for more
+        some = specs if option("--full") or option("--model") else {spec.format: spec for spec in specs[::-1]}.values()
+        metafunc.parametrize("measured", [spec for spec in specs if spec in some], ids=attrgetter("name"))
     if "threads" in metafunc.fixturenames:
 
         def threaded(count: int) -> object:

@@ -23,14 +23,6 @@ from quant.sequences import values_of
 ROUNDS = 8
 
 
-@pytest.fixture(scope="session", autouse=True)
-def models(request: pytest.FixtureRequest) -> None:
-    """The full-size models of all cases, built on all cores before anything is timed."""
-    params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    specs = [found["timing"][0] if "timing" in found else found.get("spec") for found in params]
-    pipeline.each([spec for spec in dict.fromkeys(specs) if spec is not None], pipeline.full_of)
-
-
 def test_int8_takes_little_room(spec: ModelSpec) -> None:
     """Bytes of program and parameters, INT8 against FP32."""
     built = pipeline.full_of(spec)

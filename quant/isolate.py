@@ -201,9 +201,22 @@ def end_all() -> None:
 
 
 def _told(arguments: Mapping[str, Any]) -> str:
-    """The model that a failed job was about, for the message."""
-    subject = arguments.get("model") or arguments.get("quant_model_path")
-    return f"{subject}: " if subject else ""
+    """The model, or models, that a failed job was about, for the message."""
+    subjects = list(dict.fromkeys(_models(arguments)))
+    return f"{' or '.join(subjects)}: " if subjects else ""
+
+
+def _models(value: Any) -> Iterator[str]:
+    """What the keys "model" and "quant_model_path" hold, however deep."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key in ("model", "quant_model_path") and isinstance(inner, str):
+                yield inner
+            else:
+                yield from _models(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _models(inner)
 
 
 def _death(code: int) -> str:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from quant import cpu, isolate
+from quant import cpu, isolate, turns
 from quant.collect import Evaluated, evaluate
 from quant.errors import OptionError
 from quant.metrics import agreement, cosine, sqnr
@@ -32,7 +32,9 @@ __all__ = [
     "full_of",
     "int8_of",
     "judge_tuned",
+    "loads",
     "record_of",
+    "scaling",
     "small_of",
     "sources",
     "speed",
@@ -352,6 +354,37 @@ def speed(
     feed = feed_of(spec, case, progress)
     timed = bench(contenders, isa=isa, threads=threads, budget_s=budget_s, progress=progress, **feed)
     return timed_records(spec.name, timed, case, cpu.tier_of(isa), threads)
+
+
+def scaling(
+    spec: ModelSpec,
+    batch: int,
+    threads: Sequence[int] = (1, 2),
+    *,
+    isa: str | None = None,
+    budget_s: float = 4.0,
+    progress: Progress | None = None,
+) -> list[Record]:
+    """INT8 records of a row at several numbers of threads, round by round against each other."""
+    case = Case(batch)
+    run = {"model": str(int8_of(spec, isa)), "precision": "int8"}
+    feed = feed_of(spec, case, progress)
+    timed = turns.bench([[run]], threads, isa=isa, budget_s=budget_s, progress=progress, **feed)
+    pairs = zip(threads, timed, strict=True)
+    return [
+        record
+        for count, entries in pairs
+        for record in timed_records(spec.name, entries, case, cpu.tier_of(isa), count)
+    ]
+
+
+def loads(
+    spec: ModelSpec, rounds: int, *, isa: str | None = None, executor: str = "auto"
+) -> list[list[dict[str, float]]]:
+    """What loading a row's FP32 and INT8 models takes, each round in new processes; see quant.timing.load."""
+    places = {precision: timed_of(spec, precision, isa) for precision in ("fp32", "int8")}
+    runs = [{"model": str(place), "precision": key, "executor": executor} for key, place in places.items()]
+    return turns.loads(runs, rounds, isa=isa, **feed_of(spec, Case()))
 
 
 def timed_records(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -9,7 +10,9 @@ from quant.metrics import ratio_interval
 from quant.record import Record
 from quant.registry import Case, ModelSpec, find
 
-__all__ = ["Pair", "pairs", "settled"]
+__all__ = ["Pair", "confirmed", "pairs", "settled"]
+
+T = TypeVar("T")
 
 _BROKEN = 0.9
 
@@ -74,12 +77,18 @@ def pairs(records: Sequence[Record]) -> list[Pair]:
 
 
 def settled(measure: Callable[..., list[Record]], budget_s: float = 2.5) -> list[Record]:
-    """What `measure` (`budget_s` in seconds -> FP32 and INT8 records) finds.
+    """What `measure` (`budget_s` in seconds -> FP32 and INT8 records) finds; a ratio that isn't reached, once more."""
 
-    A ratio that isn't reached is measured once more, for twice as long, before it counts: a busy moment of the machine
-    is no slow model.
+    def reached(records: list[Record]) -> bool:
+        return all(pair.result == "reached" for pair in pairs(records))
+
+    return confirmed(lambda amount: measure(budget_s=amount), reached, budget_s)
+
+
+def confirmed(measure: Callable[[float], T], good: Callable[[T], bool], amount: float) -> T:
+    """What `measure` finds with an amount of rounds or seconds, or with twice that, when the first isn't good.
+
+    A busy moment of the machine is no slow model, so a miss is measured twice before it counts.
     """
-    found = measure(budget_s=budget_s)
-    if all(pair.result == "reached" for pair in pairs(found)):
-        return found
-    return measure(budget_s=2 * budget_s)
+    found = measure(amount)
+    return found if good(found) else measure(2 * amount)

@@ -69,6 +69,19 @@ def test_from_fp32_to_proven_int8(workplace: Path) -> None:
     timed = json.loads(quant("bench", "--model", int8, "--against", fp32, *sizes, "--json"))["results"]
     assert [(row["threads"], row["batch"]) for row in timed] == [(1, 1), (1, 4)]
     assert all(row["ratio_low"] <= row["ratio"] <= row["ratio_high"] for row in timed)
+
+    timed = json.loads(quant("bench", "--model", int8, "--threads", "1,2", "--json"))["results"]
+    assert [row["threads"] for row in timed] == [1, 2]
+    assert (timed[0]["speedup"], timed[0]["efficiency"]) == (1.0, 1.0)
+    assert timed[1]["speedup_low"] <= timed[1]["speedup"] <= timed[1]["speedup_high"]
+    assert timed[1]["efficiency"] == timed[1]["speedup"] / 2
+
+    served = json.loads(quant("bench", "--model", int8, "--instances", "1", "--seconds", "2", "--json"))["results"]
+    [at_once] = served
+    assert len(at_once["instances"]) == 1 and at_once["samples_per_s"] > 0
+    assert at_once["scaling_low"] <= at_once["scaling"] <= at_once["scaling_high"]
+    assert 0 < at_once["latency_ms"]["p50"] <= at_once["latency_ms"]["p90"]
+    assert len(at_once["instances"][0]["latency_s"]) > 100
     with np.load(workplace / "outputs.npz") as stored:
         [name] = stored.files
         saved = stored[name]

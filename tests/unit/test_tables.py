@@ -1,10 +1,14 @@
 """CPU tiers, profile parsing, records, registry, report: tables and their readings."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from quant import cpu, registry, report
 from quant.errors import OptionError
+from quant.instances import Instance, Throughput
 from quant.profile import kernels, proof
 from quant.ratios import pairs
 from quant.record import SCHEMA, Machine, Record, columns, from_json, to_json
@@ -136,6 +140,38 @@ def test_speed_that_comes_close_and_that_does_not() -> None:
     assert report.passed([], speed(2.9, 1.0))
     assert not report.passed([], speed(2.0, 1.0))
     assert pairs(speed(1.2, 1.0, threads=2))[0].result == "reached"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "count", "isa", "told"),
+    [
+        (3.78, 1, "avx512_vnni", "3.78 reached"),
+        (3.7, 1, "avx512_vnni", "3.78 missed"),  # though it is due 3.0, and reached
+        (3.7, 2, "avx512_vnni", "-"),
+        (3.7, 1, "amx", "-"),
+    ],
+)
+def test_the_seeds_ratios_are_goals_where_they_were_measured(ratio: float, count: int, isa: str, told: str) -> None:
+    timed = [replace(record, isa=isa) for record in speed(ratio, 1.0, count)]
+    table = report.speed_table(timed)
+    [row] = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+    assert (row["Seeds"], row["Result"]) == (told, "reached")
+
+
+def test_throughput_in_a_table_and_as_json() -> None:
+    own = Instance(3, (0.010,) * 99 + (0.020,) * 1, (50.0, 51.0))
+    found = Throughput(1.0, (own, replace(own, cpu=5)), (60.0, 61.0), (0.008,) * 19)
+    table = report.throughput_table("title", found)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [(row["CPU"], row["Samples/s"]) for row in rows[:3]] == [("3 5", "101.0"), ("3", "50.5"), ("5", "50.5")]
+    assert [(row["p50 ms"], row["p90 ms"], row["p99 ms"]) for row in rows] == [("10.00", "10.00", "-")] * 3 + [
+        ("-",) * 3
+    ]
+    assert "1.67 times one alone" in table.note
+    told = report.throughput_json(found)
+    assert told["latency_ms"] == {"p50": pytest.approx(10), "p90": pytest.approx(10), "p99": None}
+    assert told["instances"][1]["cpu"] == 5 and told["samples_per_s"] == 101.0
+    assert json.loads(json.dumps(told)) is not None
 
 
 def test_tables_say_the_same_in_markdown() -> None:

@@ -1,0 +1,73 @@
+"""What comes before a model runs: converting it, and loading the result."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from quant import isolate, pipeline
+from quant.metrics import ratio_interval
+from quant.ratios import confirmed
+from quant.registry import ModelSpec
+
+ROUNDS = 6
+
+
+def simulate(model: str, output: str, **feed: str | int | None) -> None:
+    """A job: the fake-quantized model of a full-size one, calibrated on what that is timed on."""
+    from quant.calibrate import calibrate
+    from quant.graph import load_dir, save_dir
+    from quant.passes import lower_quantizers
+    from quant.timing import Feed
+
+    given = Feed(**feed).batches(model)
+    save_dir(lower_quantizers(calibrate(load_dir(Path(model)), given, algo="abs_max")), Path(output))
+
+
+def test_converting_takes_seconds(measured: ModelSpec, tmp_path: Path) -> None:
+    """The whole command, from the simulation on disk to the INT8 model on disk."""
+    simulated = tmp_path / "quant"
+    if measured.full:
+        simulated.mkdir()
+        feed = pipeline.feed_of(measured, measured.cases[0])
+        fp32 = pipeline.timed_of(measured, "fp32")
+        isolate.call("bench.test_conversion:simulate", {"model": str(fp32), "output": str(simulated), **feed})
+    else:
+        simulated = pipeline.full_of(measured) / "quant"
+
+    def convert(number: float) -> float:
+        places = ["--quant-model-path", str(simulated), "--int8-model-save-path", str(tmp_path / f"int8-{number}")]
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "quant", "convert", *places], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    took = confirmed(convert, lambda seconds: seconds <= measured.max_convert_s, 1)
+    assert took <= measured.max_convert_s
+
+
+@pytest.mark.parametrize("executor", ["auto", "paddle"])
+def test_int8_is_loaded_as_fast_as_fp32(
+    benchmark: BenchmarkFixture, measured: ModelSpec, executor: str, request: pytest.FixtureRequest
+) -> None:
+    """From nothing to the first answer, in new processes, by turns; a miss is measured twice.
+
+    Some executors pack weights for the kernels on loading, others in the first run, so loading ends with an answer.
+    """
+    isa = request.config.getoption("--isa")
+
+    def measure(rounds: float) -> list[list[dict[str, float]]]:
+        return pipeline.loads(measured, int(rounds), isa=isa, executor=executor)
+
+    def ratio(found: list[list[dict[str, float]]]) -> tuple[float, float, float]:
+        fp32, int8 = (np.array([sum(one.values()) for one in entries]) for entries in found)
+        return ratio_interval(int8, fp32)
+
+    found = benchmark.pedantic(confirmed, (measure, lambda loads: ratio(loads)[1] <= 1.0, ROUNDS), rounds=1)
+    slower, low, high = ratio(found)
+    fp32, int8 = found
+    benchmark.extra_info.update(model=measured.name, executor=executor, ratio=slower, fp32=fp32, int8=int8)
+    assert low <= 1.0, f"loading INT8 takes {slower:.2f} [{low:.2f}, {high:.2f}] times as long as FP32"

@@ -1,0 +1,61 @@
+"""Threads and instances: what a second core brings. Ratios are asserted, absolute figures recorded."""
+
+import numpy as np
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from quant import cpu, instances, pipeline
+from quant.metrics import ratio_interval
+from quant.ratios import confirmed
+from quant.record import Record
+from quant.registry import Case, ModelSpec
+
+CORES = len(cpu.physical_cores())
+needs_two_cores = pytest.mark.skipif(CORES < 2, reason="two threads or instances, but only one physical core")
+
+
+def speedup(records: list[Record]) -> tuple[float, float, float]:
+    """One thread's latency over two threads', with its interval."""
+    one, two = (np.array(record.latency_s) for record in records)
+    return ratio_interval(one, two)
+
+
+@needs_two_cores
+@pytest.mark.parametrize("batch", [1, 16, 50])
+def test_two_threads_are_not_slower_than_one(
+    benchmark: BenchmarkFixture, measured: ModelSpec, batch: int, request: pytest.FixtureRequest
+) -> None:
+    """INT8, each number of threads in a process of its own, round by round; a miss is measured twice."""
+    isa = request.config.getoption("--isa")
+
+    def measure(budget_s: float) -> list[Record]:
+        return pipeline.scaling(measured, batch, isa=isa, budget_s=budget_s)
+
+    def not_slower(records: list[Record]) -> bool:
+        return speedup(records)[2] >= 1.0
+
+    records = benchmark.pedantic(confirmed, (measure, not_slower, 3.0), rounds=1)
+    gain, low, high = speedup(records)
+    seconds = {f"threads_{record.threads}_s": list(record.latency_s) for record in records}
+    benchmark.extra_info.update(model=measured.name, batch=batch, speedup=gain, low=low, high=high, **seconds)
+    assert high >= 1.0, f"two threads are {gain:.2f} [{low:.2f}, {high:.2f}] times as fast as one"
+
+
+@needs_two_cores
+def test_instances_on_all_cores_do_more_than_one(
+    benchmark: BenchmarkFixture, measured: ModelSpec, request: pytest.FixtureRequest
+) -> None:
+    """An instance a core against one alone: throughput; half of what the cores could do at best is the least."""
+    isa = request.config.getoption("--isa")
+    runs = [{"model": str(pipeline.int8_of(measured, isa)), "precision": "int8"}]
+
+    def measure(seconds: float) -> instances.Throughput:
+        feed = pipeline.feed_of(measured, Case())
+        return instances.measure(runs, CORES, seconds=seconds, isa=isa, **feed)
+
+    found = benchmark.pedantic(confirmed, (measure, lambda one: one.scaling()[2] >= CORES / 2, 4.0), rounds=1)
+    scaling, low, high = found.scaling()
+    told = {f"p{100 * share:.0f}_s": instances.percentile(found.latency_s, share) for share in (0.5, 0.9, 0.99)}
+    rates = {"samples_per_s": float(found.rates.mean()), "alone_samples_per_s": float(np.mean(found.alone))}
+    benchmark.extra_info.update(model=measured.name, scaling=scaling, low=low, high=high, **rates, **told)
+    assert high >= CORES / 2, f"{CORES} instances do {scaling:.2f} [{low:.2f}, {high:.2f}] times the work of one"
