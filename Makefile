@@ -1,13 +1,17 @@
 # make suite: accuracy and speed of all rows, two tables, out/report.md and out/report.json
+# make peers: INT8 of all rows beside OpenVINO's, ONNX Runtime's and Paddle's own, out/peers.md and out/peers.json
 # make test:  the whole test suite; what is timed (bench) alone, the rest on all cores
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: suite test lint clean
+.PHONY: suite peers test lint clean
 
 suite: $(VENV)/installed
 	$(BIN)/python -m quant suite
+
+peers: $(VENV)/installed-peers
+	$(BIN)/python -m bench.peers
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest tests --numprocesses auto --dist loadscope
@@ -22,6 +26,10 @@ lint: $(VENV)/installed
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[test,dev]'
+	touch $@
+
+$(VENV)/installed-peers: $(VENV)/installed
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[test,dev,peers]'
 	touch $@
 
 clean:

@@ -117,15 +117,15 @@ def take_turns(loads: Sequence[Load], *, budget_s: float, repeat: int | None, pa
                     stack.callback(workers[load.key][0].close)
                 except WorkerError as error:
                     cells[load.key] = Cell(error=str(error))
-        best = {key: answer["seconds"] for key, (_, answer) in workers.items()}
-        batches = {key: answer["batches"] for key, (_, answer) in workers.items()}
-        repeats = {key: repeat or int(np.clip(_TURN_S / lap, 1, _REPEATS)) for key, lap in best.items()}
-        each_s = sum(batches[key] * lap * (repeats[key] + (lap < _LONG_S)) for key, lap in best.items())
+        # Seconds of a lap: all batches once.
+        laps = {key: answer["seconds"] * answer["batches"] for key, (_, answer) in workers.items()}
+        repeats = {key: repeat or int(np.clip(_TURN_S / lap, 1, _REPEATS)) for key, lap in laps.items()}
+        each_s = sum(lap * (repeats[key] + (lap < _LONG_S)) for key, lap in laps.items())
         seconds: dict[str, list[float]] = {key: [] for key in workers}
         for number in range(int(np.clip(budget_s / each_s, *_ROUNDS)) if workers else 0):
             for key in list(seconds) if number % 2 == 0 else list(reversed(seconds)):
                 try:
-                    answer = workers[key][0].ask(turn={"repeat": repeats[key], "warm": best[key] < _LONG_S})
+                    answer = workers[key][0].ask(turn={"repeat": repeats[key], "warm": laps[key] < _LONG_S})
                     seconds[key].append(answer["seconds"])
                 except WorkerError as error:
                     cells[key] = Cell(error=str(error))

@@ -88,8 +88,8 @@ ENGINES: tuple[Engine, ...] = (
         "qdq",
         "ONEDNN_MAX_CPU_ISA",
         (
-            "INT8: `enable_onednn_int8` on our fake-quantized model, so with our graph and thresholds; unsigned ones are "
-            "declared as 8 bits, because Paddle refuses the 9 that they are",
+            "INT8: `enable_onednn_int8` on our fake-quantized model, so with our graph and thresholds; unsigned ones "
+            "are declared as 8 bits, because Paddle refuses the 9 that they are",
             "FP32: the fastest of Paddle's own ways to run our FP32 model",
         ),
     ),
@@ -101,7 +101,8 @@ ENGINES: tuple[Engine, ...] = (
         "openvino",
         "ONEDNN_MAX_CPU_ISA",  # its own copy of oneDNN obeys it, and its own kernels ask that copy
         (
-            "INT8: NNCF's post-training quantization",
+            "INT8: NNCF's post-training quantization, which leaves out recurrent layers, because OpenVINO doesn't "
+            "compile its quantized LSTM and gives wrong outputs for its quantized GRU",
             "What isn't INT8 there runs in BF16 on CPUs that have it, as is OpenVINO's default; FP32 is forced",
         ),
     ),

@@ -83,11 +83,10 @@ def int8_layers(optimized: Any) -> list[int]:
 
 def build_int8(model: str, data: Mapping[str, Any], transformer: bool, output: str) -> None:
     """An exported model directory -> one with its QDQ model, calibrated (MinMax) on all of `data`, sample by sample."""
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
-    from onnxruntime.quantization import quantize_static
+    from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self.samples: Iterator[dict[str, Array]] = map(arrays_of, batches_of(opened(data), 1))
 
@@ -97,14 +96,14 @@ def build_int8(model: str, data: Mapping[str, Any], transformer: bool, output: s
     with tempfile.TemporaryDirectory(prefix="quant-peers-") as scratch:
         prepared = f"{scratch}/prepared.onnx"
         quant_pre_process(f"{model}/model.onnx", prepared)
-        quantize_static(
+        quantization.quantize_static(
             prepared,
             f"{output}/model.onnx",
             Reader(),
-            quant_format=QuantFormat.QDQ,
+            quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
-            activation_type=QuantType.QUInt8,  # what its kernels for x86 read
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
+            activation_type=quantization.QuantType.QUInt8,  # what its kernels for x86 read
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=quantization.CalibrationMethod.MinMax,
         )
     copy_decoder(Path(model), Path(output))

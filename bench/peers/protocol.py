@@ -34,6 +34,7 @@ __all__ = ["Feed", "Session", "Worker", "WorkerError", "opened", "thread_environ
 
 Json = dict[str, Any]
 _TRIAL = 3
+_PLACES = ("Exception from ", "Check '")  # where in OpenVINO it was raised, which comes before what is wrong
 _BATCH = 50  # samples at a time where nothing is timed
 
 
@@ -225,8 +226,9 @@ def _serve() -> None:
 def _one_line(error: Exception) -> str:
     """The line that says what is wrong; engines' messages begin or end with a page of traces."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "Error: (" in line or line.startswith("(")]
-    return f"{type(error).__name__}: {(told or lines or ['no message'])[0][:200]}"
+    said = [line for line in lines if not line.startswith(_PLACES)]
+    told = [line for line in said if "Error: (" in line] or said or lines or ["no message"]
+    return f"{type(error).__name__}: {told[0][:200]}"
 
 
 if __name__ == "__main__":

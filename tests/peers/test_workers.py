@@ -1,0 +1,133 @@
+"""Workers, their protocol and their turns, with an engine that does nothing."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.peers.compare import Cell, Load, take_turns
+from bench.peers.protocol import Worker, WorkerError, thread_environment
+from quant.outcomes import unpack
+
+ENGINE = "tests.peers.fake_engine"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dict[str, Any]:
+    """Five samples of two values, the first of which is the sample's number."""
+    values = np.arange(10, dtype=np.float32).reshape(5, 2)
+    values[:, 0] = np.arange(5)
+    np.savez(tmp_path / "data.npz", x=values)
+    return {"path": str(tmp_path / "data.npz"), "format": "npz", "signature": {"x": [[2], "float32"]}}
+
+
+def load(name: str, data: dict[str, Any], batch: int = 5, **arguments: Any) -> Load:
+    return Load(name, thread_environment(1), ENGINE, {"name": name, **arguments}, {"data": data, "batch": batch})
+
+
+def test_a_worker_loads_takes_turns_and_gives_outputs(data: dict[str, Any], tmp_path: Path) -> None:
+    worker, answer = load("a", data, batch=2).start()
+    with worker:
+        assert answer["batches"] == 3 and answer["facts"] == {"int8": [1, 2], "name": "a"} and answer["seconds"] > 0
+        assert 0 < worker.ask(turn={"repeat": 3, "warm": True})["seconds"] < 1
+        file = tmp_path / "outputs.npz"
+        assert worker.ask(outputs={"data": data, "file": str(file)}) == {"count": 1}
+        [column] = unpack(file.read_bytes(), 1)[0]
+        assert np.array_equal(column, 2 * np.load(data["path"])["x"])
+        assert worker.ask(quit={}) == {}
+        assert worker.child.wait(10) == 0
+
+
+def test_a_turn_runs_each_batch_untimed_and_then_several_times_in_a_row(data: dict[str, Any], tmp_path: Path) -> None:
+    diary = tmp_path / "diary"
+    worker, _ = load("a", data, batch=2, diary=str(diary)).start()
+    with worker:
+        diary.unlink()
+        worker.ask(turn={"repeat": 2, "warm": True})
+        assert diary.read_text().split("\n")[:-1] == ["a 0", "a 2", "a 4", *["a 0"] * 2, *["a 2"] * 2, *["a 4"] * 2]
+
+
+def test_only_the_first_samples_are_timed(data: dict[str, Any]) -> None:
+    worker, answer = load("a", {**data, "samples": 3}, batch=1).start()
+    with worker:
+        assert answer["batches"] == 3
+
+
+def test_an_error_is_one_line_and_the_worker_lives_on(data: dict[str, Any]) -> None:
+    worker, _ = load("a", data, **{"raise": 4}).start()
+    with worker:
+        with pytest.raises(WorkerError, match=r"^ValueError: no memory left$"):
+            worker.ask(turn={"repeat": 1, "warm": False})
+        assert worker.ask(turn={"repeat": 1, "warm": False})["seconds"] > 0
+
+
+def test_a_crash_is_an_error_that_names_the_signal(data: dict[str, Any]) -> None:
+    worker, _ = load("a", data, crash=4).start()
+    with worker, pytest.raises(WorkerError, match=r"^crashed \(SIGSEGV\)"):
+        worker.ask(turn={"repeat": 1, "warm": False})
+
+
+def test_a_worker_that_dies_before_it_is_asked_is_an_error() -> None:
+    with Worker({}) as worker:
+        worker.child.kill()
+        worker.child.wait(30)
+        with pytest.raises(WorkerError, match=r"^crashed \(SIGKILL\)$"):
+            worker.ask(load={})
+
+
+def test_silence_ends_the_worker(data: dict[str, Any]) -> None:
+    worker, _ = load("a", data, silent=4).start()
+    worker.timeout_s = 0.3
+    with worker, pytest.raises(WorkerError, match="no answer in 0 s"):
+        worker.ask(turn={"repeat": 1, "warm": False})
+    assert worker.child.poll() is not None
+
+
+def test_threads_neither_spin_nor_multiply() -> None:
+    environment = thread_environment(2)
+    assert environment["OMP_NUM_THREADS"] == "2"
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE" and environment["KMP_BLOCKTIME"] == "0"
+
+
+def test_order_alternates_round_by_round(data: dict[str, Any], tmp_path: Path) -> None:
+    diary = tmp_path / "diary"
+    names = ("a", "b", "c")
+    timed = take_turns([load(name, data, diary=str(diary)) for name in names], budget_s=0, repeat=1)
+    assert [len(timed[name].seconds) for name in names] == [8, 8, 8]  # the fewest rounds there are
+    runs = [line.split()[0] for line in diary.read_text().splitlines()]
+    turns = runs[3 * 3 :]  # behind the three laps in which each finds its pace
+    assert turns == [name for number in range(8) for name in (names if number % 2 == 0 else names[::-1]) for _ in "wt"]
+
+
+def test_failures_are_cells_and_the_others_go_on(data: dict[str, Any]) -> None:
+    loads = [
+        load("fine", data),
+        load("refuses", data, load=1),
+        load("crashes", data, crash=9),
+        load("raises", data, **{"raise": 6}),
+    ]
+    timed = take_turns(loads, budget_s=0, repeat=1, parallel=2)
+    assert list(timed) == ["fine", "refuses", "crashes", "raises"]
+    assert len(timed["fine"].seconds) == 8 and timed["fine"].error == ""
+    assert timed["refuses"].error == "ValueError: unsupported op 'zeta'"
+    assert timed["crashes"].error.startswith("crashed (SIGSEGV)")
+    assert timed["raises"].error == "ValueError: no memory left"
+    assert all(not timed[name].seconds for name in ("refuses", "crashes", "raises"))
+
+
+def test_nothing_to_time_is_no_error(data: dict[str, Any]) -> None:
+    assert take_turns([], budget_s=1, repeat=None) == {}
+    assert list(take_turns([load("a", data, load=1)], budget_s=1, repeat=None)) == ["a"]
+
+
+def test_the_budget_decides_how_many_rounds(data: dict[str, Any]) -> None:
+    start = time.monotonic()
+    timed = take_turns([load("a", data)], budget_s=1000, repeat=1)
+    assert len(timed["a"].seconds) == 60 and time.monotonic() - start < 60
+
+
+def test_a_cell_without_times_has_no_median() -> None:
+    assert Cell().milliseconds is None
+    assert Cell((0.001, 0.003, 0.002)).milliseconds == pytest.approx(2)
