@@ -41,7 +41,7 @@ Array = NDArray[Any]
 _ALIGN = 64  # bytes: a cache line, and a vector of AVX512
 _DTYPES = {number: name for name, number in DTYPE_NUMBERS.items()}
 _ADDITIONS = ("elementwise_add", "fused_elementwise_add")
-_SPATIAL = ("fused_conv2d", "conv2d", "depthwise_conv2d", "pool2d")  # want their channels last
+_SPATIAL = ("fused_conv2d", "conv2d", "depthwise_conv2d", "pool2d", "split", "concat")  # want their channels last
 
 
 class Program:
@@ -154,13 +154,13 @@ class Program:
         """Op -> the one behind it that its kernel does as well.
 
         An addition behind a product with a float32 result, when what is added is there by then; the rounding of a
-        softmax.
+        softmax. A ReLU behind batch normalisation.
         """
         place = {op: number for number, op in enumerate(self.ops)}
         written = {name: place[op] for op in self.ops for name in op.writes}
         found: dict[Op, Op] = {}
         for op in self.ops:
-            out = op.output("Out")
+            out = op.output("Out") or op.output("Y")
             after = self.only_reader(out)
             if after is None or after in found.values():
                 continue
@@ -170,7 +170,8 @@ class Program:
                 plain = not op.attr("fuse_activation", "") and not op.input("ResidualData") and x != y
                 if plain and after.attr("axis", -1) == -1 and written.get(other, -1) < place[op]:
                     found[op] = after
-            elif op.type == "softmax" and after.type == "quantize" and not after.attr("Shift", 0.0):
+            rounds = op.type == "softmax" and after.type == "quantize" and not after.attr("Shift", 0.0)
+            if rounds or (op.type == "batch_norm" and after.type == "relu"):
                 found[op] = after
         return found
 
@@ -405,7 +406,7 @@ def _beside(array: Array, ndim: int, axis: int) -> Array:
     return array.reshape(*([1] * (ndim - len(shape))), *shape)
 
 
-_LAST: dict[int, tuple[int, ...]] = {2: (0, 1), 3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}  # channels last
+_LAST = (0, 2, 3, 1)  # the order of an image's dimensions in memory: channels last
 
 
 def _order_of(array: Array) -> list[int]:
@@ -426,7 +427,7 @@ def _quantize(plan: Plan, op: Op) -> None:
         raise UnsupportedError("quantize to bfloat16")
     spatial = x.ndim == 4 and any(reader.type in _SPATIAL for reader in plan.program.readers.get(out, []))
     dtype = "int8" if op.attr("is_negative_input", False) else "uint8"
-    target = plan.new(out, x.shape, dtype, _LAST[4] if spatial else _order_of(x))
+    target = plan.new(out, x.shape, dtype, _LAST if spatial else _order_of(x))
     source, goal = plan.memory(x), plan.memory(target)
     extra = {"zero_points_dst": flat([shift], "int32")} if shift else {}
     attributes = Attributes({"src": 0}, ("dst",) if shift else ())
@@ -476,7 +477,7 @@ def _conv(plan: Plan, op: Op) -> None:
     sizes = zip(x.shape[2:], before, behind, spread, strides, strict=True)
     spatial = [(size + left + right - taps) // step + 1 for size, left, right, taps, step in sizes]
     shape = (x.shape[0], filters[0], *spatial)
-    x = plan.reordered(x, _LAST[4])
+    x = plan.reordered(x, _LAST)
     bias = op.input("Bias")
     residual = op.input("ResidualData") if op.attr("fuse_residual_connection", False) else ""
     post: list[tuple[Any, ...]] = []
@@ -488,14 +489,14 @@ def _conv(plan: Plan, op: Op) -> None:
         other = plan.value(residual)
         dtype = other.dtype.name  # a sum is stored in its residual's type
         post.append(("sum", 1.0 / op.attr("Scale_in_eltwise", 1.0) if int8 else 1.0, dtype))
-        in_place = plan.dies(residual) and other.shape == shape and _lies_in(other, _LAST[4])
+        in_place = plan.dies(residual) and other.shape == shape and _lies_in(other, _LAST)
         if in_place and plan.blocks[residual] is not plan.blocks.get(op.input("Input")):
             plan.view(out, residual, other)
             target = other
         else:
-            target = plan.copy(other, plan.new(out, shape, dtype, _LAST[4]))
+            target = plan.copy(other, plan.new(out, shape, dtype, _LAST))
     else:
-        target = plan.new(out, shape, dtype, _LAST[4])
+        target = plan.new(out, shape, dtype, _LAST)
     post += _activation(op)
     grouped = (groups, filters[0] // groups, *filters[1:]) if groups > 1 else filters
     scales: dict[str, int] = {}
@@ -643,8 +644,8 @@ def _pool(plan: Plan, op: Op) -> None:
         ]
     dims = zip(sizes, before, behind, kernel, strides, strict=True)
     shape = (*x.shape[:2], *((size + left + right - taps) // step + 1 for size, left, right, taps, step in dims))
-    x = plan.reordered(x, _LAST[4])
-    target = plan.new(out, shape, x.dtype.name, _LAST[4])
+    x = plan.reordered(x, _LAST)
+    target = plan.new(out, shape, x.dtype.name, _LAST)
     algorithm = "max" if kind == "max" else "avg exclusive" if op.attr("exclusive", True) else "avg"
     source, goal = plan.memory(x), plan.memory(target)
     numbers = (strides, kernel, [0, 0], before, behind)
@@ -770,10 +771,22 @@ def _move(plan: Plan, op: Op) -> None:
         return
     shape = _shape_of(op, x.shape)
     if not _viewable(x, shape):
-        dense = plan.copy(x, plan.new(out, x.shape, x.dtype.name))
-        plan.values[out] = dense.reshape(shape)
+        x = plan.copy(x, plan.new(out, x.shape, x.dtype.name, _order_for(x, shape)))
+        plan.values[out] = x.reshape(shape)
         return
     plan.view(out, name, x.reshape(shape))
+
+
+def _order_for(array: Array, shape: Sequence[int]) -> list[int]:
+    """In which order to copy an array that is then looked at in another shape.
+
+    Where only channels are regrouped, as in a channel shuffle, they stay the last in memory.
+    """
+    dims = list(range(array.ndim))
+    regrouped = array.ndim > 3 and len(shape) == 4 and tuple(shape[2:]) == array.shape[-2:]
+    if regrouped and array.strides[-1] > min(array.strides[1:-2]):
+        return [0, *dims[-2:], *dims[1:-2]]
+    return dims
 
 
 def _viewable(array: Array, shape: Sequence[int]) -> bool:
@@ -817,9 +830,61 @@ def _slice(plan: Plan, op: Op) -> None:
     plan.view(out, name, view.reshape([size for axis, size in enumerate(view.shape) if axis not in dropped]))
 
 
+def _split(plan: Plan, op: Op) -> None:
+    name, outs = op.input("X"), op.outputs["Out"]
+    x = plan.value(name)
+    if op.inputs.get("AxisTensor") or op.inputs.get("SectionsTensorList"):
+        raise UnsupportedError("a split with computed bounds")
+    axis, sections = op.attr("axis", 0) % x.ndim, list(op.attr("sections", []))
+    if not sections:
+        sections = [x.shape[axis] // len(outs)] * len(outs)
+    if -1 in sections:
+        sections[sections.index(-1)] = x.shape[axis] - sum(size for size in sections if size > 0)
+    for out, part in zip(outs, np.split(x, np.cumsum(sections)[:-1], axis), strict=True):
+        plan.view(out, name, part)
+
+
 def _assign(plan: Plan, op: Op) -> None:
     name = op.input("X")
     plan.view(op.output("Out"), name, plan.value(name))
+
+
+def _dropout(plan: Plan, op: Op) -> None:
+    if op.attr("dropout_implementation", "downgrade_in_infer") == "upscale_in_train":
+        _assign(plan, op)
+    else:
+        kept = 1.0 - op.attr("dropout_prob", 0.5)
+        _eltwise(plan, Op.make("scale", {"X": op.input("X")}, {"Out": op.output("Out")}, scale=kept))
+
+
+def _batch_norm(plan: Plan, op: Op) -> None:
+    x, follower = plan.value(op.input("X")), plan.program.followers.get(op)
+    if x.ndim != 4 or x.dtype != np.float32 or op.attr("data_layout", "NCHW") not in ("NCHW", "AnyLayout"):
+        raise UnsupportedError("a batch normalisation that isn't of images, channels first")
+    out = follower.output("Out") if follower else op.output("Y")
+    x = plan.reordered(x, _LAST)
+    target = plan.new(out, x.shape, "float32", _LAST)
+    source, goal = plan.memory(x), plan.memory(target)
+    numbers = (op.attr("epsilon", 1e-5), follower is not None)
+    made = primitive("batch_normalization", Attributes(), source.layout, goal.layout, *numbers)
+    slots = {**_SCALE_AND_SHIFT, "mean": "Mean", "variance": "Variance"}
+    constants = {slot: flat(plan.program.constant(op.input(name))) for slot, name in slots.items()}
+    plan.kernel(made, src=source, dst=goal, **constants)
+
+
+def _nearest(plan: Plan, op: Op) -> None:
+    """Enlarging by whole factors; at others oneDNN rounds positions otherwise than Paddle does."""
+    x, scale = plan.value(op.input("X")), op.attr("scale", 0.0)
+    factors = list(scale) if isinstance(scale, list) else [scale, scale]
+    whole = len(factors) == 2 and all(factor >= 1 and float(factor).is_integer() for factor in factors)
+    by_tensor = any(op.inputs.get(slot) for slot in ("OutSize", "SizeTensor", "Scale"))
+    if x.ndim != 4 or not whole or by_tensor or op.attr("align_corners", True):
+        raise UnsupportedError("an interpolation that isn't by whole factors")
+    shape = (*x.shape[:2], *(size * int(factor) for size, factor in zip(x.shape[2:], factors, strict=True)))
+    x = plan.reordered(x, _LAST)
+    target = plan.new(op.output("Out"), shape, x.dtype.name, _LAST)
+    source, goal = plan.memory(x), plan.memory(target)
+    plan.kernel(primitive("resampling", Attributes(), source.layout, goal.layout), src=source, dst=goal)
 
 
 _MOVES = ("reshape2", "squeeze2", "unsqueeze2", "flatten2", "flatten_contiguous_range", "transpose2", "fused_transpose")
@@ -841,7 +906,12 @@ _EMIT: dict[str, Callable[[Plan, Op], None]] = {
     "lookup_table": _lookup,
     "lookup_table_v2": _lookup,
     "slice": _slice,
+    "split": _split,
+    "batch_norm": _batch_norm,
+    "nearest_interp": _nearest,
+    "nearest_interp_v2": _nearest,
     "assign": _assign,
+    "dropout": _dropout,
     **dict.fromkeys(_MOVES, _move),
     **dict.fromkeys(_BINARY, _binary),
     **dict.fromkeys(("scale", *KNOWN), _eltwise),

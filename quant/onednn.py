@@ -71,6 +71,8 @@ ARG = {
     "dst": 17,
     "weights": 33,
     "bias": 41,
+    "mean": 49,
+    "variance": 50,
     "scale": 51,
     "shift": 52,
     "scratchpad": 80,
@@ -79,7 +81,8 @@ ARG = {
     "zero_points": 8192,
     "post_op": 32768,  # times (its place + 1)
 }
-_INFERENCE, _DIRECT, _SOFTMAX, _SCALE_AND_SHIFT = 96, 1, 196608, 2 | 4
+_INFERENCE, _DIRECT, _SOFTMAX, _NEAREST = 96, 1, 196608, 196592
+_GLOBAL_STATISTICS, _SCALE_AND_SHIFT, _RELU = 1, 2 | 4, 8
 _QUERY_WEIGHTS, _QUERY_SCRATCHPAD = 131, 136
 _USER_SCRATCHPAD = 1
 _FORMAT_ANY = 1
@@ -313,6 +316,13 @@ def primitive(kind: str, attributes: Attributes, *operands: Any) -> Primitive:
         src, dst, epsilon = operands
         flags = ctypes.c_uint(_SCALE_AND_SHIFT)
         arguments = (inference, src.handle, dst.handle, None, ctypes.c_float(epsilon), flags)
+    elif kind == "batch_normalization":  # src, dst, epsilon, whether a ReLU follows
+        src, dst, epsilon, relu = operands
+        flags = ctypes.c_uint(_GLOBAL_STATISTICS | _SCALE_AND_SHIFT | (_RELU if relu else 0))
+        arguments = (inference, src.handle, dst.handle, ctypes.c_float(epsilon), flags)
+    elif kind == "resampling":  # src, dst: to the nearest neighbour
+        src, dst = operands
+        arguments = (inference, ctypes.c_int(_NEAREST), None, src.handle, dst.handle)
     elif kind == "concat":  # sources, dst, axis
         sources, dst, axis = operands
         several = (ctypes.c_void_p * len(sources))(*(source.handle for source in sources))
