@@ -89,17 +89,30 @@ def float_kernels(steps: Sequence[Step], program: Mapping[str, object]) -> tuple
     return tuple(found)
 
 
+def _problem(kernel: Kernel) -> object:
+    return kernel.problem
+
+
+def _work(kernel: Kernel) -> object:
+    return kernel.macs
+
+
 def float_ms_of(kernels: Sequence[Kernel], others: Sequence[Kernel]) -> tuple[float | None, ...]:
     """For each kernel that multiplies, the time of its counterpart in the FP32 model; None for all others.
 
-    Counterparts are taken to follow each other in one order; unless each pair does as many multiply-accumulates, all
-    is None.
+    Counterparts have the same problem, those of one problem follow each other in the same order. Where not all find
+    one so (a product may be described in two or four dimensions), the number of multiply-accumulates takes the
+    problem's place; where not all find one even then, nothing is said of any.
     """
     theirs = [kernel for kernel in others if kernel.weighted]
-    if [kernel.macs for kernel in theirs] != [kernel.macs for kernel in kernels if kernel.weighted]:
-        return (None,) * len(kernels)
-    waiting = iter(theirs)
-    return tuple(next(waiting).ms if kernel.weighted else None for kernel in kernels)
+    ours = [kernel for kernel in kernels if kernel.weighted]
+    for key in (_problem, _work):
+        if Counter(map(key, ours)) == Counter(map(key, theirs)):
+            waiting: dict[object, list[float]] = {}
+            for kernel in reversed(theirs):
+                waiting.setdefault(key(kernel), []).append(kernel.ms)
+            return tuple(waiting[key(kernel)].pop() if kernel.weighted else None for kernel in kernels)
+    return (None,) * len(kernels)
 
 
 def island_costs(
@@ -179,12 +192,12 @@ def _overhead(steps: Sequence[Step], sums: Sums) -> list[Finding]:
         Finding(
             sums.dispatch_ms,
             f"the executor's overhead around kernels is {share} of a run, {sums.dispatch_ms:.3f} ms: "
-            f"{_plural(sums.kernel_ops, 'op')} at {each:.0f} us each",
+            f"{_plural(sums.kernel_ops, 'op')} at {each:.1f} us each",
         )
     ]
     for type, count, _, beside in per_op([step for step in steps if not step.kernels]):
         each = 1e3 * beside / count
-        text = f"{_plural(count, f'{type} op')} outside oneDNN: {beside:.3f} ms, {each:.0f} us each"
+        text = f"{_plural(count, f'{type} op')} outside oneDNN: {beside:.3f} ms, {each:.1f} us each"
         found.append(Finding(beside, text))
     return found
 

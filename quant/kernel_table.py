@@ -15,7 +15,6 @@ from quant.profile import Kernel
 
 __all__ = [
     "KINDS",
-    "OUTPUT_LINE",
     "Group",
     "Step",
     "Sums",
@@ -27,8 +26,6 @@ __all__ = [
     "sums_of",
     "typical",
 ]
-
-OUTPUT_LINE = "quant_output"  # in a log: an op has written an output; the kernels before this line were that op's
 
 # Kind of kernel -> what it is called in tables.
 KINDS = {

@@ -1,35 +1,42 @@
-"""The job behind `quant profile`: a model is run with oneDNN's log on, and is watched; who reads the log adds it up."""
+"""The job behind `quant profile`: a model is run as it is, with oneDNN's log on, and watched."""
 
 import ctypes
 import gc
+import os
 import pkgutil
 import resource
+import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quant.errors import QuantError
+from quant.errors import ModelError, QuantError
 from quant.evaluation import opened, settings_of
 from quant.graph import Graph, Op, load_dir
 from quant.islands import int8_op, islands, weighted_before, why_float
-from quant.isolate import report_event, report_progress
+from quant.isolate import report_progress
 from quant.jobs import sample_input
-from quant.kernel_table import OUTPUT_LINE, middle
+from quant.kernel_table import middle, typical
 from quant.predictor import Predictor, log_kernels
+from quant.profile import kernels
 from quant.readers import batches
 from quant.sequences import Column
 
 __all__ = ["profile_model"]
 
 Json = dict[str, Any]
+Run = tuple[float, float, bool]  # seconds, those of them on the CPU, and whether it had the CPU to itself
 
 _WARM_UP = 3
 _TURN_S = 0.03  # how long runs without the log are timed in a round
 _ROUNDS = (8, 40)
-_ALONE = 5  # runs that other processes left alone, enough for a median
+_ALONE = 20  # runs that had the CPU to themselves, enough for a median
+_OUTPUT_LINE = "quant_output"  # in the log of a watched run: an op has written an output
 
 
 def profile_model(
@@ -49,45 +56,81 @@ def profile_model(
 
     `precision` is by default int8 for a model that holds INT8 ops, else fp32. Input is generated, or comes from the
     function `full_input` (batch), or is a data file's first batch.
-    Events: {"log": "kernels"}, then what the log shows of one run, then {"log": None}, once a round; {"log": "ops"}
-    instead for one run in whose log there is a line OUTPUT_LINE after each output of each op.
 
     The result: `precision` and `executor` that were used; median seconds of a run without the log (`wall_s`) and with
-    it (`logged_s`), and the share of runs in which other processes took the CPU away (`interrupted`; the medians leave
-    those out); `written`, (op type, variable) for each output in the order of execution, and `output_ms`, the time
-    since the one before; the `program`, see `_told`.
+    it (`logged_s`), `interrupted`, the share of runs in which other processes took the CPU away (the medians leave
+    those out; without others, they are of CPU time), and `runs`, how many were logged; the `kernels` of a run
+    (quant.profile.Kernel) with their typical times; `written`, (op type, variable) for each output in the order of
+    execution, `before`, how many kernels had run by then, and `output_ms`, the time since the output before; the
+    `program`, see `_told`.
+    Raises ModelError when no kernel of oneDNN's runs, or not the same ones each time.
     """
     try:
         graph = load_dir(Path(model))
         if precision is None:
             precision = "int8" if any(map(int8_op, graph.ops)) else "fp32"
         feed = _feed(graph, batch, shapes or {}, full_input, data, format)
+        with Predictor(Path(model), settings_of({"precision": precision, "executor": executor}, threads)) as predictor:
+            predictor.feed(feed)
+            used = predictor.executor
+            measured = _measure(predictor, budget_s)
     except QuantError as error:
         text = str(error)
         raise type(error)(text if model in text or (data and data in text) else f"{model}: {text}") from error
-    with Predictor(Path(model), settings_of({"precision": precision, "executor": executor}, threads)) as predictor:
-        predictor.feed(feed)
-        used = predictor.executor
-        warm = min(_timed(predictor)[0] for _ in range(_WARM_UP))
-        repeat = int(np.clip(_TURN_S / warm, 1, 10))
-        rounds = int(np.clip(budget_s / (warm * (repeat + 3)), *_ROUNDS))
-        gc.disable()  # as timeit does; the process ends with this job
-        wall: list[tuple[float, bool]] = []
-        logged: list[tuple[float, bool]] = []
-        for number in range(rounds):
-            predictor.run()  # untimed: after the log's turn the caches hold something else
-            wall += [_timed(predictor) for _ in range(repeat)]
-            log_kernels(True)
-            report_event({"log": "kernels"})
-            logged.append(_timed(predictor))
+    return {"precision": precision, "executor": used, **measured, "program": _told(graph)}
+
+
+def _measure(predictor: Predictor, budget_s: float) -> Json:
+    warm = min(_timed(predictor)[0] for _ in range(_WARM_UP))
+    repeat = int(np.clip(_TURN_S / warm, 1, 10))
+    rounds = int(np.clip(budget_s / (warm * (repeat + 3)), *_ROUNDS))
+    gc.disable()  # as timeit does; the process ends with this job
+    wall: list[Run] = []
+    logged: list[Run] = []
+    logs = []
+    for number in range(rounds):
+        predictor.run()  # untimed: after the log's turn the caches hold something else
+        wall += [_timed(predictor) for _ in range(repeat)]
+        logs.append(list(kernels(_log_of(lambda: logged.append(_timed(predictor))))))
+        report_progress("profile", number + 1, rounds)
+    if not any(logs):
+        raise ModelError("runs no kernel of oneDNN's, so there is nothing to profile")
+    run = typical(logs)
+    end = time.monotonic() + budget_s
+    while sum(alone for *_, alone in wall) < _ALONE and time.monotonic() < end:  # a busy machine
+        wall.append(_timed(predictor))
+    wall_s = _median(wall)
+    watched = _watch(predictor, rounds, wall_s)
+    if watched["before"][-1:] != [len(run)]:
+        raise ModelError("the model doesn't run the same kernels each time")
+    return {
+        "wall_s": wall_s,
+        "logged_s": _median(logged),
+        "interrupted": sum(not alone for *_, alone in wall) / len(wall),
+        "runs": rounds,
+        "kernels": [asdict(kernel) for kernel in run],
+        **watched,
+    }
+
+
+def _log_of(action: Callable[[], None]) -> list[str]:
+    """What oneDNN prints while `action` runs. It goes to a file: a pipe would wake its reader for every line."""
+    library = ctypes.CDLL(None)
+    with tempfile.TemporaryFile("w+") as file:
+        library.fflush(None)
+        sys.stdout.flush()
+        stdout = os.dup(1)
+        os.dup2(file.fileno(), 1)
+        log_kernels(True)
+        try:
+            action()
+        finally:
             log_kernels(False)
-            report_event({"log": None})
-            report_progress("profile", number + 1, rounds)
-        wall_s, logged_s = _median(wall), _median(logged)
-        watched = _watch(predictor, rounds, wall_s)
-    interrupted = sum(not alone for _, alone in wall) / len(wall)
-    seconds = {"wall_s": wall_s, "logged_s": logged_s, "interrupted": interrupted}
-    return {"precision": precision, "executor": used, **seconds, **watched, "program": _told(graph)}
+            library.fflush(None)
+            os.dup2(stdout, 1)
+            os.close(stdout)
+        file.seek(0)
+        return file.read().splitlines()
 
 
 def _feed(
@@ -106,25 +149,25 @@ def _feed(
     return sample_input(graph, batch, shapes)
 
 
-def _timed(predictor: Predictor) -> tuple[float, bool]:
-    """Seconds of a run, and whether it had the CPU all that time: no other process was given it instead."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+def _timed(predictor: Predictor) -> Run:
+    before, on_cpu = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, time.thread_time()
     start = time.perf_counter()
     predictor.run()
     seconds = time.perf_counter() - start
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == before
+    on_cpu = time.thread_time() - on_cpu
+    return seconds, on_cpu, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == before
 
 
-def _median(runs: Sequence[tuple[float, bool]]) -> float:
-    """The median seconds of the runs that had the CPU, of all where those are few."""
-    alone = [seconds for seconds, undisturbed in runs if undisturbed]
-    return float(np.median(alone if len(alone) >= _ALONE else [seconds for seconds, _ in runs]))
+def _median(runs: Sequence[Run]) -> float:
+    """The median seconds of the runs that had the CPU to themselves; without any, of the time that they had it."""
+    alone = [seconds for seconds, _, undisturbed in runs if undisturbed]
+    return float(np.median(alone or [on_cpu for _, on_cpu, _ in runs]))
 
 
 def _watch(predictor: Predictor, rounds: int, wall_s: float) -> Json:
     """Which ops run, and how long each takes, less what telling of them costs; `wall_s`: a run that isn't watched."""
     library = ctypes.CDLL(None)
-    line = OUTPUT_LINE.encode()
+    line = _OUTPUT_LINE.encode()
     written: list[tuple[str, str]] = []
     stamps: list[float] = []
 
@@ -137,11 +180,12 @@ def _watch(predictor: Predictor, rounds: int, wall_s: float) -> Json:
 
     tell = in_log
     predictor.watch(lambda type, variable: tell(type, variable))
-    log_kernels(True)
-    report_event({"log": "ops"})
-    predictor.run()
-    log_kernels(False)
-    report_event({"log": None})
+    before, ran = [], 0
+    for entry in _log_of(predictor.run):
+        if entry == _OUTPUT_LINE:
+            before.append(ran)
+        else:
+            ran += sum(1 for _ in kernels([entry]))
     tell = in_time
     laps, runs = [], []
     for _ in range(rounds):
@@ -151,7 +195,7 @@ def _watch(predictor: Predictor, rounds: int, wall_s: float) -> Json:
         laps.append(np.diff([start, *stamps]))
     told = max(_median(runs) - wall_s, 0.0) / len(written)
     output_ms = 1e3 * np.maximum(middle(np.array(laps)) - told, 0.0)
-    return {"written": written, "output_ms": output_ms.tolist()}
+    return {"written": written, "before": before, "output_ms": output_ms.tolist()}
 
 
 def _told(graph: Graph) -> Json:

@@ -116,12 +116,14 @@ def _sums(profile: Profile) -> Table:
     )
     if profile.interrupted > _BUSY:
         note += f" This machine is busy: other processes took the CPU in {100 * profile.interrupted:.0f}% of the runs."
+    if profile.interrupted == 1.0:
+        note += " So a run's CPU time stands for its time."
     return Table("Where a run's time goes", ("What", "ms", "Of a run"), tuple(rows), note)
 
 
 def _ops(profile: Profile) -> Table:
     rows = [
-        (type, str(count), _ms(inside), _ms(beside), f"{1e3 * beside / count:.0f}")
+        (type, str(count), _ms(inside), _ms(beside), f"{1e3 * beside / count:.1f}")
         for type, count, inside, beside in per_op(profile.steps)
     ]
     columns = ("Executed op", "Count", "ms in kernels", "ms beside", "us beside, each")

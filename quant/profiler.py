@@ -1,4 +1,4 @@
-"""Where a run of a model spends its time: which model is meant, the child that runs it, and what its log adds up to."""
+"""Where a run of a model spends its time: which model is meant, the child that runs it, and what that adds up to."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from quant import cpu, isolate
-from quant.errors import ModelError
 from quant.findings import (
     Finding,
     FloatKernel,
@@ -16,10 +15,10 @@ from quant.findings import (
     float_ms_of,
     island_costs,
 )
-from quant.kernel_table import OUTPUT_LINE, Step, Sums, kind_of, steps_of, sums_of, typical
+from quant.kernel_table import Step, Sums, kind_of, steps_of, sums_of
 from quant.numerics import SIGNED
 from quant.pipeline import data_of, full_of, weight_levels
-from quant.profile import Kernel, kernels
+from quant.profile import Kernel
 from quant.registry import find
 
 __all__ = ["Profile", "Subject", "profile", "subject_of"]
@@ -87,16 +86,22 @@ def profile(
     shapes: Mapping[str, Sequence[int]] | None = None,
     progress: isolate.Progress | None = None,
 ) -> Profile:
-    """Run a model in a child and add up what its log says; its FP32 model, if there is one, in another child."""
+    """Run a model in a child and add up what it did; its FP32 model, if there is one, in another child."""
     arguments = {"threads": threads, "batch": batch, "shapes": dict(shapes or {}), **subject.feed}
-    own = _Log(subject.model, {**arguments, "precision": precision, "executor": executor}, isa, threads, progress)
-    run, result = own.kernels(), own.result
+
+    def measured(model: Path, **how: Any) -> tuple[tuple[Kernel, ...], dict[str, Any]]:
+        job = "quant.profile_jobs:profile_model"
+        given = {"model": str(model), **arguments, **how}
+        result: dict[str, Any] = isolate.call(job, given, isa=isa, threads=threads, progress=progress)
+        return tuple(Kernel(**{**entry, "types": tuple(entry["types"])}) for entry in result["kernels"]), result
+
+    run, result = measured(subject.model, precision=precision, executor=executor)
     program = result["program"]
-    steps = own.steps(run)
+    written = [(type, variable) for type, variable in result["written"]]
+    steps = steps_of(written, result["before"], result["output_ms"], run, program["writers"])
     float_ms: tuple[float | None, ...] = ()
     if subject.fp32 is not None and any(kind_of(kernel) == "int8" for kernel in run):
-        other = _Log(subject.fp32, {**arguments, "precision": "fp32"}, isa, threads, progress)
-        float_ms = float_ms_of(run, other.kernels())
+        float_ms = float_ms_of(run, measured(subject.fp32, precision="fp32")[0])
     sums = sums_of(run, steps, 1e3 * result["wall_s"], 1e3 * result["logged_s"])
     islands = island_costs(steps, program, float_ms)
     floats = float_kernels(steps, program) if program["islands"] else ()
@@ -107,7 +112,7 @@ def profile(
         isa=cpu.tier_of(isa).name,
         threads=threads,
         batch=batch,
-        runs=len(own.runs),
+        runs=result["runs"],
         kernels=run,
         steps=steps,
         sums=sums,
@@ -117,63 +122,3 @@ def profile(
         float_ms=float_ms,
         interrupted=result["interrupted"],
     )
-
-
-class _Log:
-    """What a child that ran quant.profile_jobs.profile_model printed: the log of each run, and of the watched one."""
-
-    def __init__(
-        self,
-        model: Path,
-        arguments: Mapping[str, Any],
-        isa: str | None,
-        threads: int,
-        progress: isolate.Progress | None,
-    ) -> None:
-        self.model = model
-        self.runs: list[list[str]] = []
-        self.watched: list[str] = []
-        self._open: list[str] | None = None
-        self.result: dict[str, Any] = isolate.call(
-            "quant.profile_jobs:profile_model",
-            {"model": str(model), **arguments},
-            isa=isa,
-            threads=threads,
-            progress=progress,
-            log=self._line,
-            heard=self._event,
-        )
-
-    def _event(self, event: Mapping[str, Any]) -> None:
-        if event["log"] == "kernels":
-            self._open = []
-            self.runs.append(self._open)
-        else:
-            self._open = self.watched if event["log"] == "ops" else None
-
-    def _line(self, line: str) -> None:
-        if self._open is not None:
-            self._open.append(line)
-
-    def kernels(self) -> tuple[Kernel, ...]:
-        """The kernels of one run. Raises ModelError when no kernel of oneDNN ran, or not the same ones each time."""
-        runs = [list(kernels(lines)) for lines in self.runs]
-        if not any(runs):
-            raise ModelError(f"{self.model}: runs no kernel of oneDNN's, so there is nothing to profile")
-        try:
-            return typical(runs)
-        except ModelError as error:
-            raise ModelError(f"{self.model}: {error}") from error
-
-    def steps(self, run: Sequence[Kernel]) -> tuple[Step, ...]:
-        """The executed ops with the kernels of `run`."""
-        ran, before = 0, []
-        for line in self.watched:
-            if line == OUTPUT_LINE:
-                before.append(ran)
-            else:
-                ran += sum(1 for _ in kernels([line]))
-        written = [(type, variable) for type, variable in self.result["written"]]
-        if ran != len(run) or len(before) != len(written):
-            raise ModelError(f"{self.model}: the model doesn't run the same kernels each time")
-        return steps_of(written, before, self.result["output_ms"], run, self.result["program"]["writers"])
