@@ -13,6 +13,7 @@ from quant.passes import (
     bias_as_vector,
     drop_identities,
     fold_batch_norm,
+    fold_scale,
     hoist_quantizers,
     lower_quantizers,
     pad_as_pad3d,
@@ -47,15 +48,33 @@ def with_pad() -> Graph:
     return net.graph(net.op("pad", {"X": "x"}, shape=(-1, 7, 11, 13), paddings=[0, 0, 1, 2, 0, 3, 4, 1], pad_value=0.5))
 
 
+def with_old_dropout() -> Graph:
+    """As Paddle 1.x trained it: at inference it multiplies by 1 - p. Once behind a product, once only before one."""
+    net = Net()
+    x = net.head(dropout(net, net.pool("x", "avg"), "downgrade_in_infer"), 16)
+    return net.graph(net.linear(dropout(net, net.act(x), "downgrade_in_infer"), 6))
+
+
+def with_scale_before_conv() -> Graph:
+    net = Net()
+    return net.graph(net.conv(net.pool(net.op("scale", {"X": net.act("x", "tanh")}, scale=3.0, bias=0.0)), 4, 3))
+
+
 CHANGES = [
     (drop_identities, with_identities, {"relu": 2}),
     (bias_as_vector, with_exported_bias, {"conv2d": 1, "elementwise_add": 1, "relu": 1}),
     (fold_batch_norm, with_norm, {"conv2d": 1, "elementwise_add": 2, "relu": 1, "depthwise_conv2d": 1}),
+    (fold_scale, with_scale_before_conv, {"tanh": 1, "pool2d": 1, "conv2d": 1}),
+    (
+        fold_scale,
+        with_old_dropout,
+        {"pool2d": 1, "flatten_contiguous_range": 1, "matmul_v2": 2, "elementwise_add": 2, "relu": 1},
+    ),
     (pad_as_pad3d, with_pad, {"unsqueeze2": 1, "pad3d": 1, "squeeze2": 1}),
 ]
 
 
-@pytest.mark.parametrize(("rewrite", "build", "after"), CHANGES, ids=[row[0].__name__ for row in CHANGES])
+@pytest.mark.parametrize(("rewrite", "build", "after"), CHANGES, ids=[row[1].__name__ for row in CHANGES])
 def test_rewrites_and_outputs_hold(rewrite: Pass, build, after: dict[str, int], tmp_path: Path) -> None:
     graph = build()
     rewritten = rewrite(graph)
@@ -74,6 +93,17 @@ def scaled() -> Graph:
 def downgraded() -> Graph:
     net = Net()
     return net.graph(net.act(dropout(net, "x", "downgrade_in_infer")))
+
+
+def scaled_before_two() -> Graph:
+    net = Net()
+    x = net.op("scale", {"X": "x"}, scale=2.0, bias=0.0)
+    return net.graph(net.conv(x, 4), net.act(x))
+
+
+def scaled_before_tanh() -> Graph:
+    net = Net()
+    return net.graph(net.conv(net.act(net.op("scale", {"X": "x"}, scale=2.0, bias=0.0), "tanh"), 4))
 
 
 def fetched_identity() -> Graph:
@@ -114,6 +144,9 @@ def pad_of_the_batch() -> Graph:
 
 
 LEAVES = [
+    (fold_scale, scaled),
+    (fold_scale, scaled_before_two),
+    (fold_scale, scaled_before_tanh),
     (drop_identities, scaled),
     (drop_identities, downgraded),
     (drop_identities, fetched_identity),
