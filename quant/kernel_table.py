@@ -3,7 +3,7 @@
 Pure functions from parsed logs and times to values; times are in milliseconds.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -15,11 +15,13 @@ from quant.profile import Kernel
 
 __all__ = [
     "KINDS",
+    "Average",
     "Group",
     "Step",
     "Sums",
     "groups",
     "kind_of",
+    "lowest",
     "middle",
     "per_op",
     "steps_of",
@@ -37,6 +39,7 @@ KINDS = {
     "other": "other: pooling, softmax, sums, ...",
 }
 
+Average = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 _INTEGERS = {"s8", "u8"}
 
 
@@ -62,15 +65,22 @@ def middle(samples: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
-def typical(runs: Sequence[Sequence[Kernel]]) -> tuple[Kernel, ...]:
-    """The kernels of one run, each with its time over all runs (`middle`).
+def lowest(samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean of the lowest quarter along the first axis: for readings most of which other processes have spoilt."""
+    ordered = np.sort(samples, axis=0)
+    result: NDArray[np.float64] = ordered[: -(-len(ordered) // 4)].mean(axis=0)
+    return result
+
+
+def typical(runs: Sequence[Sequence[Kernel]], average: Average = middle) -> tuple[Kernel, ...]:
+    """The kernels of one run, each with its average time over all runs.
 
     Raises ModelError when the runs aren't of the same kernels in the same order.
     """
     sequences = {tuple(replace(kernel, ms=0.0) for kernel in run) for run in runs}
     if len(sequences) != 1:
         raise ModelError("the model doesn't run the same kernels each time, so their times can't be put together")
-    ms = middle(np.array([[kernel.ms for kernel in run] for run in runs]))
+    ms = average(np.array([[kernel.ms for kernel in run] for run in runs]))
     return tuple(replace(kernel, ms=float(value)) for kernel, value in zip(runs[0], ms, strict=True))
 
 

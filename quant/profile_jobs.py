@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,21 +21,21 @@ from quant.graph import Graph, Op, load_dir
 from quant.islands import int8_op, islands, weighted_before, why_float
 from quant.isolate import report_progress
 from quant.jobs import sample_input
-from quant.kernel_table import middle, typical
+from quant.kernel_table import Average, lowest, middle, typical
 from quant.predictor import Predictor, log_kernels
-from quant.profile import kernels
+from quant.profile import Kernel, kernels
 from quant.readers import batches
 from quant.sequences import Column
 
 __all__ = ["profile_model"]
 
 Json = dict[str, Any]
+Found = TypeVar("Found")
 Run = tuple[float, float, bool]  # seconds, those of them on the CPU, and whether it had the CPU to itself
 
 _WARM_UP = 3
 _TURN_S = 0.03  # how long runs without the log are timed in a round
 _ROUNDS = (8, 40)
-_ALONE = 20  # runs that had the CPU to themselves, enough for a median
 _OUTPUT_LINE = "quant_output"  # in the log of a watched run: an op has written an output
 
 
@@ -87,18 +87,16 @@ def _measure(predictor: Predictor, budget_s: float) -> Json:
     gc.disable()  # as timeit does; the process ends with this job
     wall: list[Run] = []
     logged: list[Run] = []
-    logs = []
-    for number in range(rounds):
+    logs: list[list[Kernel]] = []
+    end = time.monotonic() + 2 * budget_s
+    while len(logs) < rounds or (_quiet(logged) < _ROUNDS[0] and time.monotonic() < end):  # longer on a busy machine
         predictor.run()  # untimed: after the log's turn the caches hold something else
         wall += [_timed(predictor) for _ in range(repeat)]
         logs.append(list(kernels(_log_of(lambda: logged.append(_timed(predictor))))))
-        report_progress("profile", number + 1, rounds)
+        report_progress("profile", min(len(logs), rounds), rounds)
     if not any(logs):
         raise ModelError("runs no kernel of oneDNN's, so there is nothing to profile")
-    run = typical(logs)
-    end = time.monotonic() + budget_s
-    while sum(alone for *_, alone in wall) < _ALONE and time.monotonic() < end:  # a busy machine
-        wall.append(_timed(predictor))
+    run = typical(*_undisturbed(logs, logged))
     wall_s = _median(wall)
     watched = _watch(predictor, rounds, wall_s)
     if watched["before"][-1:] != [len(run)]:
@@ -106,8 +104,8 @@ def _measure(predictor: Predictor, budget_s: float) -> Json:
     return {
         "wall_s": wall_s,
         "logged_s": _median(logged),
-        "interrupted": sum(not alone for *_, alone in wall) / len(wall),
-        "runs": rounds,
+        "interrupted": 1 - _quiet(wall) / len(wall),
+        "runs": len(logs),
         "kernels": [asdict(kernel) for kernel in run],
         **watched,
     }
@@ -158,6 +156,18 @@ def _timed(predictor: Predictor) -> Run:
     return seconds, on_cpu, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == before
 
 
+def _quiet(runs: Sequence[Run]) -> int:
+    """How many runs had the CPU to themselves."""
+    return sum(alone for *_, alone in runs)
+
+
+def _undisturbed(found: Sequence[Found], runs: Sequence[Run]) -> tuple[list[Found], Average]:
+    """What was found in the runs that had the CPU to themselves, or in all where those are too few; and how to average
+    that."""
+    kept = [entry for entry, (*_, alone) in zip(found, runs, strict=True) if alone]
+    return (kept, middle) if len(kept) >= _ROUNDS[0] else (list(found), lowest)
+
+
 def _median(runs: Sequence[Run]) -> float:
     """The median seconds of the runs that had the CPU to themselves; without any, of the time that they had it."""
     alone = [seconds for seconds, _, undisturbed in runs if undisturbed]
@@ -194,7 +204,8 @@ def _watch(predictor: Predictor, rounds: int, wall_s: float) -> Json:
         runs.append(_timed(predictor))
         laps.append(np.diff([start, *stamps]))
     told = max(_median(runs) - wall_s, 0.0) / len(written)
-    output_ms = 1e3 * np.maximum(middle(np.array(laps)) - told, 0.0)
+    kept, average = _undisturbed(laps, runs)
+    output_ms = 1e3 * np.maximum(average(np.array(kept)) - told, 0.0)
     return {"written": written, "before": before, "output_ms": output_ms.tolist()}
 
 

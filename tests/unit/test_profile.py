@@ -13,7 +13,7 @@ from quant.errors import ModelError
 from quant.findings import FloatKernel, IslandCost, findings, float_kernels, float_ms_of, island_costs
 from quant.graph import Attr, Graph, Op, Var, save_dir
 from quant.islands import islands, weighted_before, why_float
-from quant.kernel_table import KINDS, Step, Sums, groups, kind_of, middle, per_op, steps_of, sums_of, typical
+from quant.kernel_table import KINDS, Step, Sums, groups, kind_of, lowest, middle, per_op, steps_of, sums_of, typical
 from quant.passes import lower_quantizers
 from quant.predictor import Predictor, Settings
 from quant.profile import Kernel, kernels
@@ -103,6 +103,12 @@ def test_the_middle_half_ignores_outliers_and_the_coarse_clock() -> None:
     assert middle(np.array([7.0])) == 7.0
     runs = [[kernel(ms=ms), kernel("pooling", ms=1)] for ms in (2.0, 3.0, 4.0, 900.0)]
     assert [entry.ms for entry in typical(runs)] == [3.5, 1.0]
+
+
+def test_the_lowest_quarter_stands_when_most_readings_are_spoilt() -> None:
+    assert lowest(np.array([9.0, 2.0, 8.0, 7.0, 4.0, 99.0, 8.0, 9.0])) == pytest.approx(3.0)
+    assert lowest(np.array([5.0, 4.0])) == 4.0
+    assert [entry.ms for entry in typical([[kernel(ms=ms)] for ms in (9.0, 2.0, 8.0, 9.0)], lowest)] == [2.0]
 
 
 def test_runs_of_other_kernels_are_refused() -> None:
