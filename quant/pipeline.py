@@ -43,6 +43,7 @@ __all__ = [
     "timed_records",
     "tune",
     "tuned_of",
+    "variants",
     "weight_levels",
 ]
 
@@ -306,9 +307,17 @@ def bench(
     return result
 
 
+def variants(model: Path, precision: str, executor: str = "auto") -> list[dict[str, Any]]:
+    """The ways to run a model by an executor, of which the fastest counts: several for FP32, one otherwise."""
+    if precision != "fp32":
+        return [{"model": str(model), "precision": precision, "executor": executor}]
+    ways = [way for way in FP32_VARIANTS if executor in ("auto", way.get("executor", "paddle"))]
+    return [{"model": str(model), "precision": "fp32", **way} for way in ways]
+
+
 def fp32_variants(model: Path) -> list[dict[str, Any]]:
     """The ways to run an FP32 model; the fastest of them is the baseline."""
-    return [{"model": str(model), "precision": "fp32", **variant} for variant in FP32_VARIANTS]
+    return variants(model, "fp32")
 
 
 def int8_of(spec: ModelSpec, isa: str | None = None) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from quant.chains import RECURRENT
-from quant.errors import UnsupportedError
+from quant.errors import OptionError, UnsupportedError
 from quant.evaluation import opened, settings_of
 from quant.graph import load_dir
 from quant.isolate import report_event, report_progress, requests
@@ -71,10 +71,10 @@ def bench(contenders: Sequence[Variants], *, threads: int = 1, budget_s: float =
     """Time models against each other: {"run": ..., "seconds": [...]} for each contender, in seconds a batch.
 
     A contender is a list of variants ({"model", "precision", "onednn", "optimise", "executor"}), of which the fastest
-    in a short trial is measured. Contenders then alternate, round by round, on the same input (`Feed`), and the order within a
-    round alternates too. In its turn a contender runs once untimed, because the other one has emptied the caches
-    (unless it takes long), and then a few times in a row, as a served model does: a round's value is the median of
-    those. The number of rounds follows from the time budget.
+    in a short trial is measured. Contenders then alternate, round by round, on the same input (`Feed`), and the order
+    within a round alternates too. In its turn a contender runs once untimed, because the other one has emptied the
+    caches (unless it takes long), and then a few times in a row, as a served model does: a round's value is the median
+    of those. The number of rounds follows from the time budget.
     """
     chosen = _chosen(contenders, threads, Feed(**feed))
     rounds = rounds_in(budget_s, sum(turn.cost_s for turn in chosen))
@@ -84,7 +84,7 @@ def bench(contenders: Sequence[Variants], *, threads: int = 1, budget_s: float =
         for place in in_turn(len(chosen), number):
             seconds[place].append(chosen[place].take())
         report_progress("bench", number + 1, rounds)
-    return [{"run": dict(turn.run), "seconds": times} for turn, times in zip(chosen, seconds, strict=True)]
+    return [{"run": turn.used, "seconds": times} for turn, times in zip(chosen, seconds, strict=True)]
 
 
 def take_turns(contenders: Sequence[Variants], *, threads: int, **feed: Any) -> None:
@@ -96,7 +96,7 @@ def take_turns(contenders: Sequence[Variants], *, threads: int, **feed: Any) -> 
     chosen = _chosen(contenders, threads, Feed(**feed))
     gc.disable()
     time.sleep(2 * BLOCK_S)
-    report_event({"runs": [dict(turn.run) for turn in chosen], "cost_s": sum(turn.cost_s for turn in chosen)})
+    report_event({"runs": [turn.used for turn in chosen], "cost_s": sum(turn.cost_s for turn in chosen)})
     for number in requests():
         seconds = {place: chosen[place].take() for place in in_turn(len(chosen), number)}
         time.sleep(2 * BLOCK_S)
@@ -112,7 +112,7 @@ def serve(variants: Variants, **feed: Any) -> None:
     """
     [turn] = _chosen([variants], 1, Feed(**feed))
     gc.disable()
-    report_event({"run": dict(turn.run), "batch_s": turn.best / len(turn.feeds)})
+    report_event({"run": turn.used, "batch_s": turn.best / len(turn.feeds)})
     cycle = itertools.cycle(turn.feeds)
     for window in requests():
         begun, ended, samples = [], [], []
@@ -146,6 +146,11 @@ class _Turn:
         self.predictor = Predictor(Path(run["model"]), settings_of(run, threads))
         self.given = feed.repeat if feed.data else 0
         self.best = np.inf
+
+    @property
+    def used(self) -> Json:
+        """The variant, and who called its kernels."""
+        return {**self.run, "executor": self.predictor.executor}
 
     @property
     def repeat(self) -> int:
@@ -183,14 +188,16 @@ def _chosen(contenders: Sequence[Variants], threads: int, feed: Feed) -> list[_T
 def _quickest(variants: Variants, threads: int, feed: Feed) -> _Turn:
     """The fastest of a contender's variants in a short trial."""
     best: _Turn | None = None
+    refused: UnsupportedError | None = None
     for run in variants:
         if not run.get("optimise", True) and not _recurrent(run["model"]):
             continue  # without graph fusion only recurrent layers are ever faster
         try:
             turn = _Turn(run, threads, feed)
             laps = [turn.lap(1)]  # the first run builds the kernels
-        except UnsupportedError:
-            continue  # Paddle's executor, which runs everything, is among the variants
+        except UnsupportedError as error:
+            refused = error
+            continue
         if best and laps[0] > _LOST * best.best:
             turn.predictor.close()
             continue
@@ -201,7 +208,8 @@ def _quickest(variants: Variants, threads: int, feed: Feed) -> _Turn:
         best = best if loser is turn else turn
         if loser:
             loser.predictor.close()
-    assert best is not None
+    if best is None:
+        raise refused or OptionError("no way to run the model was given")
     return best
 
 

@@ -16,6 +16,7 @@ from quant.cli.shared import (
     ClusterAt,
     ClusterWait,
     Data,
+    Executor,
     Format,
     Fresh,
     Isa,
@@ -27,6 +28,7 @@ from quant.cli.shared import (
     bar,
     counts_of,
     err,
+    executor_of,
     listed,
     out,
     precision_of,
@@ -59,6 +61,7 @@ def eval_command(
     threads: Threads = 1,
     isa: Isa = None,
     batch_num: BatchNum = None,
+    executor: Executor = "auto",
     fresh: Fresh = False,
     cluster_at: ClusterAt = None,
     cluster_wait: ClusterWait = 30.0,
@@ -67,7 +70,7 @@ def eval_command(
 ) -> None:
     """Score one model on labelled data. What was run before is kept, and not run again."""
     names = _metrics(metric, data, format)
-    run = {"model": str(model), "precision": precision_of(precision)}
+    run = {"model": str(model), "precision": precision_of(precision), "executor": executor_of(executor)}
     with bar() as tell:
         [found] = pipeline.evaluate(
             [run],
@@ -185,6 +188,7 @@ def compare(
     batch_size: Annotated[int, typer.Option(min=1)] = 50,
     batch_num: BatchNum = None,
     isa: Isa = None,
+    executor: Executor = "auto",
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Stop when PASS or FAIL is certain; the error of all looks is 5%.")
     ] = False,
@@ -198,7 +202,12 @@ def compare(
     Exit code 1 when INT8 drops more than the threshold, or when no INT8 kernel ran.
     """
     models = {"fp32": fp32_model, "quant": quant_model, "int8": int8_model}
-    runs = [{"model": str(path), "precision": key} for key, path in models.items() if path is not None]
+    chosen = {"int8": executor_of(executor)}
+    runs = [
+        {"model": str(path), "precision": key, "executor": chosen.get(key, "auto")}
+        for key, path in models.items()
+        if path is not None
+    ]
     if len(runs) < 2:
         raise OptionError("give --fp32-model, --quant-model, or both")
     reference = runs[0]["precision"]
@@ -288,6 +297,7 @@ def bench(
     threads: Annotated[str, typer.Option(help="Comma-separated thread counts; several alternate.")] = "1",
     batch_size: Annotated[str, typer.Option(help="Comma-separated batch sizes.")] = "1",
     isa: Isa = None,
+    executor: Executor = "auto",
     data: Annotated[Path | None, typer.Option(help="Time on this data's samples, not on generated input.")] = None,
     format: Format = None,
     samples: Annotated[int, typer.Option(min=1, help="Of --data.")] = 500,
@@ -322,7 +332,7 @@ def bench(
         return {"batch": batch, "shapes": shapes, "sort": by_length, "repeat": repeat, **taken}
 
     def contender(path: Path, kind: str) -> list[dict[str, Any]]:
-        return pipeline.fp32_variants(path) if kind == "fp32" else [{"model": str(path), "precision": kind}]
+        return pipeline.variants(path, kind, executor_of(executor))
 
     place = model if row is None else pipeline.timed_of(registry.find(row), own, isa)
     assert place is not None
@@ -355,6 +365,7 @@ def bench(
                 "isa": cpu.tier_of(isa).name,
                 "threads": count,
                 "batch": batch,
+                "executor": both[0]["run"]["executor"],
                 "median_ms": 1e3 * float(np.median(taken_s)),
                 "p95_ms": 1e3 * float(np.quantile(taken_s, 0.95)),
                 "samples": len(taken_s),
@@ -363,6 +374,7 @@ def bench(
                 other = np.array(both[1]["seconds"])
                 ratio, low, high = metrics.ratio_interval(other, taken_s)
                 entry |= {"against": str(against), "against_median_ms": 1e3 * float(np.median(other))}
+                entry |= {"against_executor": both[1]["run"]["executor"]}
                 entry |= {"ratio": ratio, "ratio_low": low, "ratio_high": high}
             if len(counts) > 1:
                 gain, low, high = metrics.ratio_interval(first, taken_s)

@@ -7,8 +7,20 @@ from typing import Annotated
 import typer
 
 from quant import profiler, report
-from quant.cli.shared import Format, Isa, Json, Threads, app, bar, out, precision_of, print_json, shapes_of
-from quant.errors import check_choice
+from quant.cli.shared import (
+    Executor,
+    Format,
+    Isa,
+    Json,
+    Threads,
+    app,
+    bar,
+    executor_of,
+    out,
+    precision_of,
+    print_json,
+    shapes_of,
+)
 from quant.profile_report import as_json, tables
 
 __all__ = ["profile"]
@@ -20,7 +32,7 @@ def profile(
     precision: Annotated[
         str | None, typer.Option(help="fp32, quant, int8 or bf16; default: int8 where the model holds INT8 ops.")
     ] = None,
-    executor: Annotated[str, typer.Option(help="Who calls the kernels: auto, paddle or direct.")] = "auto",
+    executor: Executor = "auto",
     fp32_model: Annotated[
         Path | None, typer.Option(help="The FP32 model it was made of: also says what each island spares.")
     ] = None,
@@ -38,7 +50,6 @@ def profile(
     """Why is it not faster? Kernels, conversions, overhead and INT8 islands of a model, by the time that they take."""
     shapes = shapes_of(input_shape or [])
     precision = None if precision is None else precision_of(precision)
-    check_choice("executor", executor, ("auto", "paddle", "direct"))
     with bar() as tell:
         subject = profiler.subject_of(model, isa, tell)
         if data is not None:
@@ -48,7 +59,7 @@ def profile(
         found = profiler.profile(
             subject,
             precision=precision,
-            executor=executor,
+            executor=executor_of(executor),
             isa=isa,
             threads=threads,
             batch=batch_size,

@@ -27,6 +27,7 @@ __all__ = [
     "ClusterAt",
     "ClusterWait",
     "Data",
+    "Executor",
     "Format",
     "Fresh",
     "Isa",
@@ -40,6 +41,7 @@ __all__ = [
     "bar",
     "counts_of",
     "err",
+    "executor_of",
     "ids",
     "listed",
     "out",
@@ -54,6 +56,13 @@ err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+Executor = Annotated[
+    str,
+    typer.Option(
+        help="Who calls the kernels: paddle, as where Paddle Inference is deployed; direct, the same without Paddle's "
+        "time between them; auto, direct for INT8 where it can."
+    ),
+]
 Isa = Annotated[
     str | None, typer.Option(help="Cap oneDNN to an ISA: avx2, avx512_core, avx512_core_vnni, avx512_core_amx.")
 ]
@@ -83,6 +92,11 @@ def ids(text: str) -> list[int]:
         if not part.isdecimal():
             raise OptionError(f"--op-ids-to-skip: {part!r} is not an op id")
     return [int(part) for part in listed(text)]
+
+
+def executor_of(text: str) -> str:
+    check_choice("executor", text, ("auto", "paddle", "direct"))
+    return text
 
 
 def precision_of(text: str) -> str:
