@@ -4,7 +4,6 @@ Exit code 0: everything was measured, whether or not a goal was reached; 1: a ro
 """
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -67,4 +66,4 @@ def _caps(isa: str | None) -> list[str | None]:
 
 
 if __name__ == "__main__":
-    sys.exit(typer.run(main))
+    typer.run(main)

@@ -20,13 +20,18 @@ _OPSET = 17  # the first with LayerNormalization, the last that paddle2onnx's co
 
 
 def describe(model: str, output: str, *, generated: bool, full_input: str) -> None:
-    """Write what a worker must know of a model to feed it: about.json {"signature", "transformer"}.
+    """Write what is to be known of a model to quantize and feed it: about.json.
 
     With `generated`, also the input that a full-size model is timed on (timing.npz, one sample) and the one that
     quant.jobs.prepare calibrates it on (calibration.npz, two samples).
     """
     graph = load_dir(Path(model))
-    about = {"signature": signature(graph), "transformer": any(op.type == "layer_norm" for op in graph.ops)}
+    types = {op.type for op in graph.ops}
+    about = {
+        "signature": signature(graph),
+        "transformer": "layer_norm" in types,
+        "recurrent": not types.isdisjoint(RECURRENT),
+    }
     (Path(output) / "about.json").write_text(json.dumps(about), encoding="utf-8")
     for name, samples in (("timing", 1), ("calibration", 2)) if generated else ():
         made = pkgutil.resolve_name(full_input)(samples) if full_input else sample_input(graph, samples, {})
@@ -40,7 +45,7 @@ def export_onnx(model: str, output: str, *, masked: bool) -> None:
     See bench.peers.recurrent for that.
     """
     graph = load_dir(Path(model))
-    if any(op.type in RECURRENT for op in graph.ops):
+    if not {op.type for op in graph.ops}.isdisjoint(RECURRENT):
         export_recurrent(graph, Path(output), masked=masked)
         return
     import paddle2onnx

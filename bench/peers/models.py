@@ -73,7 +73,7 @@ def artefacts_of(spec: ModelSpec, contenders: list[Contender], isa: str | None, 
         calibration = data(pipeline.data_of(spec, spec.calibration), spec.format)
         test = data(pipeline.data_of(spec, spec.test), spec.format)
         timing = {**test, "samples": _TIMED_SAMPLES}
-    maker = _Maker(spec, base, calibration, about["transformer"], isa, generated)
+    maker = _Maker(spec, base, calibration, about, isa, generated)
     models = {contender.key: maker.of(contender) for contender in contenders}
     return Artefacts(base / "fp32", models, calibration, test, timing, case_of(spec).batch)
 
@@ -96,7 +96,7 @@ class _Maker:
     spec: ModelSpec
     base: Path
     calibration: Mapping[str, Any]
-    transformer: bool
+    about: Mapping[str, Any]  # of export.describe
     isa: str | None
     generated: bool
 
@@ -149,15 +149,20 @@ class _Maker:
         narrow = ("bench.peers.paddle_engine:write_as_8_bits", {"model": str(simulated)})
         return self.kept("quant-8-bits", _sources("paddle_engine"), narrow)
 
+    def own(self) -> Path:
+        function = self.spec.full if self.generated else self.spec.small
+        given = {"function": function, "name": self.spec.name, "data": self.calibration}
+        return self.kept("own", _sources("paddle_engine"), ("bench.peers.paddle_engine:build_own", given))
+
     def onnx(self, masked: bool = False) -> Path:
         step = ("bench.peers.export:export_onnx", {"model": str(self.fp32()), "masked": masked})
         return self.kept("onnx", [version("paddle2onnx"), *_sources("export", "recurrent")], step)
 
     def masked_onnx(self) -> Path:
-        return self.onnx(masked=True)
+        return self.onnx(masked=self.about["recurrent"])
 
     def quantized(self, engine: str, onnx: Path) -> Path:
-        arguments = {"model": str(onnx), "data": self.calibration, "transformer": self.transformer}
+        arguments = {"model": str(onnx), "data": self.calibration, "transformer": self.about["transformer"]}
         parts = [*map(version, _PACKAGES[engine]), *_sources(f"{engine}_engine", "onnx_inputs")]
         return self.kept(engine, parts, (f"bench.peers.{engine}_engine:build_int8", arguments))
 
@@ -172,10 +177,11 @@ _FORMS: Mapping[str, Callable[[_Maker], Path]] = {
     "fp32": _Maker.fp32,
     "ours": _Maker.int8,
     "qdq": _Maker.qdq,
+    "own": _Maker.own,
     "onnx": _Maker.onnx,
     "masked_onnx": _Maker.masked_onnx,
     "openvino": _Maker.openvino,
     "onnxruntime": _Maker.onnxruntime,
 }
 # What an engine runs at other precisions than INT8.
-_FLOAT_FORMS = {"ours": "fp32", "qdq": "fp32", "openvino": "onnx", "onnxruntime": "masked_onnx"}
+_FLOAT_FORMS = {"ours": "fp32", "qdq": "fp32", "own": "fp32", "openvino": "onnx", "onnxruntime": "masked_onnx"}

@@ -1,7 +1,8 @@
 """What a worker runs with Paddle: our models by our predictor, and fake-quantized models by Paddle's own INT8."""
 
+import pkgutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +11,30 @@ import paddle.inference as engine
 from paddle import CPUPlace
 from paddle.base.core import DenseTensor
 
-from bench.peers.protocol import Feed, Session
+from bench.peers.protocol import Feed, Session, opened
 from quant.chains import CONVS, PRODUCTS, RECURRENT
 from quant.errors import ModelError
 from quant.graph import Graph, files_of, forward_of, load_dir, save_dir
 from quant.numerics import SIGNED, bits_of
 from quant.predictor import RECURRENT as RECURRENT_KERNELS
 from quant.predictor import Predictor, Settings
+from quant.readers import batches
 from quant.sequences import Column, Ragged, values_of
 
-__all__ = ["as_8_bits", "load", "write_as_8_bits"]
+__all__ = ["as_8_bits", "build_own", "int8_layers", "load", "write_as_8_bits"]
 
 _WEIGHTED = {*CONVS, *PRODUCTS, *RECURRENT, *RECURRENT_KERNELS, "fused_conv2d", "fused_matmul"}
+_CALIBRATION_BATCH = 50  # as quant.jobs.prepare
 
 
 def load(
     model: str, precision: str, threads: int, form: str, batches: Sequence[Mapping[str, Column]], **settings: Any
 ) -> Session:
-    """A model directory; `form` "qdq" at int8 is Paddle as it comes, all else goes through quant.predictor.
+    """A model directory; fake-quantized ones at int8 are Paddle's own to run, all else goes through quant.predictor.
 
     `settings` are fields of quant.predictor.Settings.
     """
-    if form == "qdq" and precision == "int8":
+    if form in ("qdq", "own") and precision == "int8":
         return _AsItComes(Path(model), threads)
     return _Ours(Path(model), Settings(precision=precision, threads=threads, **settings))  # type: ignore[arg-type]
 
@@ -126,17 +129,57 @@ def as_8_bits(graph: Graph) -> Graph:
 
 
 def write_as_8_bits(model: str, output: str) -> dict[str, Any]:
-    """A fake-quantized model directory -> one that Paddle's INT8 accepts, and how much Paddle makes INT8 of it."""
-    narrowed = as_8_bits(load_dir(Path(model)))
-    save_dir(narrowed, Path(output))
+    """A fake-quantized model directory of ours -> one that Paddle's INT8 accepts; facts of it."""
+    save_dir(as_8_bits(load_dir(Path(model))), Path(output))
+    return {"int8": _executed(Path(output))}
+
+
+def build_own(function: str, name: str, data: Mapping[str, Any], output: str) -> dict[str, Any]:
+    """A row as it is exported -> fake-quantized by Paddle's own calibration ("avg"), without a pass of ours; facts.
+
+    Raises ModelError for a model of sequences, which that calibration can't feed.
+    """
+    import paddle
+    from paddle.static.quantization import PostTrainingQuantization
+
+    with tempfile.TemporaryDirectory(prefix="quant-peers-") as exported:
+        pkgutil.resolve_name(function)(name, Path(exported))
+        graph = load_dir(Path(exported))
+        if any(graph.vars[feed].lod_level for feed in graph.feeds):
+            raise ModelError("Paddle's own calibration takes no sequences")
+        samples = [{key: np.array(values_of(column)) for key, column in batch.items()} for batch in _batches(data)]
+        names = {"model_filename": "inference.pdmodel", "params_filename": "inference.pdiparams"}
+        paddle.enable_static()
+        quantizer = PostTrainingQuantization(
+            executor=paddle.static.Executor(CPUPlace()),
+            model_dir=exported,
+            **names,
+            data_loader=lambda: samples,
+            batch_nums=len(samples),
+            algo="avg",
+            quantizable_op_type=[*CONVS, "mul", "matmul", "matmul_v2"],
+            weight_quantize_type="channel_wise_abs_max",
+            onnx_format=True,
+            is_full_quantize=False,
+        )
+        quantizer.quantize()
+        quantizer.save_quantized_model(output, **names)
+    return {"int8": _executed(Path(output))}
+
+
+def _batches(data: Mapping[str, Any]) -> Iterator[Mapping[str, Column]]:
+    return batches(opened(data), _CALIBRATION_BATCH)
+
+
+def _executed(directory: Path) -> list[int]:
+    """[INT8, all] layers of the program that Paddle makes of a fake-quantized model."""
     with tempfile.TemporaryDirectory(prefix="quant-peers-") as scratch:
-        config = _config(Path(output), 1)
+        config = _config(directory, 1)
         config.set_optim_cache_dir(scratch)
         config.enable_save_optim_model(True)
         engine.create_predictor(config)
         written = list(Path(scratch).rglob("*.pdmodel"))
         if not written:
-            raise ModelError(f"{output}: Paddle wrote no optimised program")
+            raise ModelError(f"{directory}: Paddle wrote no optimised program")
         # Its weights are float32 and declared as int8, so it can't be loaded as a model.
-        graph = forward_of(written[0].read_bytes())
-    return {"int8": int8_layers(graph)}
+        return int8_layers(forward_of(written[0].read_bytes()))

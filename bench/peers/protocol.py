@@ -54,7 +54,7 @@ class Feed(Protocol):
 class Session(Protocol):
     """A loaded model. `facts` are told in the report: which variant was the fastest, how much of it is INT8."""
 
-    facts: Mapping[str, Any]
+    facts: dict[str, Any]
 
     def batch(self, inputs: Mapping[str, Column]) -> Feed: ...
 

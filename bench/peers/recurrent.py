@@ -77,8 +77,9 @@ class Decoder:
         return Ragged.of(sequences)
 
     def write(self, file: Path) -> None:
-        steps: dict[str, Any] = {f"step {place}": np.array(step) for place, step in enumerate(self.steps)}
-        np.savez(file, **steps, **{f"array {name}": value for name, value in self.arrays.items()})
+        stored: dict[str, Any] = {f"step {place}": np.array(step) for place, step in enumerate(self.steps)}
+        stored |= {f"array {name}": value for name, value in self.arrays.items()}
+        np.savez(file, **stored)
 
     @staticmethod
     def read(file: Path) -> "Decoder":
