@@ -21,7 +21,19 @@ from tests.nets import Net, inception_net, inverted_net, mixed_net, residual_net
 
 DIRECT = Settings("int8", executor="direct")
 PADDLE = Settings("int8", executor="paddle")
-NETS = [residual_net, inverted_net, inception_net, vgg_net, mixed_net]
+
+
+def dense_net() -> Graph:
+    """DenseNet's layer: batch normalisation that no convolution can take over, before one that reads a concat."""
+    net = Net()
+    stem = net.act(net.bias(net.conv("x", 8, 3)))
+    joined = net.concat(stem, net.bias(net.conv(stem, 8)))
+    again = net.concat(joined, net.bias(net.conv(net.act(net.norm(joined)), 8, 3)))
+    head = net.op("dropout", {"X": net.norm(again)}, dropout_prob=0.25, is_test=True)  # scales when it doesn't train
+    return net.graph(net.head(net.pool(head, "avg")))
+
+
+NETS = [residual_net, inverted_net, inception_net, vgg_net, mixed_net, dense_net]
 
 
 def int8_of(graph: Graph) -> Graph:
