@@ -227,7 +227,7 @@ class Plan:
         for self.number, op in enumerate(ops):
             try:
                 _EMIT[op.type](self, op)
-            except RefusedError as error:
+            except (RefusedError, ValueError) as error:  # ValueError: NumPy's, of sizes that don't fit together
                 raise UnsupportedError(f"op {op.type!r} (output {op.writes[0]!r}): {error}") from error
             self.ends[op] = len(self.calls) - 1
             self._release(op)
@@ -746,18 +746,21 @@ def _eltwise(plan: Plan, op: Op) -> None:
 
 def _lookup(plan: Plan, op: Op) -> None:
     table, ids = plan.program.constant(op.input("W")), plan.value(op.input("Ids"))
-    if op.attr("padding_idx", -1) != -1 or not plan.from_input(op.input("Ids")):
-        raise UnsupportedError("a lookup with padding, or of computed ids")
+    if not plan.from_input(op.input("Ids")):
+        raise UnsupportedError("a lookup of computed ids")
     shape = ids.shape[:-1] if op.type == "lookup_table" else ids.shape
     target = plan.new(op.output("Out"), (*shape, table.shape[1]), "float32")
     rows, found = ids.reshape(-1), target.reshape(-1, table.shape[1])
-    plan.numpy(_take, table, rows, found)
+    plan.numpy(_take, table, rows, op.attr("padding_idx", -1), found)
 
 
-def _take(table: Array, ids: Array, out: Array) -> None:
+def _take(table: Array, ids: Array, padding: int, out: Array) -> None:
+    """Rows of a table; zeros for the id `padding` (-1: none)."""
     if ids.min() < 0:
         raise IndexError(f"{ids.min()}")
     np.take(table, ids, axis=0, out=out)
+    if padding >= 0:
+        out[ids == padding] = 0.0
 
 
 def _move(plan: Plan, op: Op) -> None:

@@ -156,10 +156,10 @@ def test_an_input_of_another_type_is_paddles_to_refuse(saved: Path) -> None:
         predictor(wrong)
 
 
-def lookup_graph() -> Graph:
+def lookup_graph(padding: int = -1) -> Graph:
     random = np.random.default_rng(0)
     table = random.standard_normal((10, 4)).astype(np.float32)
-    op = Op.make("lookup_table_v2", {"Ids": "ids", "W": "table"}, {"Out": "out"}, padding_idx=-1)
+    op = Op.make("lookup_table_v2", {"Ids": "ids", "W": "table"}, {"Out": "out"}, padding_idx=padding)
     described = {"ids": Var((-1, 3), "int64"), "table": Var((10, 4)), "out": Var((-1, 3, 4))}
     return Graph((op,), described, {"table": table}, ("ids",), ("out",))
 
@@ -175,6 +175,18 @@ def test_ids_are_looked_up_anew_at_each_run() -> None:
     plan = Program(graph).plan({"ids": np.array([[0, 0, 0]])})
     for ids in ([1, 9, 3], [0, 2, 2]):
         assert np.array_equal(looked_up(plan, ids)[0], graph.params["table"][ids])
+
+
+def test_the_padding_id_gives_zeros(tmp_path: Path) -> None:
+    graph, ids = lookup_graph(padding=3), np.array([[3, 1, 3]])
+    plan = Program(graph).plan({"ids": ids})
+    assert np.array_equal(looked_up(plan, [3, 1, 3]), run(graph, {"ids": ids}, tmp_path)[0])
+
+
+def test_sizes_that_do_not_fit_are_paddles_to_refuse(saved: Path) -> None:
+    wrong = {"x": np.zeros((2, 8, 8, 7), np.float32)}
+    with Predictor(saved, DIRECT) as predictor, pytest.raises(UnsupportedError, match="can't be run directly"):
+        predictor(wrong)
 
 
 @pytest.mark.parametrize("bad", [10, -1])
