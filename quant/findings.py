@@ -183,10 +183,7 @@ def _plural(count: int, noun: str) -> str:
 
 
 def _overhead(steps: Sequence[Step], sums: Sums) -> list[Finding]:
-    if sums.dispatch_ms is None or not sums.kernel_ops:
-        share = _percent(sums.overhead_ms, sums.wall_ms)
-        return [Finding(sums.overhead_ms, f"outside kernels goes {share} of a run, {sums.overhead_ms:.3f} ms")]
-    each = 1e3 * sums.dispatch_ms / sums.kernel_ops
+    each = 1e3 * sums.dispatch_ms / max(sums.kernel_ops, 1)
     share = _percent(sums.dispatch_ms, sums.wall_ms)
     found = [
         Finding(

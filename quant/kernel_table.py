@@ -183,18 +183,17 @@ class Sums:
     """Where the time of a run goes; `wall_ms` is measured without oneDNN's log.
 
     `kinds` (a key of KINDS -> ms) add up to `kernel_ms`. Of the rest, `outside_ms` is spent by `outside_ops` ops that
-    run no kernel of oneDNN's, and `dispatch_ms` by the `kernel_ops` that do, beside their kernels. Those two are None
-    where the executor doesn't tell what it runs.
+    run no kernel of oneDNN's, and `dispatch_ms` by the `kernel_ops` that do, beside their kernels.
     """
 
     wall_ms: float
     logged_ms: float
     kinds: Mapping[str, float]
     kernel_ms: float
-    kernel_ops: int | None
-    dispatch_ms: float | None
-    outside_ops: int | None
-    outside_ms: float | None
+    kernel_ops: int
+    dispatch_ms: float
+    outside_ops: int
+    outside_ms: float
 
     @property
     def overhead_ms(self) -> float:
@@ -208,12 +207,10 @@ class Sums:
 
 
 def sums_of(kernels: Sequence[Kernel], steps: Sequence[Step], wall_ms: float, logged_ms: float) -> Sums:
-    kinds = {name: sum(kernel.ms for kernel in kernels if kind_of(kernel) == name) for name in KINDS}
+    kinds = {name: sum((kernel.ms for kernel in kernels if kind_of(kernel) == name), 0.0) for name in KINDS}
     total = sum(kinds.values())
-    if not steps:
-        return Sums(wall_ms, logged_ms, kinds, total, None, None, None, None)
     outside = [step for step in steps if not step.kernels]
-    outside_ms = sum(step.ms for step in outside)
+    outside_ms = sum((step.ms for step in outside), 0.0)
     # What is left belongs to nothing else: times of single ops are rough, and all of them don't quite make the whole.
     dispatch = max(wall_ms - total - outside_ms, 0.0)
     return Sums(wall_ms, logged_ms, kinds, total, len(steps) - len(outside), dispatch, len(outside), outside_ms)

@@ -19,9 +19,8 @@ def tables(profile: Profile, *, each: bool = False) -> tuple[Table, ...]:
     found = [_groups(profile), _sums(profile)]
     if each:
         found.insert(0, _each(profile))
-    if profile.steps:
-        found.append(_ops(profile))
-    if profile.islands and profile.steps:
+    found.append(_ops(profile))
+    if profile.islands:
         found.append(_islands(profile))
     rows = tuple((f"{entry.ms:.3f}", entry.text) for entry in profile.findings)
     return (*found, Table("Findings: what costs time, most first", ("ms", "What"), rows))
@@ -47,8 +46,8 @@ def _title(profile: Profile) -> str:
 
 
 def _owners(profile: Profile) -> list[str]:
-    """For each kernel the first output of its op, "" where that isn't known."""
-    return [step.outputs[0] for step in profile.steps for _ in step.kernels] or [""] * len(profile.kernels)
+    """For each kernel the first output of its op."""
+    return [step.outputs[0] for step in profile.steps for _ in step.kernels]
 
 
 def _flag(profile: Profile, kind: str) -> str:
@@ -102,13 +101,9 @@ def _sums(profile: Profile) -> Table:
     shown = {kind: told for kind, told in KINDS.items() if sums.kinds[kind] or kind != "bf16"}
     rows = [(told, _ms(sums.kinds[kind]), _share(sums.kinds[kind], sums.wall_ms)) for kind, told in shown.items()]
     rows.append(("all kernels", _ms(sums.kernel_ms), _share(sums.kernel_ms, sums.wall_ms)))
-    if sums.outside_ms is None or sums.dispatch_ms is None:
-        rows.append(("everything else", _ms(sums.overhead_ms), _share(sums.overhead_ms, sums.wall_ms)))
-    else:
-        outside = f"ops outside oneDNN ({sums.outside_ops})"
-        around = f"around the kernels of {sums.kernel_ops} ops"
-        rows.append((outside, _ms(sums.outside_ms), _share(sums.outside_ms, sums.wall_ms)))
-        rows.append((around, _ms(sums.dispatch_ms), _share(sums.dispatch_ms, sums.wall_ms)))
+    outside, around = f"ops outside oneDNN ({sums.outside_ops})", f"around the kernels of {sums.kernel_ops} ops"
+    rows.append((outside, _ms(sums.outside_ms), _share(sums.outside_ms, sums.wall_ms)))
+    rows.append((around, _ms(sums.dispatch_ms), _share(sums.dispatch_ms, sums.wall_ms)))
     rows.append(("a run", _ms(sums.wall_ms), "100.0%"))
     note = (
         f"Wall / kernel time {sums.ratio:.2f}. A run is timed without oneDNN's log; with it, it takes "

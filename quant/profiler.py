@@ -53,9 +53,9 @@ def subject_of(name: str, isa: str | None = None, progress: isolate.Progress | N
 
 @dataclass(frozen=True)
 class Profile:
-    """What was found of one model. `runs`: how many runs were logged. `steps` is empty where the executor doesn't tell
-    which ops it runs. `float_ms`: of each kernel, its counterpart's time in the FP32 model, if there is one.
-    `interrupted`: the share of runs in which other processes took the CPU; the sums leave those out if others are left.
+    """What was found of one model. `runs`: how many runs were logged. `float_ms`: for each kernel its counterpart's
+    time in the FP32 model, if there is one. `interrupted`: the share of runs in which other processes took the CPU; the
+    sums leave those out if others are left.
     """
 
     model: Path
