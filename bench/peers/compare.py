@@ -169,7 +169,7 @@ def _fastest(artefacts: Artefacts, isa: str | None, threads: int) -> dict[str, A
     feed = {**given, "samples": artefacts.timing.get("samples", 0), "batch": artefacts.batch}
     ways = pipeline.fp32_variants(artefacts.fp32)
     [timed] = pipeline.bench([ways], isa=isa, threads=threads, budget_s=0.1, **feed)
-    return {name: timed["run"][name] for name in ("onednn", "optimise")}
+    return {name: value for name, value in timed["run"].items() if name not in ("model", "precision")}
 
 
 # --- accuracy

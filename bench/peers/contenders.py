@@ -131,6 +131,7 @@ _BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 # Which of them are timed against each other, in the order of the tables' columns.
 CONTENDERS: tuple[Contender, ...] = (
     Contender("ours", "int8", "ours", judged=True),
+    Contender("ours", "int8", "ours, Paddle's executor", {"executor": "paddle"}, variant="paddle"),
     Contender("paddle", "int8", "Paddle on our simulation"),
     Contender("paddle-own", "int8", "Paddle alone"),
     Contender("openvino", "int8", "OpenVINO"),

@@ -42,7 +42,7 @@ def load(
 class _Ours:
     def __init__(self, directory: Path, settings: Settings) -> None:
         self.predictor = Predictor(directory, settings)
-        self.facts: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {"executor": self.predictor.executor}
         if settings.precision == "int8":
             self.facts["int8"] = int8_layers(load_dir(directory))
 

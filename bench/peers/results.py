@@ -72,12 +72,11 @@ def judged(rows: Sequence[Row]) -> list[Judged]:
 
 
 def complete(rows: Sequence[Row]) -> bool:
-    """Whether each row was measured: ours, and one of the others."""
+    """Whether each row was measured: what is judged of ours, and one of the other engines."""
 
     def measured(row: Row) -> bool:
-        mine = {contender.key for contender in ours()}
-        timed = {key for key, cell in row.cells.items() if cell.seconds and key.endswith("int8")}
-        return bool(timed & mine) and bool(timed - mine)
+        timed = [one for one in contenders_of("int8") if row.cells.get(one.key, Cell()).seconds]
+        return all(mine in timed for mine in ours()) and any(one.engine != "ours" for one in timed)
 
     return all(map(measured, rows))
 
@@ -158,6 +157,7 @@ def _share_table(rows: Sequence[Row], title: str) -> Table:
 
     def share(cell: Cell) -> str:
         told = [f"{cell.facts['int8'][0]} of {cell.facts['int8'][1]}"] if "int8" in cell.facts else []
+        told += [f"{cell.facts['executor']} executor"] if "executor" in cell.facts else []
         return "; ".join([*told, *([cell.facts["shapes"]] if "shapes" in cell.facts else [])]) or _NONE
 
     body = tuple(
