@@ -69,7 +69,7 @@ _LONG_S = 0.1  # a run that takes longer doesn't feel what the other model left 
 _LOOKS = (8, 15, 30, 60)  # rounds after which a race may be decided
 _SURE = 15  # rounds without which nothing is kept
 _WATCHED = 15  # runs that single ops' times come from
-_FINAL = 0.25  # share of the budget that the last comparison may take
+_FINAL = 0.25  # share of the budget that the last comparison gets, or the time that loading took if that is more
 _PREDICTING = 0.2  # and that looking for candidates may
 
 
@@ -87,13 +87,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Limits:
-    """`budget_s` from the first to the last measurement; `clock` gives seconds since the first."""
+    """`budget_s`, of which the last comparison gets `reserved_s`; `clock` gives seconds since the beginning."""
 
     budget_s: float
     clock: Clock
+    reserved_s: float = 0.0
 
-    def left(self, reserved: float = 0.0) -> float:
-        return self.budget_s * (1 - reserved) - self.clock()
+    def left(self) -> float:
+        return self.budget_s - self.clock()
+
+    def searching(self) -> bool:
+        return self.left() > self.reserved_s
 
 
 # --- what can be left in FP32
@@ -182,10 +186,11 @@ class Costs:
                     total += max(self.per_border[0] * _elements(graph, name) + self.per_border[1], 0.0)
         return total
 
-    def of_chain(self, chain: Chain) -> tuple[float, float]:
-        """(INT8, FP32) ms of a chain alone."""
+    def of_chain(self, chain: Chain) -> tuple[float, float | None]:
+        """(INT8, FP32) ms of a chain alone; None when no op was seen that wrote one of its variables."""
         written = {name for op in chain.ops for name in op.writes}
-        return sum(self.int8.get(name, 0.0) for name in written), sum(self.fp32.get(name, 0.0) for name in written)
+        fp32 = [self.fp32[name] for name in written if name in self.fp32]
+        return sum(self.int8.get(name, 0.0) for name in written), sum(fp32) if fp32 else None
 
 
 def _kind(op: Op) -> str:
@@ -258,11 +263,11 @@ def search(
     kept: OpIds = frozenset()
     trials: list[Trial] = []
     tried: set[OpIds] = set()
-    while limits.left(_FINAL) > 0:
+    while limits.searching():
         found = propose(kept)
         lots = [list(found)] if found else []
         begun = kept
-        while lots and limits.left(_FINAL) > 0:
+        while lots and limits.searching():
             lot = lots.pop(0)
             together = kept.union(*(candidate.op_ids for candidate in lot))
             if together == kept:
@@ -324,7 +329,7 @@ def _race(slow: _Runner, fast: _Runner, limits: Limits) -> tuple[float, float, f
     rounds: list[list[float]] = []
     for seconds in _alternate((slow, fast)):
         rounds.append(seconds)
-        over = limits.left(_FINAL) <= 0 and len(rounds) >= _LOOKS[0]
+        over = not limits.searching() and len(rounds) >= _LOOKS[0]
         if len(rounds) in _LOOKS or over:
             times = np.array(rounds)
             ratio, low, high = ratio_interval(times[:, 0], times[:, 1])
@@ -365,14 +370,14 @@ class _Bench:
         self.clock: Clock = time.thread_time if threads == 1 else time.perf_counter
         self.types, self.given = tuple(ops_to_quantize), frozenset(op_ids_to_skip)
         self.ids = numbered(placed)
-        plain, coverage = convert(placed, ops_to_quantize=self.types, op_ids_to_skip=self.given)
-        self.units = units(placed, set(self.ids.values()) - {entry.op_id for entry in coverage.kept})
+        self.plain = convert(placed, ops_to_quantize=self.types, op_ids_to_skip=self.given)
+        self.units = units(placed, set(self.ids.values()) - {entry.op_id for entry in self.plain[1].kept})
         self.fp32 = without_quantizers(placed)
         self.directories = 0
         self.runners: dict[OpIds, _Runner] = {}
         self.predictions: dict[OpIds, float | None] = {}
-        fp32 = self.saved(self.fp32)
-        with Predictor(self.saved(plain), Settings("int8", threads)) as predictor:
+        fp32, self.int8 = self.saved(self.fp32), self.saved(self.plain[0])
+        with Predictor(self.int8, Settings("int8", threads)) as predictor:
             int8_ms = op_times(predictor, feed, self.clock)
             executor = predictor.executor
         try:  # what is left in FP32 will run in the INT8 model, so it is its executor's time that counts
@@ -381,7 +386,7 @@ class _Bench:
         except UnsupportedError:
             with Predictor(fp32, Settings("fp32", threads)) as predictor:
                 fp32_ms = op_times(predictor, feed, self.clock)
-        self.costs = Costs.of(placed.vars, plain, int8_ms, fp32_ms)
+        self.costs = Costs.of(placed.vars, self.plain[0], int8_ms, fp32_ms)
         self.fp32_runs = fp32_variants(fp32)
 
     def saved(self, graph: Graph) -> Path:
@@ -397,7 +402,7 @@ class _Bench:
     def converted(self, left: OpIds) -> tuple[Graph, Coverage]:
         """The conversion that leaves ops in FP32."""
         if not left:
-            return convert(self.placed, ops_to_quantize=self.types, op_ids_to_skip=self.given)
+            return self.plain
         graph = left_float(self.placed, [chain for chain in self.units if self.op_ids(chain) <= left])
         return convert(graph, ops_to_quantize=self.types, op_ids_to_skip=self.given | left)
 
@@ -414,11 +419,14 @@ class _Bench:
         """Ops and islands that may be faster in FP32, on top of what is left there already.
 
         What an op can save at most is the difference of its two kernels and the borders on both sides. Each gain is
-        what remains when all candidates before are left in FP32 too, the ones that save most alone coming first.
+        what remains when all candidates before are left in FP32 too, the ones that save most alone coming first; when
+        finding out takes long, it is what each saves alone. Ops whose time in FP32 isn't known are left out: Paddle
+        fuses recurrent layers under names of its own.
         """
         border = 2 * float(np.mean(list(self.costs.border.values()) or [0.0]))
-        saves = {chain: float(np.subtract(*self.costs.of_chain(chain))) + border for chain in self.units}
-        alone = sorted((chain for chain in self.units if saves[chain] > 0), key=lambda chain: -saves[chain])
+        times = {chain: self.costs.of_chain(chain) for chain in self.units}
+        saves = {chain: int8 - fp32 + border for chain, (int8, fp32) in times.items() if fp32 is not None}
+        alone = sorted((chain for chain in saves if saves[chain] > 0), key=lambda chain: -saves[chain])
         owners = {chain.out: chain for chain in self.units}
         found_islands = [
             {
@@ -429,27 +437,30 @@ class _Bench:
             }
             for island in islands(self.converted(left)[0])
         ]
-        whole = [frozenset().union(*map(self.op_ids, island)) for island in found_islands]
-        until = limits.clock() + _PREDICTING * limits.budget_s
+        whole = [frozenset().union(*map(self.op_ids, island)) for island in found_islands if island <= saves.keys()]
+        begin, share = limits.clock(), _PREDICTING * limits.budget_s
 
         def gain(have: OpIds, ops: OpIds) -> float:
-            if ops <= have or limits.clock() > until:
-                return 0.0
             now, then = self.predicted_ms(have), self.predicted_ms(have | ops)
             return 0.0 if now is None or then is None else now - then
 
-        gains = {ops: gain(left, ops) for ops in dict.fromkeys([*whole, *map(self.op_ids, alone)])}
+        gains: dict[OpIds, float] = {}
+        for ops in dict.fromkeys([*whole, *map(self.op_ids, alone)]):
+            if not ops <= left and limits.clock() < begin + share / 2:
+                gains[ops] = gain(left, ops)
         found, have = [], left
         for ops in sorted((ops for ops, saved in gains.items() if saved > 0), key=lambda ops: -gains[ops]):
-            if (saved := gain(have, ops)) > 0:
+            if ops <= have:
+                continue
+            saved = gain(have, ops) if limits.clock() < begin + share else gains[ops]
+            if saved > 0:
                 found.append(Candidate(ops, saved))
                 have |= ops
         return found
 
     def runner(self, left: OpIds) -> _Runner:
-        return _Runner(
-            Predictor(self.saved(self.converted(left)[0]), Settings("int8", self.threads)), self.feed, self.clock
-        )
+        directory = self.saved(self.converted(left)[0]) if left else self.int8
+        return _Runner(Predictor(directory, Settings("int8", self.threads)), self.feed, self.clock)
 
     def race(self, slow: OpIds, fast: OpIds, limits: Limits) -> tuple[float, float, float]:
         """Models stay loaded while they may be asked for again."""
@@ -523,6 +534,7 @@ def optimise(
         bench = _Bench(
             placed, feed, Path(scratch), threads=threads, ops_to_quantize=ops_to_quantize, op_ids_to_skip=op_ids_to_skip
         )
+        limits = replace(limits, reserved_s=max(_FINAL * budget_s, limits.clock()))
         kept, trials = search(lambda ids: bench.candidates(ids, limits), lambda a, b: bench.race(a, b, limits), limits)
         report = bench.final(kept, limits)
     if report["choice"] != "optimised":

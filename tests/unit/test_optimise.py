@@ -32,7 +32,7 @@ def ticking(step: float = 0.0) -> Limits:
         now += step
         return now
 
-    return Limits(100.0, clock)
+    return Limits(100.0, clock, 25.0)
 
 
 def costly(ms: dict[int, float], noise: float = 0.002, whole: float = 10.0) -> Race:
