@@ -14,6 +14,7 @@ __all__ = ["Finding", "FloatKernel", "IslandCost", "findings", "float_kernels", 
 
 _WORTH = 0.005  # of a run; what costs less is no finding
 _NAMED = 3  # ops that a finding names
+_IN_VAIN = 0.8  # an INT8 kernel that takes more than this share of the FP32 one's time gains next to nothing
 _SLOW = ("ref", "ref_int8")  # implementations that oneDNN falls back on when it has none for a case
 
 
@@ -166,10 +167,14 @@ def findings(
     sums: Sums,
     islands: Sequence[IslandCost],
     floats: Sequence[FloatKernel],
+    float_ms: Sequence[float | None] = (),
 ) -> tuple[Finding, ...]:
-    """What costs time beside INT8 arithmetic, what costs most first; INT8 arithmetic itself where it is slow."""
+    """What costs time beside INT8 arithmetic, what costs most first; INT8 arithmetic itself where it is slow.
+
+    `float_ms`: of each kernel, as `float_ms_of` gives it.
+    """
     found = [*_overhead(steps, sums), *_conversions(kernels), *_in_float(kernels, floats), *_lonely(islands)]
-    found += _others(kernels) + _references(kernels)
+    found += _others(kernels) + _references(kernels) + _in_vain(kernels, float_ms)
     least = _WORTH * sums.wall_ms
     return tuple(sorted((entry for entry in found if entry.ms >= least), key=lambda entry: -entry.ms))
 
@@ -269,4 +274,17 @@ def _references(kernels: Sequence[Kernel]) -> list[Finding]:
         return []
     ms, most = sum(kernel.ms for kernel in slow), max(slow, key=lambda kernel: kernel.ms)
     text = f"{_plural(len(slow), 'kernel')} of oneDNN's reference code: {ms:.3f} ms; the longest {most.problem}"
+    return [Finding(ms, text)]
+
+
+def _in_vain(kernels: Sequence[Kernel], float_ms: Sequence[float | None]) -> list[Finding]:
+    """INT8 kernels that are hardly faster than those of the FP32 model."""
+    pairs = [(kernel, theirs) for kernel, theirs in zip(kernels, float_ms, strict=bool(float_ms)) if theirs is not None]
+    slow = [(kernel, theirs) for kernel, theirs in pairs if kernel.int8 and kernel.ms > _IN_VAIN * theirs]
+    if not slow:
+        return []
+    ms, theirs = sum(kernel.ms for kernel, _ in slow), sum(theirs for _, theirs in slow)
+    most = max((kernel for kernel, _ in slow), key=lambda kernel: kernel.ms)
+    count = _plural(len(slow), "INT8 kernel")
+    text = f"{count} hardly faster than in FP32 ({theirs:.3f} ms): {ms:.3f} ms; the longest {most.op} {most.problem}"
     return [Finding(ms, text)]

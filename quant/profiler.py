@@ -118,7 +118,7 @@ def profile(
         sums=sums,
         islands=islands,
         floats=floats,
-        findings=findings(run, steps, sums, islands, floats),
+        findings=findings(run, steps, sums, islands, floats, float_ms),
         float_ms=float_ms,
         interrupted=result["interrupted"],
     )

@@ -404,6 +404,15 @@ def test_reference_code_and_other_kernels_are_findings() -> None:
     assert any("1 softmax kernel in float32" in text for text in found)
 
 
+def test_int8_kernels_that_gain_nothing_are_a_finding() -> None:
+    """Beside their counterparts in FP32: depthwise convolutions are bound by memory and often gain nothing."""
+    run = [replace(kernel(ms=1.0), problem="deep"), kernel(ms=1.0), kernel("pooling", ms=1.0)]
+    found = texts(run, (), sums(), (), (), (1.1, 4.0, None))
+    assert "1 INT8 kernel hardly faster than in FP32 (1.100 ms): 1.000 ms; the longest convolution deep" in found
+    for other in ((4.0, 4.0, None), (None, None, None), ()):
+        assert not any("hardly faster" in text for text in texts(run, (), sums(), (), (), other))
+
+
 def test_findings_are_sorted_and_trifles_left_out() -> None:
     run = [kernel(ms=5.0), ROUND, kernel("pooling", FLOAT, 0.9), kernel("softmax", FLOAT, 1.1)]
     found = findings(run, (), sums(), (), ())
