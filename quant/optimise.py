@@ -13,9 +13,9 @@ one without those quantizers (`left_float`).
     schema          1
     cpu             tier, the ISA cap or null, threads, batch, shapes of inputs that the user gave
     budget_s        the time budget; `spent_s` what was used of it, loading and converting included
-    choice          what the directory holds. "optimised": INT8 but for `left_in_fp32`, which is faster than "int8" by
-                    more than noise (the whole interval); "int8": every op that can be is; "fp32": the FP32 model, as
-                    the chosen one of those two was slower (the median)
+    choice          what the directory holds. "int8": every op that can be is; "optimised": INT8 but for `left_in_fp32`,
+                    as that is faster by more than noise (the whole interval), or "int8" slower than FP32; "fp32": the
+                    FP32 model, as both were slower (medians)
     left_in_fp32    op_id, op_type, output, int8_ms, fp32_ms of each op that INT8 would slow down; times of single ops
                     are rough, and leave out the quantize and dequantize ops that went with it
     tried           in order: op_ids, gain_ms (what was expected), ratio, low, high, kept. The ratio is the best model
@@ -469,7 +469,8 @@ class _Bench:
         for left in (slow, fast):
             if left not in self.runners:
                 self.runners[left] = self.runner(left)
-        report_progress("optimise", int(limits.clock()), math.ceil(limits.budget_s))
+        total = math.ceil(limits.budget_s)
+        report_progress("optimise", min(int(limits.clock()), total), total)
         return _race(self.runners[slow], self.runners[fast], limits)
 
     def final(self, left: OpIds, limits: Limits) -> Json:
@@ -487,13 +488,20 @@ class _Bench:
         ratios = {
             f"{slow}/{fast}": ratio_interval(seconds[slow], seconds[fast]) for slow, fast in combinations(contenders, 2)
         }
-        best = "optimised" if left and ratios["int8/optimised"][1] > 1 else "int8"
         return {
-            "choice": best if ratios[f"fp32/{best}"][0] >= 1 else "fp32",
+            "choice": _choice(ratios),
             "fp32_variant": {key: value for key, value in fp32[0].items() if key not in ("model", "precision")},
             "median_ms": {name: 1e3 * float(np.median(values)) for name, values in seconds.items()},
             "ratios": {name: dict(zip(("ratio", "low", "high"), found, strict=True)) for name, found in ratios.items()},
         }
+
+
+def _choice(ratios: Mapping[str, tuple[float, float, float]]) -> str:
+    """What is written, of "fp32", "int8" and "optimised", by the (ratio, low, high) of each two of them."""
+    not_slower = [name for name in ("int8", "optimised") if f"fp32/{name}" in ratios and ratios[f"fp32/{name}"][0] >= 1]
+    if len(not_slower) < 2:
+        return not_slower[0] if not_slower else "fp32"
+    return "optimised" if ratios["int8/optimised"][1] > 1 else "int8"
 
 
 def _fastest(
