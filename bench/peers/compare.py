@@ -146,8 +146,8 @@ def measure(
         loads = []
         for contender in [contender for contender in chosen if contender.precision in precisions]:
             built = artefacts.models[contender.key]
-            if contender.needs and not contender.needs & cpu.flags():
-                cells[contender.key] = Cell(error=f"this CPU lacks {' and '.join(sorted(contender.needs))}")
+            if lack := _lacks(contender, isa):
+                cells[contender.key] = Cell(error=lack)
             elif built.error:
                 cells[contender.key] = Cell(error=built.error)
             else:
@@ -160,6 +160,15 @@ def measure(
         for key, cell in timed.items():
             cells[key] = Cell(cell.seconds, {**artefacts.models[key].facts, **cell.facts}, cell.error)
     return {contender.key: cells[contender.key] for contender in chosen}
+
+
+def _lacks(contender: Contender, isa: str | None) -> str:
+    """Why this CPU, or the one that it stands for, can't run a contender; "" when it can."""
+    if not contender.needs:
+        return ""
+    if isa and cpu.tier_of(isa) is not cpu.TIERS[-1]:
+        return f"{isa} has no {contender.precision.upper()}"
+    return "" if contender.needs & cpu.flags() else f"this CPU has no {contender.precision.upper()}"
 
 
 def _fastest(artefacts: Artefacts, isa: str | None, threads: int) -> dict[str, Any]:

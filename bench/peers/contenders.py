@@ -112,7 +112,8 @@ ENGINES: tuple[Engine, ...] = (
         (
             "INT8: NNCF's post-training quantization, which leaves out recurrent layers, because OpenVINO doesn't "
             "compile its quantized LSTM and gives wrong outputs for its quantized GRU",
-            "What isn't INT8 there runs in BF16 on CPUs that have it, as is OpenVINO's default; FP32 is forced",
+            "What isn't INT8 there runs in BF16 on CPUs that have it, as is OpenVINO's default, and in FP32 where it "
+            "is capped to an ISA without; FP32 is forced",
         ),
     ),
     Engine(

@@ -9,6 +9,7 @@ import numpy as np
 
 from bench.peers.recurrent import export_recurrent
 from quant.chains import RECURRENT
+from quant.errors import ModelError
 from quant.evaluation import signature
 from quant.graph import files_of, load_dir
 from quant.jobs import sample_input
@@ -51,4 +52,7 @@ def export_onnx(model: str, output: str, *, masked: bool) -> None:
     import paddle2onnx
 
     files = files_of(Path(model))
-    paddle2onnx.export(str(files.program), str(files.params), f"{output}/model.onnx", opset_version=_OPSET)
+    try:
+        paddle2onnx.export(str(files.program), str(files.params), f"{output}/model.onnx", opset_version=_OPSET)
+    except SystemExit as error:  # its way to say that it can't
+        raise ModelError("paddle2onnx doesn't export this model") from error

@@ -1,6 +1,7 @@
 """What a worker runs with OpenVINO, and NNCF's post-training quantization as a job."""
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from quant.sequences import Array, Column
 __all__ = ["build_int8", "load"]
 
 _HINTS = {"fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "bf16": {"INFERENCE_PRECISION_HINT": "bf16"}, "int8": {}}
+_CAP = "ONEDNN_MAX_CPU_ISA"
 # Layers of an executed graph that multiply by weights, or two activations, and the types that make one INT8.
 _WEIGHTED = {"Convolution", "FullyConnected", "MatMul", "RNNSeq", "TensorIterator", "ScaledDotProductAttention"}
 _INT8 = {"u8", "i8"}
@@ -32,7 +34,9 @@ def load(
     It is compiled for the shapes of `batches`: where they differ, once for each of them or once for all, whichever is
     faster in a trial.
     """
-    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    if precision == "int8" and _without_bf16(os.environ.get(_CAP, "")):
+        hints |= _HINTS["fp32"]
     compiler = _Compiler(Path(model), {**hints, **_HINTS[precision], **settings})
     shapes = {_key(arrays_of(batch)) for batch in batches}
     if len(shapes) == 1:
@@ -41,6 +45,15 @@ def load(
     if not batches:
         return open_
     return min((_Session(compiler, decoder_in(Path(model)), each=True), open_), key=lambda one: _trial(one, batches))
+
+
+def _without_bf16(cap: str) -> bool:
+    """Whether a CPU of that ISA has no BF16.
+
+    The cap is oneDNN's: OpenVINO doesn't look at it when it chooses BF16 for what isn't INT8, which oneDNN would then
+    emulate (VNNI) or refuse (AVX2). A CPU of that class gets FP32 from it.
+    """
+    return bool(cap) and not any(cap.endswith(last) for last in ("BF16", "FP16", "AMX"))
 
 
 def _trial(session: "_Session", batches: Sequence[Mapping[str, Column]]) -> float:

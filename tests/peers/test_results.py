@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.peers import contenders, models, results
+from bench.peers import compare, contenders, models, results
 from bench.peers.__main__ import _caps
 from bench.peers.compare import Cell, Row
 from bench.peers.contenders import CONTENDERS, ENGINES, GOALS, Contender, contenders_of, engine_of, ours
@@ -174,6 +174,16 @@ def test_an_engine_is_capped_by_its_own_setting() -> None:
     named = {engine.name: engine for engine in ENGINES}
     assert named["ours"].environment("avx2") == cpu.isa_environment("avx2") == {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     assert named["ours"].environment(None) == named["onnxruntime"].environment("avx2") == {}
+
+
+def test_bf16_is_left_out_where_the_cpu_or_the_cap_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    [bf16, *_], [int8, *_] = contenders_of("bf16"), contenders_of("int8")
+    monkeypatch.setattr(cpu, "flags", lambda: frozenset({"avx512_bf16"}))
+    assert compare._lacks(bf16, None) == compare._lacks(int8, "avx2") == ""
+    assert compare._lacks(bf16, "avx512_core_vnni") == "avx512_core_vnni has no BF16"
+    assert compare._lacks(bf16, "amx") == ""
+    monkeypatch.setattr(cpu, "flags", lambda: frozenset({"avx2"}))
+    assert compare._lacks(bf16, None) == "this CPU has no BF16"
 
 
 def test_a_cpu_with_amx_stands_for_vnni_too(monkeypatch: pytest.MonkeyPatch) -> None:
