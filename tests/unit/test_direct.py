@@ -109,10 +109,10 @@ def test_plans_of_other_shapes_are_dropped(tmp_path: Path) -> None:
 def test_weights_are_packed_once_for_all_shapes() -> None:
     program = Program(int8_of(vgg_net()))
     program.plan(images(1))
-    before = {name: list(memories) for name, memories in program.packed.items()}
+    before = {name: list(memories) for name, memories in program.constants.packed.items()}
     program.plan(images(1))
     program.plan(images(6))
-    for name, memories in program.packed.items():
+    for name, memories in program.constants.packed.items():
         assert memories[: len(before[name])] == before[name]
 
 
@@ -123,7 +123,7 @@ def test_memory_is_used_again() -> None:
     for _ in range(20):
         x = net.act(net.bias(net.conv(x, 8)))
     plan = Program(int8_of(net.graph(net.head(x)))).plan(images(64))
-    blocks = {id(block): block.bytes.size for block in plan.blocks.values()}
+    blocks = {id(block): block.bytes.size for block in plan.work.blocks.values()}
     assert sum(blocks.values()) < 5 * images(64)["x"].nbytes / 4
 
 
