@@ -47,10 +47,10 @@ from quant.islands import int8_op, islands
 from quant.isolate import report_progress
 from quant.metrics import ratio_interval
 from quant.passes import PLACE
+from quant.passes.quantizers import without_quantizers
 from quant.pipeline import fp32_variants
 from quant.predictor import Predictor, Settings
 from quant.sequences import Column
-from quant.zoo_jobs import without_quantizers
 
 __all__ = ["DECISIONS", "SCHEMA", "Candidate", "Costs", "Limits", "Trial", "left_float", "optimise", "search", "units"]
 

@@ -1,15 +1,15 @@
 """The steps of a published model that touch Paddle, as jobs (`quant.isolate`): FP32 made of it, data kept apart."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from quant.errors import DataError, ModelError
 from quant.evaluation import opened
-from quant.graph import Graph, load_dir, run_passes, save_dir
+from quant.graph import load_dir, run_passes, save_dir
 from quant.passes import NORMALISE, drop_judges, lift_quantizers, lower_quantizers, quantize_cells
+from quant.passes.quantizers import without_quantizers
 from quant.readers import Dataset
 from quant.sequences import Padded, Ragged
 
@@ -44,26 +44,6 @@ def split(model: str, output: str, *, fp32: str | None = None) -> dict[str, Any]
         (Path(output) / name).mkdir()
         save_dir(made, Path(output) / name)
     return {"quantized": quantized}
-
-
-def without_quantizers(graph: Graph) -> Graph:
-    """The network that a fake-quantized graph of either dialect simulates, its weights where they are on their grid.
-
-    The same object when there is nothing to take out.
-    """
-    lifted = lift_quantizers(graph)
-    sources: dict[str, str] = {}
-    kept = []
-    for op in lifted.ops:
-        op = op.rewired(sources)
-        if op.type == "fake_quant" and op.output("Out") not in lifted.fetches:
-            sources[op.output("Out")] = op.input("X")
-            continue
-        if op.type == "fake_quant":
-            op = replace(op, type="assign", attrs={})
-        plain = {name: attr for name, attr in op.attrs.items() if not name.startswith("weight_")}
-        kept.append(replace(op, attrs=plain) if len(plain) < len(op.attrs) else op)
-    return graph if lifted is graph and tuple(kept) == graph.ops else lifted.evolve(kept)
 
 
 def check_apart(model: str, calibration: str, data: str, format: str, labels: str | None = None) -> None:

@@ -23,7 +23,14 @@ from quant.errors import ConversionError
 from quant.graph import Attr, Graph, Op, Var
 from quant.numerics import SIGNED, bits_of, dequantise, levels_of, quantise
 
-__all__ = ["WEIGHT_SLOT", "lift_quantizers", "lower_quantizers", "pack_state_weight", "state_matrix"]
+__all__ = [
+    "WEIGHT_SLOT",
+    "lift_quantizers",
+    "lower_quantizers",
+    "pack_state_weight",
+    "state_matrix",
+    "without_quantizers",
+]
 
 # Ops with a constant weight that can be quantised: type -> (weight's slot, axis of the output channels).
 WEIGHT_SLOT = {
@@ -192,6 +199,26 @@ def lower_quantizers(graph: Graph) -> Graph:
         else:
             ops.append(op)
     return graph.evolve(ops, described, params) if len(params) > 1 else graph
+
+
+def without_quantizers(graph: Graph) -> Graph:
+    """The network that a fake-quantized graph of either dialect simulates, its weights where they are on their grid.
+
+    The same object when there is nothing to take out.
+    """
+    lifted = lift_quantizers(graph)
+    sources: dict[str, str] = {}
+    kept = []
+    for op in lifted.ops:
+        op = op.rewired(sources)
+        if op.type == "fake_quant" and op.output("Out") not in lifted.fetches:
+            sources[op.output("Out")] = op.input("X")
+            continue
+        if op.type == "fake_quant":
+            op = replace(op, type="assign", attrs={})
+        plain = {name: attr for name, attr in op.attrs.items() if not name.startswith("weight_")}
+        kept.append(replace(op, attrs=plain) if len(plain) < len(op.attrs) else op)
+    return graph if lifted is graph and tuple(kept) == graph.ops else lifted.evolve(kept)
 
 
 def _linear_attrs(axis: int, levels: int) -> Mapping[str, Attr]:

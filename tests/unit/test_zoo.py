@@ -13,13 +13,14 @@ from quant.errors import DataError, FetchError, ModelError, OptionError
 from quant.graph import Graph, Op, Var, load_dir, save_dir
 from quant.metrics import METRICS, sqnr
 from quant.passes import drop_judges, lower_quantizers
+from quant.passes.quantizers import without_quantizers
 from quant.profile import proof
 from quant.readers import FORMATS, write_bin
 from quant.record import Record, columns
 from quant.registry import MODELS, find
 from quant.sequences import Ragged
 from quant.zoo import ROWS, Timing, ZooRow, find_artefact, row_of
-from quant.zoo_jobs import check_apart, split, without_quantizers
+from quant.zoo_jobs import check_apart, split
 from tests.nets import NATIVE, NETS, data, residual_net, run
 from tests.unit.test_foreign_models import paddles_own_ptq
 
