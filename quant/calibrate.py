@@ -18,7 +18,7 @@ from quant.errors import ConversionError, DataError, check_choice
 from quant.graph import Graph, run_passes, save_dir
 from quant.numerics import SIGNED
 from quant.observers import ALGORITHMS, BEST, Choice, Observer, Sample, choose
-from quant.passes import NORMALISE
+from quant.passes import CALIBRATE
 from quant.passes.quantizers import WEIGHT_SLOT
 from quant.predictor import Predictor, Settings
 from quant.rounding import Plan, plan_of, roundable, simulate
@@ -50,7 +50,7 @@ def calibrate(
     ConversionError when nothing can be quantised.
     """
     check_choice("calibration algorithm", algo, (*ALGORITHMS, BEST))
-    graph = run_passes(graph, NORMALISE)
+    graph = run_passes(graph, CALIBRATE)
     chains = roundable(graph, ops_to_quantize, op_ids_to_skip, weight_levels)
     if not chains:
         raise ConversionError(

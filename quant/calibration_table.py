@@ -15,7 +15,7 @@ some hold other values, so a tensor is looked up under what its readers read in 
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,10 +23,10 @@ import numpy as np
 
 from quant.chains import LOOKUPS, RECURRENT, Chain, is_carrier
 from quant.errors import ConversionError, DataError, OutputError
-from quant.graph import Graph, Op, run_passes
+from quant.graph import Graph, Op, Pass, run_passes
 from quant.numerics import SIGNED
 from quant.observers import Choice
-from quant.passes import NORMALISE, lift_quantizers
+from quant.passes import CALIBRATE, NORMALISE, lift_quantizers
 from quant.passes.drop_identities import is_identity
 from quant.rounding import Plan, plan_of, roundable, simulate
 
@@ -171,12 +171,19 @@ def apply_table(
     lifted = lift_quantizers(graph)
     if any(op.type == "fake_quant" or op.attr("weight_thresholds") for op in lifted.ops):
         return _replaced(lifted, table)
-    normalised = run_passes(graph, NORMALISE)
-    chains = roundable(normalised, ops_to_quantize, op_ids_to_skip, weight_levels)
-    names, entries = _read_as(graph, normalised), _entries(graph, table)
-    renamed = {name: _largest(entries[was] for was in found if was in entries) for name, found in names.items()}
-    settled = _settled(normalised, chains, {name: entry for name, entry in renamed.items() if entry})
-    missing = tuple(names.get(name, (name,))[0] for name in settled.missing)
+    entries = _entries(graph, table)
+
+    def settle(passes: Sequence[Pass]) -> tuple[Graph, _Settled, tuple[str, ...]]:
+        normalised = run_passes(graph, passes)
+        chains = roundable(normalised, ops_to_quantize, op_ids_to_skip, weight_levels)
+        names = _read_as(graph, normalised)
+        renamed = {name: _largest(entries[was] for was in found if was in entries) for name, found in names.items()}
+        settled = _settled(normalised, chains, {name: entry for name, entry in renamed.items() if entry})
+        return normalised, settled, tuple(names.get(name, (name,))[0] for name in settled.missing)
+
+    normalised, settled, missing = settle(CALIBRATE)
+    if set(missing) - set((without := settle(NORMALISE))[2]):
+        normalised, settled, missing = without  # a table of a tool that leaves batch norm in float32
     if not settled.chains:
         why = f"no entry for {missing[0]!r}" if missing else "the model has no op to quantise"
         raise ConversionError(f"{source}: nothing would be rounded: {why}")
@@ -291,6 +298,10 @@ def _read_as(exported: Graph, normalised: Graph) -> dict[str, tuple[str, ...]]:
                 names[name][was] = None
         if op.type in LOOKUPS and op.input("W") != old.input("W"):
             rescaled.update(op.writes)
+    for op in normalised.ops:  # what only an op reads that the exported model has under another type (norm_as_conv)
+        for name in op.reads:
+            if name not in names and name in exported.vars:
+                names[name][name] = None
     return {name: tuple(found) for name, found in names.items() if name not in rescaled}
 
 

@@ -198,6 +198,29 @@ def shuffle_net() -> Graph:
     return net.graph(net.head(joined))
 
 
+def dense_net() -> Graph:
+    """DenseNet's layers: batch norm and ReLU of a concat, in front of convolutions; an average between blocks."""
+    net = Net()
+    joined = net.conv("x", 8, 3)
+    for _ in range(2):
+        narrow = net.norm(net.conv(net.act(net.norm(joined)), 8))
+        joined = net.concat(joined, net.conv(net.act(narrow), 8, 3))
+    between = net.pool(net.conv(net.act(net.norm(joined)), 8), "avg")
+    last = net.act(net.norm(net.concat(between, net.conv(net.act(net.norm(between)), 4, 3))))
+    return net.graph(net.head(last))
+
+
+def preact_net() -> Graph:
+    """Residual blocks that normalise first (He et al. 2016, identity mappings); one has a shortcut of its own."""
+    net = Net()
+    x = net.conv("x", 8, 3)
+    for width in (8, 12):
+        y = net.act(net.norm(x))
+        deep = net.conv(net.act(net.norm(net.conv(y, width, 3))), width, 3)
+        x = net.add(deep, x if width == 8 else net.conv(y, width))
+    return net.graph(net.head(net.pool(net.act(net.norm(x)), "avg")))
+
+
 def pyramid_net() -> Graph:
     """A detector's neck: a coarse map is enlarged and joined to the fine one."""
     net = Net()
@@ -229,6 +252,8 @@ NETS = {
     "inception": inception_net,
     "vgg": vgg_net,
     "shuffle": shuffle_net,
+    "dense": dense_net,
+    "preact": preact_net,
     "pyramid": pyramid_net,
 }
 

@@ -9,11 +9,13 @@ from quant.passes.fold_batch_norm import fold_batch_norm
 from quant.passes.fold_scale import fold_scale
 from quant.passes.fuse_kernels import fuse_kernels
 from quant.passes.hoist_quantizers import hoist_quantizers
+from quant.passes.norm_as_conv import norm_as_conv
 from quant.passes.pad_as_pad3d import pad_as_pad3d
 from quant.passes.quantize_cells import quantize_cells
 from quant.passes.quantizers import lift_quantizers, lower_quantizers
 
 __all__ = [
+    "CALIBRATE",
     "JOIN",
     "NORMALISE",
     "PLACE",
@@ -27,6 +29,7 @@ __all__ = [
     "hoist_quantizers",
     "lift_quantizers",
     "lower_quantizers",
+    "norm_as_conv",
     "pad_as_pad3d",
     "quantize_cells",
 ]
@@ -34,8 +37,11 @@ __all__ = [
 # What decides how ops are joined: after these, what an INT8 kernel takes over is a chain (quant.chains).
 JOIN: tuple[Pass, ...] = (drop_identities, bias_as_vector, fold_batch_norm, pad_as_pad3d, fold_scale)
 
-# What calibration sees; outputs don't change.
+# A model as all of this project sees it; outputs don't change.
 NORMALISE: tuple[Pass, ...] = (*JOIN, equalise_embeddings)
+
+# What calibration sees: also ops that have a kernel in INT8 only under another name.
+CALIBRATE: tuple[Pass, ...] = (*NORMALISE, norm_as_conv)
 
 # A fake-quantized model of any dialect -> what the INT8 emitter reads. Normalising comes second, for models that
 # were fake-quantized before they were normalised.

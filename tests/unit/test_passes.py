@@ -16,6 +16,7 @@ from quant.passes import (
     fold_scale,
     hoist_quantizers,
     lower_quantizers,
+    norm_as_conv,
     pad_as_pad3d,
 )
 from tests.nets import NATIVE, NETS, Net, data, run
@@ -60,7 +61,19 @@ def with_scale_before_conv() -> Graph:
     return net.graph(net.conv(net.pool(net.op("scale", {"X": net.act("x", "tanh")}, scale=3.0, bias=0.0)), 4, 3))
 
 
+def with_norm_first() -> Graph:
+    net = Net()
+    joined = net.concat("x", net.act("x"))
+    first = net.act(net.norm(joined), "leaky_relu")
+    return net.graph(net.concat(net.conv(first, 4), net.conv(first, 4, 3), net.conv(net.norm(joined), 4)))
+
+
 CHANGES = [
+    (
+        norm_as_conv,
+        with_norm_first,
+        {"relu": 1, "concat": 2, "depthwise_conv2d": 2, "elementwise_add": 2, "leaky_relu": 1, "conv2d": 3},
+    ),
     (drop_identities, with_identities, {"relu": 2}),
     (bias_as_vector, with_exported_bias, {"conv2d": 1, "elementwise_add": 1, "relu": 1}),
     (fold_batch_norm, with_norm, {"conv2d": 1, "elementwise_add": 2, "relu": 1, "depthwise_conv2d": 1}),
@@ -143,7 +156,21 @@ def pad_of_the_batch() -> Graph:
     return net.graph(net.op("pad", {"X": "x"}, paddings=[0, 1, 0, 0, 0, 0, 0, 0], pad_value=0.0))
 
 
+def norm_before_a_float_op() -> Graph:
+    net = Net()
+    x = net.act(net.norm("x"))
+    return net.graph(net.conv(x, 4), net.pool(x, "avg"))
+
+
+def norm_that_is_fetched() -> Graph:
+    net = Net()
+    x = net.norm("x")
+    return net.graph(x, net.conv(x, 4))
+
+
 LEAVES = [
+    (norm_as_conv, norm_before_a_float_op),
+    (norm_as_conv, norm_that_is_fetched),
     (fold_scale, scaled),
     (fold_scale, scaled_before_two),
     (fold_scale, scaled_before_tanh),
