@@ -4,24 +4,26 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from bench.peers.contenders import Contender, contenders_of, engine_of
+from bench.peers.contenders import Contender, engine_of
 from bench.peers.models import Artefacts, Built, artefacts_of, case_of
 from bench.peers.protocol import Worker, WorkerError, opened, thread_environment
 from quant import cpu, pipeline
 from quant.collect import counts_of
-from quant.errors import OptionError
+from quant.errors import OptionError, QuantError
 from quant.outcomes import unpack
 from quant.record import columns
 from quant.registry import ModelSpec
 
-__all__ = ["Cell", "Load", "Row", "compare", "judge", "measure", "prepare", "take_turns"]
+__all__ = ["Cell", "Load", "Row", "compare", "judge", "measure", "take_turns"]
 
+S = TypeVar("S")
+T = TypeVar("T")
 _ROUNDS = (8, 60)
 _TURN_S = 0.03  # a turn lasts about this long, so that quick models run several times
 _LONG_S = 0.1  # a lap that takes longer doesn't feel what others left in the caches
@@ -184,9 +186,11 @@ def _fastest(artefacts: Artefacts, isa: str | None, threads: int) -> dict[str, A
 # --- accuracy
 
 
-def judge(
-    spec: ModelSpec, chosen: Sequence[Contender], artefacts: Artefacts, isa: str | None
-) -> tuple[dict[str, Cell], dict[str, tuple[str, ...]]]:
+# INT8 cells by contender key, and the outcomes of our FP32 model.
+Outcomes = tuple[dict[str, Cell], Mapping[str, tuple[str, ...]]]
+
+
+def judge(spec: ModelSpec, chosen: Sequence[Contender], artefacts: Artefacts, isa: str | None) -> Outcomes:
     """INT8 outcomes of a row's trained model by contender key, and those of our FP32 model, on the same samples."""
     assert artefacts.test
     test, test_path = artefacts.test, Path(artefacts.test["path"])
@@ -209,7 +213,7 @@ def judge(
     float32 = outcomes(reference, Built(str(artefacts.fp32)))
     if float32.outcomes_error:
         raise WorkerError(f"{artefacts.fp32}: {float32.outcomes_error}")
-    return cells, dict(float32.outcomes)
+    return cells, float32.outcomes
 
 
 def _outputs(load: Load, data: Mapping[str, Any]) -> list[Any]:
@@ -224,19 +228,6 @@ def _outputs(load: Load, data: Mapping[str, Any]) -> list[Any]:
 # --- rows
 
 
-def prepare(
-    specs: Sequence[ModelSpec], chosen: Sequence[Contender], isa: str | None
-) -> list[tuple[Artefacts, Artefacts]]:
-    """Every row's full-size and trained artefacts, built on all cores."""
-    int8 = [contender for contender in chosen if contender.precision == "int8"]
-
-    def build(spec: ModelSpec) -> tuple[Artefacts, Artefacts]:
-        full = artefacts_of(spec, list(chosen), isa, full=True)
-        return full, artefacts_of(spec, int8, isa, full=False) if spec.full else full
-
-    return pipeline.each(specs, build)
-
-
 def compare(
     specs: Sequence[ModelSpec],
     chosen: Sequence[Contender],
@@ -246,21 +237,48 @@ def compare(
     budget_s: float,
     tell: Callable[[str], None],
 ) -> list[Row]:
-    """All rows: models are built and judged on all cores, then timed one row after the other."""
+    """All rows: models are built and judged on all cores, then timed one row after the other.
+
+    Where our own models of a row can't be built or judged, all its cells say why.
+    """
+    int8 = [contender for contender in chosen if contender.precision == "int8"]
+
+    def build(spec: ModelSpec) -> tuple[Artefacts, Artefacts]:
+        full = artefacts_of(spec, chosen, isa, full=True)
+        return full, artefacts_of(spec, int8, isa, full=False) if spec.full else full
+
+    def outcomes(row: tuple[ModelSpec, Artefacts]) -> Outcomes:
+        return judge(row[0], int8, row[1], isa)
+
+    rows = {spec: Row(spec.name, isa, threads, case_of(spec).batch, {}) for spec in specs}
     tell("building models")
-    built = prepare(specs, chosen, isa)
-    int8 = [contender for contender in chosen if contender in contenders_of("int8")]
+    built = _each(specs, build)
     tell("accuracy")
-    judged = pipeline.each(list(zip(specs, built, strict=True)), lambda row: judge(row[0], int8, row[1][1], isa))
-    rows = []
-    for spec, (full, _), (outcomes, reference) in zip(specs, built, judged, strict=True):
+    small = {spec: found[1] for spec, found in built.items() if not isinstance(found, str)}
+    judged = dict(zip(small, _each(list(small.items()), outcomes).values(), strict=True))
+    for spec in specs:
         tell(f"timing {spec.name}")
-        timed = measure(spec, chosen, full, isa, threads, budget_s)
-        cells = {
-            key: Cell(cell.seconds, cell.facts, cell.error, outcomes[key].outcomes, outcomes[key].outcomes_error)
-            if key in outcomes
-            else cell
-            for key, cell in timed.items()
+        found, accuracy = built[spec], judged.get(spec, "")
+        if isinstance(found, str) or isinstance(accuracy, str):
+            why = found if isinstance(found, str) else str(accuracy)
+            rows[spec] = replace(rows[spec], cells={contender.key: Cell(error=why) for contender in chosen})
+            continue
+        cells = measure(spec, chosen, found[0], isa, threads, budget_s)
+        cells |= {
+            key: replace(cells[key], outcomes=cell.outcomes, outcomes_error=cell.outcomes_error)
+            for key, cell in accuracy[0].items()
         }
-        rows.append(Row(spec.name, isa, threads, full.batch, cells, reference))
-    return rows
+        rows[spec] = replace(rows[spec], cells=cells, reference=accuracy[1])
+    return list(rows.values())
+
+
+def _each(items: Sequence[S], work: Callable[[S], T]) -> dict[S, T | str]:
+    """`work` on each, on all cores; the message of what can't be done."""
+
+    def tried(item: S) -> T | str:
+        try:
+            return work(item)
+        except QuantError as error:
+            return " ".join(str(error).split())
+
+    return dict(zip(items, pipeline.each(items, tried), strict=True))

@@ -1,7 +1,7 @@
 """A row -> what every contender runs: models, inputs, data; built once, and kept in the project's cache."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +31,7 @@ class Built:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Artefacts:
     """What is run of a row in one size.
 
@@ -53,7 +53,7 @@ def case_of(spec: ModelSpec) -> Case:
     return next(case for case in spec.cases if case.batch == batch and case.repeat == 1 and not case.by_length)
 
 
-def artefacts_of(spec: ModelSpec, contenders: list[Contender], isa: str | None, *, full: bool) -> Artefacts:
+def artefacts_of(spec: ModelSpec, contenders: Sequence[Contender], isa: str | None, *, full: bool) -> Artefacts:
     """The full-size row, which is timed, or the trained one, whose accuracy is measured; text rows have one size.
 
     What can't be built is told in its `Built`. Raises QuantError when our own models can't be built.

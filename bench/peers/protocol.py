@@ -26,6 +26,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from quant.errors import QuantError
 from quant.outcomes import pack
 from quant.readers import Dataset, batches, head, open_data
 from quant.sequences import Column, joined
@@ -59,7 +60,7 @@ class Session(Protocol):
     def batch(self, inputs: Mapping[str, Column]) -> Feed: ...
 
 
-class WorkerError(Exception):
+class WorkerError(QuantError):
     """A worker refused, died or said nothing; the message is a table's cell."""
 
 

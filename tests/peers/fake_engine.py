@@ -11,7 +11,16 @@ import numpy as np
 from quant.sequences import Array, Column, Ragged, values_of
 
 
-def load(name: str, batches: Sequence[Mapping[str, Column]], diary: str = "", **failing: int) -> "FakeSession":
+def load(
+    name: str,
+    batches: Sequence[Mapping[str, Column]],
+    diary: str = "",
+    model: str = "",
+    precision: str = "",
+    threads: int = 1,
+    form: str = "",
+    **failing: int,
+) -> "FakeSession":
     """`failing`: "load", or the number of the run at which it "raise"s, "crash"es or falls "silent"."""
     print("noise of an engine that prints to stdout")
     os.write(1, b"and of one that does so in C\n")

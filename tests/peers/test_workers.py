@@ -1,15 +1,21 @@
 """Workers, their protocol and their turns, with an engine that does nothing."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from bench.peers import compare, results
 from bench.peers.compare import Cell, Load, take_turns
+from bench.peers.contenders import CONTENDERS, Contender, Engine
+from bench.peers.models import Artefacts, Built
 from bench.peers.protocol import Worker, WorkerError, thread_environment
+from quant.errors import ModelError
 from quant.outcomes import unpack
+from quant.registry import MODELS, ModelSpec, find
 
 ENGINE = "tests.peers.fake_engine"
 
@@ -126,6 +132,48 @@ def test_the_budget_decides_how_many_rounds(data: dict[str, Any]) -> None:
     start = time.monotonic()
     timed = take_turns([load("a", data)], budget_s=1000, repeat=1)
     assert len(timed["a"].seconds) == 60 and time.monotonic() - start < 60
+
+
+def artefacts(data: dict[str, Any], **models: Built) -> Artefacts:
+    return Artefacts(Path("fp32"), models, data, data, data, 1)
+
+
+def test_a_row_that_can_not_be_built_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first row's own model can't be built, the second's can't be judged."""
+    first, second, third = MODELS[:3]
+
+    def build(spec: ModelSpec, chosen: Sequence[Contender], isa: str | None, *, full: bool) -> Artefacts:
+        if spec is first:
+            raise ModelError("no such\nweights")
+        return artefacts({})
+
+    def judge(spec: ModelSpec, *_: Any) -> compare.Outcomes:
+        if spec is second:
+            raise WorkerError("crashed (SIGSEGV)")
+        return {"ours-int8": Cell(outcomes={"top1": ("1", "1")})}, {"top1": ("1", "1")}
+
+    monkeypatch.setattr(compare, "artefacts_of", build)
+    monkeypatch.setattr(compare, "judge", judge)
+    monkeypatch.setattr(compare, "measure", lambda *_: {c.key: Cell((0.1,), {"int8": [1, 1]}) for c in CONTENDERS})
+    rows = compare.compare(MODELS[:3], CONTENDERS, isa=None, threads=1, budget_s=1, tell=lambda _: None)
+    assert [row.model for row in rows] == [first.name, second.name, third.name]
+    assert {cell.error for cell in rows[0].cells.values()} == {"no such weights"}
+    assert {cell.error for cell in rows[1].cells.values()} == {"crashed (SIGSEGV)"}
+    assert rows[2].cells["ours-int8"] == Cell((0.1,), {"int8": [1, 1]}, "", {"top1": ("1", "1")})
+    assert rows[2].reference == {"top1": ("1", "1")}
+    assert not results.complete(rows) and results.complete(rows[2:])
+    assert "crashed (SIGSEGV)" in results.tables(rows)[0].rows[1][1]
+
+
+def test_what_was_not_built_is_not_timed(data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine("fake", "fake", (), ENGINE, "ours")
+    chosen = [Contender("fake", "int8", "fake", {"name": "a", "load": 1}), Contender("fake", "int8", "", variant="b")]
+    monkeypatch.setattr(compare, "engine_of", lambda _: engine)
+    built = {chosen[0].key: Built("somewhere"), chosen[1].key: Built(error="not installed: fake")}
+    timed = compare.measure(find("resnet50"), chosen, artefacts(data, **built), None, 1, 0.1)
+    assert list(timed) == ["fake-int8", "fake-b-int8"]
+    assert timed["fake-int8"].error == "ValueError: unsupported op 'zeta'"
+    assert timed["fake-b-int8"].error == "not installed: fake"
 
 
 def test_a_cell_without_times_has_no_median() -> None:
