@@ -237,9 +237,13 @@ class Workspace:
         """The same values in another order in memory, until this op is done; the very array if it lies so already."""
         if lies_in(array, order):
             return array
-        name = f"temporary {len(self.calls)}"
+        return self.copy(array, self.scratch(array.shape, array.dtype.name, order))
+
+    def scratch(self, shape: Sequence[int], dtype: str, order: Sequence[int]) -> Array:
+        """Memory until this op is done."""
+        name = f"temporary {len(self.temporary)} of op {self.number}"
         self.temporary.append(name)
-        return self.copy(array, self.new(name, array.shape, array.dtype.name, order))
+        return self.new(name, shape, dtype, order)
 
     def copy(self, array: Array, target: Array) -> Array:
         source, goal = self.memory(array), self.memory(target)
