@@ -14,7 +14,7 @@ from quant.metrics import ratio_interval
 from quant.ratios import confirmed
 from quant.registry import ModelSpec
 
-ROUNDS = 6
+ROUNDS = 5  # of two processes each, which take a second to import Paddle
 
 
 def simulate(model: str, output: str, **feed: str | int | None) -> None:
