@@ -221,6 +221,17 @@ def preact_net() -> Graph:
     return net.graph(net.head(net.pool(net.act(net.norm(x)), "avg")))
 
 
+def swish_net() -> Graph:
+    """Residuals in nets without ReLU: the activation behind the sum, or before it."""
+    net = Net()
+    stem = net.act(net.bias(net.conv("x", 8, 3)), "swish")
+    behind = net.act(net.add(net.bias(net.conv(stem, 8)), stem), "leaky_relu")
+    before = net.add(net.act(net.bias(net.conv(behind, 8, 3)), "swish"), behind)
+    unsigned = net.act(net.bias(net.conv(before, 8)))
+    total = net.add(net.bias(net.conv(unsigned, 8)), unsigned)
+    return net.graph(net.head(net.op("hard_sigmoid", {"X": total}, slope=0.2, offset=0.5)))
+
+
 def pyramid_net() -> Graph:
     """A detector's neck: a coarse map is enlarged and joined to the fine one."""
     net = Net()
@@ -252,6 +263,7 @@ NETS = {
     "inception": inception_net,
     "vgg": vgg_net,
     "shuffle": shuffle_net,
+    "swish": swish_net,
     "dense": dense_net,
     "preact": preact_net,
     "pyramid": pyramid_net,
