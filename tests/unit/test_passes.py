@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant.graph import Graph, Op, Pass, Var, run_passes
+from quant.graph import DTYPE_NUMBERS, Graph, Op, Pass, Var, run_passes
 from quant.numerics import channel_thresholds, dequantise, quantise
 from quant.passes import (
     NORMALISE,
@@ -30,7 +30,11 @@ def with_identities() -> Graph:
     net = Net()
     x = dropout(net, net.act("x"), "upscale_in_train")
     x = net.op("scale", {"X": x}, scale=1.0, bias=0.0)
-    return net.graph(net.act(net.op("assign", {"X": x})))
+    x = net.op("assign", {"X": net.concat(x)})
+    x = net.op("transpose2", {"X": x}, axis=[0, 1, 2, 3])
+    x = net.op("cast", {"X": x}, in_dtype=DTYPE_NUMBERS["float32"], out_dtype=DTYPE_NUMBERS["float32"])
+    single = {"ksize": [1, 1], "strides": [1, 1], "paddings": [0, 0]}
+    return net.graph(net.act(net.op("pool2d", {"X": x}, pooling_type="avg", **single)))
 
 
 def with_exported_bias() -> Graph:
@@ -168,7 +172,14 @@ def norm_that_is_fetched() -> Graph:
     return net.graph(x, net.conv(x, 4))
 
 
+def padded_single_values() -> Graph:
+    net = Net()
+    attrs = {"ksize": [1, 1], "strides": [1, 1], "paddings": [1, 1], "pooling_type": "max"}
+    return net.graph(net.act(net.op("pool2d", {"X": "x"}, shape=(-1, 8, 10, 10), **attrs)))
+
+
 LEAVES = [
+    (drop_identities, padded_single_values),
     (norm_as_conv, norm_before_a_float_op),
     (norm_as_conv, norm_that_is_fetched),
     (fold_scale, scaled),
