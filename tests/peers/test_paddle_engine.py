@@ -10,7 +10,7 @@ from bench.peers.paddle_engine import as_8_bits, int8_layers, load, write_as_8_b
 from bench.peers.protocol import opened
 from quant.calibrate import calibrate
 from quant.convert import convert
-from quant.graph import Graph, load_dir, run_passes, save_dir
+from quant.graph import Graph, Op, load_dir, run_passes, save_dir
 from quant.jobs import sample_input
 from quant.metrics import sqnr
 from quant.passes import NORMALISE, lower_quantizers
@@ -71,3 +71,13 @@ def test_a_full_size_row_is_fed_what_prepare_calibrates_it_on(tmp_path: Path) ->
         [batch] = batches(opened({"path": path, "format": "npz", "signature": about["signature"]}), 9)
         for key, column in sample_input(graph, count, {}).items():
             assert np.array_equal(values_of(column), values_of(batch[key]))
+
+
+def test_products_that_paddle_hides_in_one_float32_op_are_counted() -> None:
+    weights = {"W": ("a", "b"), "Bias": ("c", "d")}
+    ops = (
+        Op.make("fused_conv2d", {"Input": "x"}, {"Output": "y"}, mkldnn_data_type="int8"),
+        Op("fusion_repeated_fc_relu", {"X": ("y",), **weights}, {"Out": ("z",)}, {}),
+        Op.make("pool2d", {"X": "z"}, {"Out": "out"}, mkldnn_data_type="int8"),
+    )
+    assert int8_layers(Graph(ops, {}, {}, ("x",), ("out",))) == [1, 3]
