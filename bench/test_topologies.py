@@ -109,8 +109,9 @@ def simulation_of(made: Path) -> Graph:
 def test_int8_equals_its_simulation(topology: str, made: Path, tmp_path: Path) -> None:
     """And does most of the work in INT8, unless FP32 was the faster one; then there is no INT8 in it.
 
-    30 dB, or as much as is left of the simulation itself when its float32 sums are taken in another order (with other
-    kernels): generated weights make some deep networks so sensitive that one rounding the other way grows to that.
+    30 dB, or in a network so sensitive that rounding to 8 bits leaves it less than 24 dB, 6 dB more than that: with
+    generated weights (none here is trained) the few values that a kernel rounds the other way grow as rounding does.
+    A kernel that computes something else is far below either.
     """
     int8 = load_dir(made / "int8")
     if decisions_of(made)["choice"] == "fp32":
@@ -119,14 +120,14 @@ def test_int8_equals_its_simulation(topology: str, made: Path, tmp_path: Path) -
     assert int8_macs(int8) > 0.5
     save_dir(simulation_of(made), tmp_path)
     with np.load(made / "data.npz") as stored:
-        feed = {"x": stored["x"][:2]}
+        feed = {"x": stored["x"]}
 
     def output(directory: Path, settings: Settings) -> NDArray[Any]:
         with Predictor(directory, settings) as predictor:
             return values_of(next(iter(predictor(feed).values())))
 
     simulated = output(tmp_path, Settings("quant"))
-    again = output(tmp_path, Settings("quant", onednn=False, optimise=False))
-    found, itself = sqnr(simulated, output(made / "int8", Settings("int8"))), sqnr(simulated, again)
+    rounding = sqnr(output(made / "fp32", Settings()), simulated)
+    found = sqnr(simulated, output(made / "int8", Settings("int8")))
     assert math.isfinite(found)
-    assert found > min(30.0, itself - 3.0), f"{found:.1f} dB; the simulation to itself {itself:.1f} dB"
+    assert found > min(30.0, rounding + 6.0), f"{found:.1f} dB; the simulation to FP32 {rounding:.1f} dB"
