@@ -21,15 +21,15 @@ def speedup(records: list[Record]) -> tuple[float, float, float]:
 
 
 @needs_two_cores
-@pytest.mark.parametrize("batch", [1, 16, 50])
+@pytest.mark.parametrize("size", [1, 16, 50], ids=lambda size: f"b{size}")
 def test_two_threads_are_not_slower_than_one(
-    benchmark: BenchmarkFixture, measured: ModelSpec, batch: int, request: pytest.FixtureRequest
+    benchmark: BenchmarkFixture, measured: ModelSpec, size: int, request: pytest.FixtureRequest
 ) -> None:
     """INT8, each number of threads in a process of its own, round by round; a miss is measured twice."""
     isa = request.config.getoption("--isa")
 
     def measure(budget_s: float) -> list[Record]:
-        return pipeline.scaling(measured, batch, isa=isa, budget_s=budget_s)
+        return pipeline.scaling(measured, size, isa=isa, budget_s=budget_s)
 
     def not_slower(records: list[Record]) -> bool:
         return speedup(records)[2] >= 1.0
@@ -37,7 +37,7 @@ def test_two_threads_are_not_slower_than_one(
     records = benchmark.pedantic(confirmed, (measure, not_slower, 3.0), rounds=1)
     gain, low, high = speedup(records)
     seconds = {f"threads_{record.threads}_s": list(record.latency_s) for record in records}
-    benchmark.extra_info.update(model=measured.name, batch=batch, speedup=gain, low=low, high=high, **seconds)
+    benchmark.extra_info.update(model=measured.name, batch=size, speedup=gain, low=low, high=high, **seconds)
     assert high >= 1.0, f"two threads are {gain:.2f} [{low:.2f}, {high:.2f}] times as fast as one"
 
 
