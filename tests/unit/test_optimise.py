@@ -118,6 +118,8 @@ def test_the_graph_that_is_placed_stays_as_it_is_when_it_is_converted() -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_int8_equals_its_simulation_whatever_is_left_in_float(name: str, tmp_path: Path) -> None:
+    """On the executor that INT8 models get. Paddle's runs some FP32 convolutions with residuals wrong: `swish` at
+    28 dB, in the simulation too, which is therefore run natively."""
     placed = simulated(NETS[name]())
     ids, chains = numbered(placed), units(placed, int8_ids(placed))
     arrays = data(placed, 1, 16, seed=2)[0]
@@ -132,7 +134,11 @@ def test_int8_equals_its_simulation_whatever_is_left_in_float(name: str, tmp_pat
             continue
         assert skipped <= {kept.op_id for kept in coverage.kept}
         [expected] = run(lower_quantizers(graph), arrays, tmp_path, NATIVE)
-        [found] = run(int8, arrays, tmp_path, Settings("int8"))
+        place = tmp_path / f"int8-{min(skipped)}"
+        place.mkdir()
+        save_dir(int8, place)
+        with Predictor(place, Settings("int8")) as predictor:
+            [found] = predictor(arrays).values()
         assert sqnr(expected, found) > 30
 
 
