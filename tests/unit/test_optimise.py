@@ -118,8 +118,8 @@ def test_the_graph_that_is_placed_stays_as_it_is_when_it_is_converted() -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_int8_equals_its_simulation_whatever_is_left_in_float(name: str, tmp_path: Path) -> None:
-    """On the executor that INT8 models get. Paddle's runs some FP32 convolutions with residuals wrong: `swish` at
-    28 dB, in the simulation too, which is therefore run natively."""
+    """On the executor that INT8 models get, against the simulation run natively: Paddle fuses a residual and
+    a leaky ReLU that lacks its `alpha`, as in `swish`, with another slope (28 dB), in FP32 and simulations too."""
     placed = simulated(NETS[name]())
     ids, chains = numbered(placed), units(placed, int8_ids(placed))
     arrays = data(placed, 1, 16, seed=2)[0]
