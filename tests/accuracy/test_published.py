@@ -13,7 +13,7 @@ Measured = Callable[[ZooRow], list[Line]]
 
 
 @pytest.fixture(scope="session")
-def measured(request: pytest.FixtureRequest) -> Measured:
+def lines_of(request: pytest.FixtureRequest) -> Measured:
     """A row's INT8 record against its simulation and its FP32, by metric; measured once."""
     option = request.config.getoption
 
@@ -26,14 +26,14 @@ def measured(request: pytest.FixtureRequest) -> Measured:
     return lines_of
 
 
-def test_published_int8_is_within_the_seeds_limits(zoo_row: ZooRow, measured: Measured) -> None:
-    judged = [line for line in measured(zoo_row) if line.limit is not None]
+def test_published_int8_is_within_the_seeds_limits(zoo_row: ZooRow, lines_of: Measured) -> None:
+    judged = [line for line in lines_of(zoo_row) if line.limit is not None]
     assert {line.metric for line in judged} == set(zoo_row.max_drop)
     assert [text for line in judged for text in line.missed()] == []
 
 
-def test_int8_kernels_did_the_published_models_work(zoo_row: ZooRow, measured: Measured) -> None:
-    by_kind = {line.before.precision: line for line in measured(zoo_row)}
+def test_int8_kernels_did_the_published_models_work(zoo_row: ZooRow, lines_of: Measured) -> None:
+    by_kind = {line.before.precision: line for line in lines_of(zoo_row)}
     int8 = by_kind["quant"].int8
     assert int8.int8_share is not None and int8.int8_share >= zoo_row.min_int8_share
     assert {kind: line.before.int8_share for kind, line in by_kind.items()} == {"fp32": 0.0, "quant": 0.0}
