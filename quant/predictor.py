@@ -158,6 +158,8 @@ class _Direct:
     def __init__(self, directory: Path, settings: Settings) -> None:
         if settings.precision not in ("fp32", "int8"):
             raise UnsupportedError(f"precision {settings.precision}")
+        if op_types(files_of(directory).program) & RECURRENT:  # told before parameters are read for nothing
+            raise UnsupportedError("recurrent layers")
         self.directory, self.settings = directory, settings
         # Converting normalised an INT8 model, but didn't fuse its FP32 ops: Paddle's executor does that on loading.
         passes = (*NORMALISE, fuse_kernels) if settings.precision == "fp32" else (fuse_kernels,)
