@@ -1,7 +1,6 @@
 """Jobs that turn a row's FP32 model into what other engines start from."""
 
 import json
-import os
 import pkgutil
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,6 @@ def export_onnx(model: str, output: str, *, masked: bool) -> None:
     if not {op.type for op in graph.ops}.isdisjoint(RECURRENT):
         export_recurrent(graph, Path(output), masked=masked)
         return
-    os.environ["POLYGRAPHY_AUTOINSTALL_DEPS"] = "0"  # paddle2onnx's helper would run pip: the extra names all it needs
     import paddle2onnx
 
     files = files_of(Path(model))
