@@ -45,8 +45,8 @@ class Evaluated(NamedTuple):
     """One model's run over a dataset. `result` is JSON:
 
     model, precision; samples, and stored_samples: those of an earlier run; outputs: names; int8_ops, fp32_ops: counts;
-    run_s: seconds in predictor.run by batch; overhead: the other share of wall time; measured: first and last time,
-    UTC; hosts.
+    executor: who called the kernels; run_s: seconds in predictor.run by batch; overhead: the other share of wall time;
+    measured: first and last time, UTC; hosts.
     """
 
     data: Path
@@ -94,6 +94,7 @@ def _evaluated(data: Path, run: Run, parts: Sequence[Part], stored: int) -> Eval
         "outputs": list(abouts[0].outputs),
         "int8_ops": abouts[0].int8_ops,
         "fp32_ops": abouts[0].fp32_ops,
+        "executor": abouts[0].executor,
         "run_s": run_s,
         "overhead": 1 - sum(run_s) / sum(about.wall_s for about in abouts),
         "measured": [ended[0], ended[-1]],

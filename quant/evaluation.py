@@ -203,6 +203,7 @@ class _Model:
             wall_s=wall,
             int8_ops=int8_ops,
             fp32_ops=fp32_ops,
+            executor=self.predictor.executor,
         ).stamped()
         file = outputs / f"{self.number}.{part.start}.npz"
         try:

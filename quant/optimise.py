@@ -43,16 +43,17 @@ from quant.convert import Coverage, Kept, convert
 from quant.errors import ConversionError, UnsupportedError
 from quant.evaluation import settings_of
 from quant.graph import Graph, Op, run_passes, save_dir
-from quant.islands import int8_op, islands
+from quant.islands import islands
 from quant.isolate import report_progress
 from quant.metrics import ratio_interval
+from quant.op_costs import Clock, Costs, Feed, Runner, op_times, stem
 from quant.passes import PLACE
 from quant.passes.quantizers import without_quantizers
 from quant.pipeline import fp32_variants
 from quant.predictor import Predictor, Settings
-from quant.sequences import Column
+from quant.turns import in_turn
 
-__all__ = ["DECISIONS", "SCHEMA", "Candidate", "Costs", "Limits", "Trial", "left_float", "optimise", "search", "units"]
+__all__ = ["DECISIONS", "SCHEMA", "Candidate", "Limits", "Trial", "left_float", "optimise", "search", "units"]
 
 DECISIONS = "decisions.json"
 SCHEMA = 1
@@ -60,15 +61,10 @@ LEFT = "in INT8 it makes the model slower on this CPU"
 NO_INT8 = "no INT8 model is faster than FP32 on this CPU"
 
 Json = dict[str, Any]
-Feed = Mapping[str, Column]
-Clock = Callable[[], float]
 OpIds = frozenset[int]
 
-_TURN_S = 0.03  # how long a model's turn lasts, so that quick ones get several runs
-_LONG_S = 0.1  # a run that takes longer doesn't feel what the other model left in the caches
 _LOOKS = (8, 15, 30, 60)  # rounds after which a race may be decided
 _SURE = 15  # rounds without which nothing is kept
-_WATCHED = 15  # runs that single ops' times come from
 _FINAL = 0.25  # share of the budget that the last comparison gets, or the time that loading took if that is more
 _PREDICTING = 0.2  # and that looking for candidates may
 
@@ -121,7 +117,7 @@ def left_float(graph: Graph, chains: Iterable[Chain]) -> Graph:
         found = readers.get(name, [])
         if not found or name in graph.fetches:
             return False
-        return all(op in skipped or (is_move(op) and only_skipped(op.output("Out"))) for op in found)
+        return all(op in skipped or (is_move(op) and all(map(only_skipped, op.outputs["Out"]))) for op in found)
 
     sources: dict[str, str] = {}
     ops = []
@@ -132,106 +128,6 @@ def left_float(graph: Graph, chains: Iterable[Chain]) -> Graph:
         else:
             ops.append(op)
     return graph.evolve(ops) if sources else graph
-
-
-# --- what single ops cost
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Milliseconds of single ops, by the variable that they write, from a run in INT8 and one in FP32.
-
-    `names`: the variables of the placed graph, which both programs' names begin with.
-    """
-
-    names: Collection[str]
-    int8: Mapping[str, float]  # written by INT8 ops
-    border: Mapping[str, float]  # by quantize and dequantize ops
-    fp32: Mapping[str, float]  # by all others, in FP32 or else in the INT8 program
-    per_border: tuple[float, float]  # ms of a quantize op that was never seen: per element, and in any case
-
-    @staticmethod
-    def of(
-        names: Collection[str], converted: Graph, int8_ms: Mapping[str, float], fp32_ms: Mapping[str, float]
-    ) -> "Costs":
-        """From what runs of the converted graph and of FP32 took, variable -> ms."""
-        by_name = {name: op for op in converted.ops for name in op.writes}
-        kinds: dict[str, dict[str, float]] = {"int8": {}, "border": {}, "float": {}}
-        sizes, times = [], []
-        for name, ms in int8_ms.items():
-            op = by_name.get(name)
-            kind = "float" if op is None else _kind(op)
-            key = _stem(name, names)
-            kinds[kind][key] = kinds[kind].get(key, 0.0) + ms
-            if kind == "border":
-                sizes.append(_elements(converted, name))
-                times.append(ms)
-        slope, start = np.polyfit(sizes, times, 1) if len(set(sizes)) > 1 else (0.0, float(np.mean(times or [0.0])))
-        return Costs(names, kinds["int8"], kinds["border"], {**kinds["float"], **fp32_ms}, (float(slope), float(start)))
-
-    def predicted_ms(self, graph: Graph) -> float:
-        """What the ops of a converted graph take together. Ops that both programs fused away count nothing."""
-        total = 0.0
-        for op in graph.ops:
-            kind = _kind(op)
-            for name in op.writes:
-                key = _stem(name, self.names)
-                if kind == "int8":
-                    total += self.int8.get(key, 0.0)
-                elif kind == "float":
-                    total += self.fp32.get(key, 0.0)
-                elif key in self.border:
-                    total += self.border[key]
-                else:
-                    total += max(self.per_border[0] * _elements(graph, name) + self.per_border[1], 0.0)
-        return total
-
-    def of_chain(self, chain: Chain) -> tuple[float, float | None]:
-        """(INT8, FP32) ms of a chain alone; None when no op was seen that wrote one of its variables."""
-        written = {name for op in chain.ops for name in op.writes}
-        fp32 = [self.fp32[name] for name in written if name in self.fp32]
-        return sum(self.int8.get(name, 0.0) for name in written), sum(fp32) if fp32 else None
-
-
-def _kind(op: Op) -> str:
-    return "border" if op.type in ("quantize", "dequantize") else "int8" if int8_op(op) else "float"
-
-
-def _stem(name: str, names: Collection[str]) -> str:
-    """The variable of the placed graph that a converted graph's variable is a form of; "" for none."""
-    while name and name not in names:
-        name = name.rpartition(".")[0]
-    return name
-
-
-def _elements(graph: Graph, name: str) -> int:
-    """Elements of a sample: open dimensions count once, which is the same for all tensors that hold a batch."""
-    return int(np.prod([max(size, 1) for size in graph.vars[name].shape])) if name in graph.vars else 1
-
-
-def op_times(predictor: Predictor, feed: Feed, clock: Clock) -> dict[str, float]:
-    """Variable -> ms until it is written since the one before it, kernels and dispatch, median of some runs.
-
-    Watching itself takes some microseconds an op: what the sum is above the time of a run is taken off evenly.
-    """
-    runner = _Runner(predictor, feed, clock)
-    whole = float(np.median([runner.run() for _ in range(_WATCHED)]))
-    seen: list[tuple[str, float]] = []
-    predictor.watch(lambda type, variable: seen.append((variable, clock())))
-    predictor.run()
-    taken = []
-    for _ in range(_WATCHED):
-        seen.clear()
-        start = clock()
-        predictor.run()
-        moments = [start, *(moment for _, moment in seen)]
-        taken.append(np.diff(moments))
-    each = np.median(np.array(taken), axis=0)
-    each = np.maximum(each - max(each.sum() - whole, 0.0) / len(each), 0.0)
-    times: dict[str, float] = {}
-    for (name, _), seconds in zip(seen, each, strict=True):
-        times[name] = times.get(name, 0.0) + 1e3 * float(seconds)
-    return times
 
 
 # --- the search
@@ -292,39 +188,16 @@ def search(
 # --- models that are timed
 
 
-class _Runner:
-    """A loaded model on its input."""
-
-    def __init__(self, predictor: Predictor, feed: Feed, clock: Clock) -> None:
-        self.predictor, self.fed, self.clock = predictor, feed, clock
-        predictor.feed(feed)
-        predictor.run()  # builds the kernels
-        self.best = min(self.run() for _ in range(3))
-
-    def run(self) -> float:
-        start = self.clock()
-        self.predictor.run()
-        return self.clock() - start
-
-    def turn(self) -> float:
-        """Seconds of a run: the median of a few in a row, after one that isn't timed."""
-        self.predictor.feed(self.fed)
-        if self.best < _LONG_S:
-            self.predictor.run()
-        return float(np.median([self.run() for _ in range(int(np.clip(_TURN_S / self.best, 1, 10)))]))
-
-
-def _alternate(runners: Sequence[_Runner]) -> Iterator[list[float]]:
+def _alternate(runners: Sequence[Runner]) -> Iterator[list[float]]:
     """Rounds without end: seconds of each, the order alternating."""
     number = 0
     while True:
-        places = range(len(runners)) if number % 2 == 0 else reversed(range(len(runners)))
-        seconds = {place: runners[place].turn() for place in places}
+        seconds = {place: runners[place].turn() for place in in_turn(len(runners), number)}
         yield [seconds[place] for place in range(len(runners))]
         number += 1
 
 
-def _race(slow: _Runner, fast: _Runner, limits: Limits) -> tuple[float, float, float]:
+def _race(slow: Runner, fast: Runner, limits: Limits) -> tuple[float, float, float]:
     """Median ratio slow / fast with its interval, from as many rounds as it takes to tell them apart, at most 60."""
     rounds: list[list[float]] = []
     for seconds in _alternate((slow, fast)):
@@ -340,7 +213,7 @@ def _race(slow: _Runner, fast: _Runner, limits: Limits) -> tuple[float, float, f
     return ratio, low, high
 
 
-def _measured(runners: Sequence[_Runner], limits: Limits) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _measured(runners: Sequence[Runner], limits: Limits) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Seconds [rounds, runners] until the budget is used up: 8 to 60 rounds."""
     rounds: list[list[float]] = []
     for seconds in _alternate(runners):
@@ -374,7 +247,7 @@ class _Bench:
         self.units = units(placed, set(self.ids.values()) - {entry.op_id for entry in self.plain[1].kept})
         self.fp32 = without_quantizers(placed)
         self.directories = 0
-        self.runners: dict[OpIds, _Runner] = {}
+        self.runners: dict[OpIds, Runner] = {}
         self.predictions: dict[OpIds, float | None] = {}
         fp32, self.int8 = self.saved(self.fp32), self.saved(self.plain[0])
         with Predictor(self.int8, Settings("int8", threads)) as predictor:
@@ -430,10 +303,10 @@ class _Bench:
         owners = {chain.out: chain for chain in self.units}
         found_islands = [
             {
-                owners[stem]
+                owners[written]
                 for op in island.ops
                 for name in op.writes
-                if (stem := _stem(name, self.placed.vars)) in owners
+                if (written := stem(name, self.placed.vars)) in owners
             }
             for island in islands(self.converted(left)[0])
         ]
@@ -458,9 +331,9 @@ class _Bench:
                 have |= ops
         return found
 
-    def runner(self, left: OpIds) -> _Runner:
+    def runner(self, left: OpIds) -> Runner:
         directory = self.saved(self.converted(left)[0]) if left else self.int8
-        return _Runner(Predictor(directory, Settings("int8", self.threads)), self.feed, self.clock)
+        return Runner(Predictor(directory, Settings("int8", self.threads)), self.feed, self.clock)
 
     def race(self, slow: OpIds, fast: OpIds, limits: Limits) -> tuple[float, float, float]:
         """Models stay loaded while they may be asked for again."""
@@ -506,11 +379,11 @@ def _choice(ratios: Mapping[str, tuple[float, float, float]]) -> str:
 
 def _fastest(
     runs: Sequence[Mapping[str, Any]], threads: int, feed: Feed, clock: Clock
-) -> tuple[Mapping[str, Any], _Runner]:
-    best: tuple[Mapping[str, Any], _Runner] | None = None
+) -> tuple[Mapping[str, Any], Runner]:
+    best: tuple[Mapping[str, Any], Runner] | None = None
     for run in runs:
         try:
-            runner = _Runner(Predictor(Path(run["model"]), settings_of(run, threads)), feed, clock)
+            runner = Runner(Predictor(Path(run["model"]), settings_of(run, threads)), feed, clock)
         except UnsupportedError:  # not run by quant.direct; the others always can
             continue
         if best is None or runner.best < best[1].best:

@@ -97,6 +97,7 @@ class About:
     fp32_ops: int
     ended: str = ""  # UTC, ISO 8601
     host: str = ""
+    executor: str = ""  # who called the kernels
     proof: Mapping[str, Any] | None = None  # what oneDNN's log showed (quant.profile.Proof); of the first part
 
     @staticmethod

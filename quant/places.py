@@ -14,7 +14,18 @@ from pathlib import Path
 
 from quant.errors import OutputError
 
-__all__ = ["cache_root", "cached", "digest", "fresh_dir"]
+__all__ = ["cache_root", "cached", "digest", "fresh_dir", "writable_dir"]
+
+
+def writable_dir(path: Path) -> Path:
+    """A directory that files can be put into, made where it is missing. Raises OutputError before any work is done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written ({error.strerror})") from error
+    if not os.access(path, os.W_OK):
+        raise OutputError(f"{path}: can't be written")
+    return path
 
 
 @contextmanager

@@ -75,6 +75,7 @@ class ModelSpec:
     floor: float = 0.75
     min_int8_share: float = 0.98
     min_int8_share_7bit: float = 0.98
+    executor: str = "direct"
     max_size: float = 0.30
     max_convert_s: float = 10.0
     tuning: Tuning | None = Tuning(("train", 4000), 100, rate=3e-5)
@@ -138,6 +139,7 @@ MODELS: tuple[ModelSpec, ...] = (
         full="",
         data="fixtures.lac:write_sentences",
         format="lac",
+        executor="paddle",
         calibration=("calibration", 150),
         test=("test", 600),
         most=600,
@@ -156,6 +158,7 @@ MODELS: tuple[ModelSpec, ...] = (
         full="",
         data="fixtures.handwriting_model:write_records",
         format="handwriting",
+        executor="paddle",
         calibration=("calibration", 300),
         test=("test", 3000),
         most=30_000,

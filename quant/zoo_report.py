@@ -203,6 +203,7 @@ def _speed_table(family: str, timed: Sequence[Pair], rows: Sequence[ZooRow], cor
             "Seeds: ratio",
             "ISA",
             "Best FP32",
+            "INT8 by",
             "FP32",
             "INT8",
             "Ratio [95%]",
@@ -229,13 +230,14 @@ def _printed(timing: Timing | None) -> tuple[str, ...]:
 
 def _ours(timing: Timing | None, pair: Pair | None, threads: int, cores: int) -> tuple[str, ...]:
     if pair is None:
-        return (*("-",) * 7, f"not measured: {threads} threads, but {cores} cores here")
+        return (*("-",) * 8, f"not measured: {threads} threads, but {cores} cores here")
     seconds = [float(np.median(record.latency_s)) for record in (pair.fp32, pair.int8)]
     in_ms = timing is not None and timing.unit == "ms"
     shown = [1e3 * value if in_ms else pair.int8.batch / value for value in seconds]
     return (
         pair.int8.isa,
         pair.fp32.variant,
+        pair.int8.variant,
         *(f"{value:.2f}" for value in shown),
         f"{pair.ratio:.2f} [{pair.low:.2f}, {pair.high:.2f}]",
         str(len(pair.int8.latency_s)),

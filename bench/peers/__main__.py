@@ -3,7 +3,6 @@
 Exit code 0: everything was measured, whether or not a goal was reached; 1: a row couldn't be measured; 2: bad usage.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +13,8 @@ from bench.peers.compare import compare
 from bench.peers.contenders import CONTENDERS
 from quant import cpu, registry
 from quant.cli.shared import err, out
-from quant.errors import OptionError, OutputError, QuantError
+from quant.errors import OptionError, QuantError
+from quant.places import writable_dir
 from quant.record import Machine
 from quant.report import rich_table
 
@@ -42,12 +42,7 @@ def _run(model: list[str] | None, isa: str | None, threads: int, budget: float, 
     if threads > cpu.cores():
         raise OptionError(f"--threads {threads}: this machine has {cpu.cores()} cores")
     cpu.isa_environment(isa)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{output_dir}: can't be written ({error.strerror})") from error
-    if not os.access(output_dir, os.W_OK):
-        raise OutputError(f"{output_dir}: can't be written")
+    writable_dir(output_dir)
     machine = Machine.here()
     runs = []
     caps = _caps(isa)

@@ -96,6 +96,7 @@ def eval_command(
         "model": str(model),
         "precision": precision,
         "isa": cpu.tier_of(isa).name,
+        "executor": result["executor"],
         "samples": result["samples"],
         "stored_samples": result["stored_samples"],
         "measured": result["measured"],

@@ -1,6 +1,5 @@
 """What this machine is, which rows there are, and all of them at once."""
 
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ import typer
 
 from quant import cpu, pipeline, registry, report, zoo_report, zoo_suite
 from quant.cli.shared import Json, app, bar, err, out, print_json, warn_below_avx512
-from quant.errors import OutputError
+from quant.places import writable_dir
 from quant.record import Machine, Record, to_json
 
 __all__ = ["cpu_command", "models_command", "suite"]
@@ -49,12 +48,7 @@ def suite(
 ) -> None:
     """Accuracy and speed of every row on the embedded data, or of the published models; report.md and report.json."""
     specs = [registry.find(name) for name in model] if model else list(registry.MODELS)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{output_dir}: can't be written ({error.strerror})") from error
-    if not os.access(output_dir, os.W_OK):
-        raise OutputError(f"{output_dir}: can't be written")
+    writable_dir(output_dir)
     machine = Machine.here()
     warn_below_avx512(None)
 

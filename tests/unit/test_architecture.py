@@ -19,7 +19,7 @@ FLOORS = {
     "convert": 2, "kernels": 2, "profile": 2, "predictor": 2,
     "kernel_table": 2, "islands": 2, "findings": 2, "profile_jobs": 4, "profiler": 4, "profile_report": 5,
     "preprocess": 3, "registry": 3, "zoo": 3, "fetch": 3,
-    "optimise": 4, "decisions": 5,
+    "optimise": 4, "op_costs": 4, "decisions": 5,
     "zoo_jobs": 4, "zoo_suite": 4, "jobs": 4, "evaluation": 4, "collect": 4, "cluster": 4, "pipeline": 4, "isolate": 4,
     "timing": 4, "turns": 4, "instances": 4, "ratios": 4,
     "report": 5, "zoo_report": 5,

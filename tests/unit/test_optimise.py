@@ -15,7 +15,8 @@ from quant.errors import ConversionError
 from quant.graph import Graph, run_passes, save_dir
 from quant.islands import int8_op
 from quant.metrics import sqnr
-from quant.optimise import Candidate, Costs, Limits, left_float, search, units
+from quant.op_costs import Costs
+from quant.optimise import Candidate, Limits, left_float, search, units
 from quant.passes import PLACE, lower_quantizers
 from quant.predictor import Predictor, Settings
 from tests.nets import NATIVE, NETS, Net, data, inception_net, inverted_net, residual_net, run

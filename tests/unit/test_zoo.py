@@ -350,11 +350,11 @@ def test_tables_like_the_seeds_with_ours_beside() -> None:
     assert images.rows[1][-2:] == ("-", "-")
     assert [row[3] for row in text.rows] == ["-", "X86 CPU deployment", "QAT of NLP models", "ERNIE QAT INT8"]
     assert image_speed.rows[0][4:9] == ("X86 CPU deployment", "images/s", "13.23", "50.02", "3.78")
-    assert image_speed.rows[0][11:14] == ("25.00", "100.00", "4.00 [4.00, 4.00]")
+    assert image_speed.rows[0][12:15] == ("25.00", "100.00", "4.00 [4.00, 4.00]")
     assert image_speed.rows[0][-1] == "reached"
     by_threads = {row[3] for row in text_speed.rows if row[-1].startswith("not measured: 20 threads, but 2 cores")}
     assert by_threads == {"20"}
-    assert [row[11:13] for row in text_speed.rows if row[3] == "1"] == [("20.00", "10.00")] * 3  # ms
+    assert [row[12:14] for row in text_speed.rows if row[3] == "1"] == [("20.00", "10.00")] * 3  # ms
     assert text_speed.rows[0][-1] == "FAILED"  # 2.0, due 3.0
     assert zoo_report.passed(records, speed[:2]) and not zoo_report.passed(records, speed)
     assert "ERNIE, batch 1, 1 thread(s): FP32 / INT8 2.00, due 3.0: FAILED" in zoo_report.misses(records, speed)
