@@ -10,7 +10,8 @@ os.environ.setdefault("FLAGS_enable_pir_api", "0")  # before any test imports Pa
 
 from quant import cpu
 from quant.errors import QuantError
-from quant.registry import MODELS, Case, find
+from quant.registry import MODELS, find
+from quant.rows import Case
 from quant.zoo import Timing, ZooRow, row_of
 from quant.zoo_suite import cases_of, missing
 

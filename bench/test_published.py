@@ -17,4 +17,4 @@ def test_published_int8_against_fp32(
     (row, timing), isa = zoo_timing, request.config.getoption("--isa")
     found = zoo_suite.located(row, request.config.getoption("--zoo"))
     models = zoo_suite.models_of(found, isa=isa)
-    check_ratio(benchmark, partial(zoo_suite.speed, found, models, timing, isa=isa))
+    check_ratio(benchmark, found.spec, partial(zoo_suite.speed, found, models, timing, isa=isa))

@@ -8,7 +8,8 @@ from quant import cpu, instances, pipeline
 from quant.metrics import ratio_interval
 from quant.ratios import confirmed
 from quant.record import Record
-from quant.registry import Case, ModelSpec
+from quant.registry import ModelSpec
+from quant.rows import Case
 
 CORES = len(cpu.physical_cores())
 needs_two_cores = pytest.mark.skipif(CORES < 2, reason="two threads or instances, but only one physical core")

@@ -17,7 +17,8 @@ from quant.predictor import Arrays, Precision, Predictor, Settings
 from quant.ratios import pairs, settled
 from quant.readers import open_data
 from quant.record import Record
-from quant.registry import Case, ModelSpec
+from quant.registry import ModelSpec
+from quant.rows import Case, Row
 from quant.sequences import values_of
 
 ROUNDS = 8
@@ -57,18 +58,18 @@ def test_latency(benchmark: BenchmarkFixture, spec: ModelSpec, precision: Precis
 def test_int8_against_fp32(benchmark: BenchmarkFixture, timing: tuple[ModelSpec, Case, cpu.Tier]) -> None:
     """FP32 (its fastest variant) and INT8 alternate in a child capped to the tier; the ratio against what is due."""
     spec, case, tier = timing
-    check_ratio(benchmark, partial(pipeline.speed, spec, case, isa=tier.cap.lower()))
+    check_ratio(benchmark, spec, partial(pipeline.speed, spec, case, isa=tier.cap.lower()))
 
 
-def check_ratio(benchmark: BenchmarkFixture, measure: Callable[..., list[Record]]) -> None:
+def check_ratio(benchmark: BenchmarkFixture, row: Row, measure: Callable[..., list[Record]]) -> None:
     """Judge the ratio of what `measure` (`budget_s` in seconds -> FP32 and INT8 records) times; see quant.ratios.
 
     One that isn't reached is an expected failure, with its figures in the summary, when it comes close, and a failure
     when it doesn't (see Pair.result) or INT8 is slower.
     """
-    [pair] = pairs(benchmark.pedantic(settled, (measure,), rounds=1))
+    [pair] = pairs(benchmark.pedantic(settled, (row, measure), rounds=1), {row.name: row})
     benchmark.extra_info.update(
-        model=pair.spec.name,
+        model=pair.row.name,
         isa=pair.int8.isa,
         threads=pair.int8.threads,
         batch=pair.int8.batch,

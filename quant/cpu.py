@@ -17,6 +17,7 @@ from quant.errors import OptionError, check_choice
 __all__ = [
     "TIERS",
     "Tier",
+    "brand",
     "cores",
     "detect",
     "flags",
@@ -70,6 +71,12 @@ def flags() -> frozenset[str]:
     """This CPU's flags, from py-cpuinfo."""
     found = cpuinfo.get_cpu_info().get("flags", [])
     return frozenset(_SYNONYMS.get(flag, flag) for flag in found)
+
+
+@cache
+def brand() -> str:
+    """This CPU's name, as it tells it; "" where it doesn't."""
+    return str(cpuinfo.get_cpu_info().get("brand_raw", ""))
 
 
 def detect(found: Collection[str] | None = None) -> Tier:

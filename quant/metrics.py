@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from quant.errors import check_choice
 from quant.sequences import Column, Ragged, values_of
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "agreement",
     "chunks",
     "cosine",
+    "metric_of",
     "paired",
     "ratio_interval",
     "sqnr",
@@ -160,6 +162,13 @@ METRICS: dict[str, Metric] = {
     "ctc": Metric("share of whole sequences", _whole, _share),
 }
 
+
+def metric_of(name: str) -> Metric:
+    """The metric of that name. Raises OptionError with the nearest name."""
+    check_choice("metric", name, METRICS)
+    return METRICS[name]
+
+
 # Data format -> the metrics that it is scored by, unless others are named; the first is the one that is compared.
 USUAL: dict[str, tuple[str, ...]] = {
     "images": ("top1", "top5"),
@@ -219,7 +228,7 @@ def paired(before: Counts, after: Counts, metric: str = "top1", confidence: floa
     if before.shape[1] == 2 and np.array_equal(before[:, 1], after[:, 1]) and before[:, 1].max() <= 1:
         counted = before[:, 1] == 1
         return _paired_hits(before[counted, 0] == 1, after[counted, 0] == 1, confidence)
-    return _paired_counts(before, after, METRICS[metric].score, confidence)
+    return _paired_counts(before, after, metric_of(metric).score, confidence)
 
 
 def _paired_counts(

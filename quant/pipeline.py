@@ -16,7 +16,8 @@ from quant.numerics import REDUCED, SIGNED, bits_of
 from quant.places import cached
 from quant.ratios import settled
 from quant.record import Record, columns
-from quant.registry import MODELS, Case, ModelSpec
+from quant.registry import MODELS, ModelSpec
+from quant.rows import Case
 from quant.sequences import values_of
 
 __all__ = [
@@ -462,6 +463,8 @@ def suite(
     exact = [record for records in each(specs, row) for record in records]
     for spec, case, tier, threads in timings:
         step += 1
-        timed.extend(settled(partial(speed, spec, case, isa=tier.cap.lower(), threads=threads, progress=numbered)))
+        timed.extend(
+            settled(spec, partial(speed, spec, case, isa=tier.cap.lower(), threads=threads, progress=numbered))
+        )
         tell(timed[-1])
     return exact, timed

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from quant.errors import OutputError
 
-__all__ = ["cache_root", "cached", "digest", "fresh_dir", "writable_dir"]
+__all__ = ["cache_root", "cached", "digest", "fresh_dir", "writable_dir", "write_text"]
 
 
 def writable_dir(path: Path) -> Path:
@@ -26,6 +26,18 @@ def writable_dir(path: Path) -> Path:
     if not os.access(path, os.W_OK):
         raise OutputError(f"{path}: can't be written")
     return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is whole or absent; one that is there is replaced at once. Raises OutputError."""
+    staging = path.with_name(f".{path.name}.part")
+    try:
+        staging.write_text(text, encoding="utf-8")
+        staging.rename(path)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written ({error.strerror})") from error
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 @contextmanager

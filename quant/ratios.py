@@ -1,6 +1,6 @@
 """FP32 and INT8 records that were timed against each other -> ratios, and what to make of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -8,20 +8,18 @@ import numpy as np
 
 from quant.metrics import ratio_interval
 from quant.record import Record
-from quant.registry import Case, ModelSpec, find
+from quant.rows import Case, Row
 
 __all__ = ["Pair", "confirmed", "pairs", "settled"]
 
 T = TypeVar("T")
-
-_BROKEN = 0.9
 
 
 @dataclass(frozen=True)
 class Pair:
     """FP32 and INT8 timed against each other: the median ratio of their rounds, with its 95% interval."""
 
-    spec: ModelSpec
+    row: Row
     fp32: Record
     int8: Record
     ratio: float
@@ -30,26 +28,21 @@ class Pair:
 
     @property
     def result(self) -> str:
-        """reached; MISSED: the estimate is below what is due; FAILED: the whole interval is below 90% of it.
+        """reached; MISSED: the estimate is below what is due; FAILED: the whole interval is far below (`fails_below`).
 
-        What is due are figures from other machines. Coming close to one is a figure to print as it is; falling far
-        below it means that something broke, and fails the case.
+        Coming close to what is due is a figure to print as it is; falling far below means that something broke.
         """
         if self.ratio >= self.due:
             return "reached"
-        return "FAILED" if self.high < _BROKEN * self.due else "MISSED"
+        return "FAILED" if self.high < self.row.fails_below * self.due else "MISSED"
 
     @property
     def case(self) -> Case:
-        """The row's case that was timed; a batch size of a user's choosing is a case of its own."""
-        record = self.int8
-        known = (case for case in self.spec.cases if (case.batch, case.repeat, case.by_length) == _key(record))
-        return next(known, Case(record.batch, repeat=record.repeat, by_length=record.by_length))
+        return self.row.case_of(self.int8.batch, self.int8.repeat, self.int8.by_length)
 
     @property
     def due(self) -> float:
-        # What is due is for one thread; with more, INT8 must not be the slower one.
-        return self.case.due_on(self.int8.isa) if self.int8.threads == 1 else 1.0
+        return self.case.due_on(self.int8.isa, self.int8.threads)
 
     @property
     def published(self) -> float | None:
@@ -60,27 +53,23 @@ class Pair:
     @property
     def title(self) -> str:
         extra = (f"each {self.case.repeat} times" if self.case.repeat > 1 else "", "by length" * self.case.by_length)
-        return ", ".join([self.spec.title, *filter(None, extra)])
+        return ", ".join([self.row.title, *filter(None, extra)])
 
 
-def _key(record: Record) -> tuple[int, int, bool]:
-    return record.batch, record.repeat, record.by_length
-
-
-def pairs(records: Sequence[Record]) -> list[Pair]:
+def pairs(records: Sequence[Record], rows: Mapping[str, Row]) -> list[Pair]:
     """FP32 and INT8 records that were measured against each other: they follow one another."""
     result = []
     for fp32, int8 in zip(records[::2], records[1::2], strict=True):
         ratio, low, high = ratio_interval(np.array(fp32.latency_s), np.array(int8.latency_s))
-        result.append(Pair(find(int8.model), fp32, int8, ratio, low, high))
+        result.append(Pair(rows[int8.model], fp32, int8, ratio, low, high))
     return result
 
 
-def settled(measure: Callable[..., list[Record]], budget_s: float = 2.5) -> list[Record]:
+def settled(row: Row, measure: Callable[..., list[Record]], budget_s: float = 2.5) -> list[Record]:
     """What `measure` (`budget_s` in seconds -> FP32 and INT8 records) finds; a ratio that isn't reached, once more."""
 
     def reached(records: list[Record]) -> bool:
-        return all(pair.result == "reached" for pair in pairs(records))
+        return all(pair.result == "reached" for pair in pairs(records, {row.name: row}))
 
     return confirmed(lambda amount: measure(budget_s=amount), reached, budget_s)
 

@@ -1,11 +1,14 @@
 """What was measured, raw: per-sample outcomes and timing samples. Everything else is derived on reading.
 
-Schema history: 1 - first; 2 - outcomes are columns of counts, agreement, cosine, repeat, by_length; 3 - origin.
+A `Run` is one file: all that a suite, a gate or a pytest run measured on one machine, and what it is judged by.
+
+Schema history: 1 - first; 2 - outcomes are columns of counts, agreement, cosine, repeat, by_length; 3 - origin; 4 - a
+file is a run: rows, start, commit, command, load; records with data and processes; what models consist of.
 """
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -14,23 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant import cpu
-from quant.metrics import METRICS
+from quant.metrics import metric_of
+from quant.rows import Row
 
-__all__ = ["SCHEMA", "Machine", "Record", "columns", "from_json", "to_json"]
+__all__ = ["SCHEMA", "Anatomy", "KeptOp", "Kernel", "Layer", "Load", "Machine", "Record", "Run", "columns"]
 
-SCHEMA = 3
+SCHEMA = 4
 _SHOWN_FLAGS = ("avx2", "avx512f", "avx512bw", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a record was taken. Records of unlike machines are not compared in absolute terms."""
+    """Where a run was taken. Runs of unlike machines are not compared in absolute terms."""
 
     flags: tuple[str, ...]
     tier: str
     cores: int
     python: str
     packages: Mapping[str, str]
+    cpu: str = ""  # the brand string
 
     @staticmethod
     def here() -> "Machine":
@@ -42,7 +47,7 @@ class Machine:
                 continue
         found = cpu.flags()
         shown = tuple(flag for flag in _SHOWN_FLAGS if flag in found)
-        return Machine(shown, cpu.detect().name, cpu.cores(), platform.python_version(), packages)
+        return Machine(shown, cpu.detect().name, cpu.cores(), platform.python_version(), packages, cpu.brand())
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,10 @@ class Record:
     """One model run at one precision on one ISA.
 
     `outcomes`: metric -> the columns of its counts (see quant.metrics.Metric), each a string of one number a sample,
-    in the dataset's order. `latency_s`: one value a round, seconds a batch; in a paired measurement round i of both
-    records ran back to back. `repeat`: how often each batch ran in a row; `by_length`: samples sorted by length.
-    `sqnr_db`, `cosine`, `agreement`: reference precision -> dB, mean cosine, share of equal integers.
+    in the dataset's order; `data` is a digest of that dataset. `latency_s`: one value a round, seconds a batch; in a
+    paired measurement round i of both records ran back to back. `processes`: how many fresh processes the rounds are
+    of, as many of each, one after the other. `repeat`: how often each batch ran in a row; `by_length`: samples sorted
+    by length. `sqnr_db`, `cosine`, `agreement`: reference precision -> dB, mean cosine, share of equal integers.
     `int8_share`: share of multiply-accumulates that INT8 kernels did, from oneDNN's log. Absent is None. `origin`: of
     the model, "" for an embedded one.
     """
@@ -75,36 +81,170 @@ class Record:
     by_length: bool = False
     origin: str = ""
     overhead: float | None = None  # share of an evaluation's wall time outside predictor.run
+    data: str = ""
+    processes: int = 1
 
-    def counts(self, metric: str) -> NDArray[np.int64]:
-        """What each sample adds to a metric, [N, k]."""
-        return np.stack([np.array(column.split(), np.int64) for column in self.outcomes[metric]], axis=1)
+    def counts(self, metric: str) -> NDArray[Any]:
+        """What each sample adds to a metric, [N, k]: int64, or float64 of a user's own metric."""
+        return np.stack([_numbers(column) for column in self.outcomes[metric]], axis=1)
 
     def score(self, metric: str) -> float:
-        return float(METRICS[metric].score(self.counts(metric).sum(0)))
+        return float(metric_of(metric).score(self.counts(metric).sum(0)))
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> "Record":
+        """From what `dataclasses.asdict` and JSON made of a record."""
+        lists = {"latency_s": tuple(content["latency_s"]), "kernel_isas": tuple(content["kernel_isas"])}
+        outcomes = {metric: tuple(found) for metric, found in content["outcomes"].items()}
+        return Record(**{**content, **lists, "outcomes": outcomes})
 
 
-def columns(counts: NDArray[np.int64]) -> tuple[str, ...]:
+def _numbers(column: str) -> NDArray[Any]:
+    values = np.array(column.split(), np.float64)
+    whole = values.astype(np.int64)
+    return whole if np.array_equal(whole, values) else values
+
+
+def columns(counts: NDArray[Any]) -> tuple[str, ...]:
     """The inverse of `Record.counts`."""
-    return tuple(" ".join(map(str, column.tolist())) for column in counts.T)
+    return tuple(" ".join(map(repr, column.tolist())) for column in counts.T)
 
 
-def to_json(machine: Machine, records: tuple[Record, ...]) -> str:
-    content = {"schema": SCHEMA, "machine": asdict(machine), "records": [asdict(record) for record in records]}
-    return json.dumps(content, indent=1, sort_keys=True)
+# --- what a model consists of
 
 
-def from_json(text: str) -> tuple[Machine, tuple[Record, ...]]:
-    """The inverse of `to_json`. Raises ValueError for another schema."""
-    content: dict[str, Any] = json.loads(text)
-    if content.get("schema") != SCHEMA:
-        raise ValueError(f"schema {content.get('schema')!r}, this version reads {SCHEMA}")
-    machine = content["machine"]
+@dataclass(frozen=True)
+class KeptOp:
+    """An op of an INT8 model that could be INT8 and isn't."""
 
-    def record(entry: dict[str, Any]) -> Record:
-        lists = {"latency_s": tuple(entry["latency_s"]), "kernel_isas": tuple(entry["kernel_isas"])}
-        outcomes = {metric: tuple(found) for metric, found in entry["outcomes"].items()}
-        return Record(**{**entry, **lists, "outcomes": outcomes})
+    op: str  # its output
+    type: str
+    why: str
 
-    records = map(record, content["records"])
-    return Machine(**{**machine, "flags": tuple(machine["flags"])}), tuple(records)
+
+@dataclass(frozen=True)
+class Kernel:
+    """oneDNN kernels of one kind: how many ran, milliseconds of all, `share` of all kernels' time."""
+
+    op: str
+    implementation: str
+    types: str
+    count: int
+    ms: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An op of the executed INT8 graph: SQNR in dB of what it puts out; None where there is no counterpart.
+
+    `fp32_db`: against the FP32 model, `quant_db`: against the simulation, both with their errors of all ops before.
+    """
+
+    op: str  # its output
+    type: str
+    fp32_db: float | None
+    quant_db: float | None
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What an INT8 model is made of on this machine's own tier.
+
+    `int8`: op type -> count; `kernels`: most time first, of the model that is timed; `layers`: worst first.
+    """
+
+    int8: Mapping[str, int]
+    fp32: tuple[KeptOp, ...]
+    kernels: tuple[Kernel, ...]
+    layers: tuple[Layer, ...]
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> "Anatomy":
+        return Anatomy(
+            content["int8"],
+            tuple(KeptOp(**entry) for entry in content["fp32"]),
+            tuple(Kernel(**entry) for entry in content["kernels"]),
+            tuple(Layer(**entry) for entry in content["layers"]),
+        )
+
+
+# --- a run
+
+
+@dataclass(frozen=True)
+class Load:
+    """What else the machine did during a run.
+
+    `average`: the 1-minute load average before it began; `steal`: the share of CPU time that a hypervisor gave to
+    others; `switches`: involuntary context switches of this process and its children. None where the system doesn't
+    tell.
+    """
+
+    average: float | None = None
+    steal: float | None = None
+    switches: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that was measured by one command on one machine.
+
+    `started`: UTC, ISO 8601. `commit` of the directory that it ran in, "" outside of git; `dirty`: with changes that
+    aren't committed. `command`: what measures it again; with " --model NAME" one row alone. `seed`: of generated input
+    and of resampling. `kind`: "suite", "gate" or "pytest". `missed`: what thresholds say was missed, a line each;
+    `passed`: whether the run's exit code was 0.
+    """
+
+    machine: Machine
+    rows: Mapping[str, Row]
+    records: tuple[Record, ...]
+    started: str = ""
+    seconds: float = 0.0
+    commit: str = ""
+    dirty: bool = False
+    command: str = "quant suite"
+    kind: str = "suite"
+    seed: int = 0
+    load: Load = Load()
+    anatomy: Mapping[str, Anatomy] = field(default_factory=dict)
+    missed: tuple[str, ...] = ()
+    passed: bool = True
+
+    @property
+    def exact(self) -> tuple[Record, ...]:
+        """The accuracy records."""
+        return tuple(record for record in self.records if record.outcomes)
+
+    @property
+    def timed(self) -> tuple[Record, ...]:
+        """The speed records: FP32 and INT8 that were timed against each other follow one another."""
+        return tuple(record for record in self.records if record.latency_s)
+
+    def models(self) -> Iterator[str]:
+        """The rows that were measured, in order."""
+        yield from dict.fromkeys(record.model for record in self.records)
+
+    def to_json(self) -> str:
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> "Run":
+        """The inverse of `to_json`. Raises ValueError for another schema, or what isn't a run."""
+        try:
+            content: dict[str, Any] = json.loads(text)
+            schema = content.pop("schema", None)
+            if schema != SCHEMA:
+                raise ValueError(f"schema {schema!r}, this version reads {SCHEMA}")
+            machine = content["machine"]
+            parts = {
+                "machine": Machine(**{**machine, "flags": tuple(machine["flags"])}),
+                "rows": {name: Row.from_json(row) for name, row in content["rows"].items()},
+                "records": tuple(map(Record.from_json, content["records"])),
+                "load": Load(**content["load"]),
+                "anatomy": {name: Anatomy.from_json(found) for name, found in content["anatomy"].items()},
+                "missed": tuple(content["missed"]),
+            }
+            return Run(**{**content, **parts})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"not a run: {type(error).__name__} {error}") from error

@@ -1,31 +1,12 @@
 """The models that the suite knows, one row each, with the seeds' published figures. Nothing else names a model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from quant.errors import check_choice
+from quant.rows import Case, Row
 
-__all__ = ["MODELS", "Case", "ModelSpec", "Tuning", "find"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One way to time a row at one thread.
-
-    `batch` samples a run, every batch `repeat` times in a row, samples in the data's order or sorted `by_length`.
-    `due`: the FP32 / INT8 latency to reach with VNNI, `due_amx` with AMX. `published`: the seeds' on a Xeon Gold 6271.
-    """
-
-    batch: int = 1
-    due: float = 1.0
-    published: float | None = None
-    repeat: int = 1
-    by_length: bool = False
-    due_amx: float | None = None
-
-    def due_on(self, tier: str) -> float:
-        """What a tier has to reach: never less than FP32, anywhere."""
-        return {"avx512_vnni": self.due, "amx": self.due_amx or self.due}.get(tier, 1.0)
+__all__ = ["BY_NAME", "MODELS", "ModelSpec", "Tuning", "find"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +20,8 @@ class Tuning:
 
 
 @dataclass(frozen=True, eq=False)
-class ModelSpec:
-    """One row.
+class ModelSpec(Row):
+    """A row, and how it is made and measured.
 
     `small` and `full` name functions (name, directory) that write the trained model and the full-size one for timing;
     `full` is "" where the trained model is the full-size one, which is then timed on the test data. `full_input` names
@@ -48,18 +29,11 @@ class ModelSpec:
     (split, count, path) that writes labelled data in `format`. Calibration and test data are two columns, so sharing
     one would show here. `algo` is the calibration algorithm.
 
-    `max_drop`: metric -> accepted loss, FP32 to INT8; the first is the row's own. `floor` is what FP32 must reach in
-    that one. `max_engine_gap` is the accepted difference between simulation and INT8, `min_engine_sqnr` in dB;
-    `min_int8_share` of the multiply-accumulates, with 7-bit weights `min_int8_share_7bit`. `max_size` is the accepted
-    size on disk of the INT8 model that is timed, as a share of FP32's, and `max_convert_s` the time to convert it.
-    `published`: metric -> the seeds' FP32 and INT8 scores in percent. `tuning` is None for a row without training data;
-    `max_tuned_drop` is the accepted loss of its own metric after fine-tuning.
+    `min_engine_sqnr`: what simulation and INT8 may differ by, in dB. `max_size` is the accepted size on disk of the
+    INT8 model that is timed, as a share of FP32's, and `max_convert_s` the time to convert it. `tuning` is None for a
+    row without training data; `max_tuned_drop` is the accepted loss of its own metric after fine-tuning.
     """
 
-    name: str
-    title: str
-    cases: tuple[Case, ...]
-    published: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     small: str = "fixtures.models:export_small"
     full: str = "fixtures.models:export_full"
     full_input: str = ""
@@ -69,29 +43,31 @@ class ModelSpec:
     test: tuple[str, int] = ("test", 2000)
     most: int = 50_000
     algo: str = "mse"
-    max_drop: Mapping[str, float] = field(default_factory=lambda: {"top1": 0.005})
-    max_engine_gap: float = 0.003
     min_engine_sqnr: float = 40.0
-    floor: float = 0.75
-    min_int8_share: float = 0.98
-    min_int8_share_7bit: float = 0.98
     executor: str = "direct"
     max_size: float = 0.30
     max_convert_s: float = 10.0
     tuning: Tuning | None = Tuning(("train", 4000), 100, rate=3e-5)
     max_tuned_drop: float = 0.001
 
-    def int8_share_due(self, variant: str) -> float:
-        return self.min_int8_share_7bit if variant == "7bit" else self.min_int8_share
-
     @property
     def differs_below_vnni(self) -> bool:
         """Whether other ops are INT8 in a model for CPUs without VNNI."""
         return self.min_int8_share_7bit < self.min_int8_share
 
-    @property
-    def metric(self) -> str:
-        return next(iter(self.max_drop))
+
+def _case(
+    batch: int,
+    vnni: float,
+    published: float | None = None,
+    *,
+    amx: float | None = None,
+    repeat: int = 1,
+    by_length: bool = False,
+) -> Case:
+    """A case with what is due with VNNI, and with AMX where that is more."""
+    due = {"avx512_vnni": vnni, "amx": amx or vnni}
+    return Case(batch, due, published, repeat, by_length)
 
 
 def _top1(fp32: float, int8: float) -> dict[str, tuple[float, float]]:
@@ -102,17 +78,17 @@ def _top1(fp32: float, int8: float) -> dict[str, tuple[float, float]]:
 # MKL-DNN", which gives fake-quantized and INT8 accuracy only, and no speed. Three of the seeds time ERNIE: 2.69, 2.99
 # and 3.33; the table's is that of the deployment guide.
 MODELS: tuple[ModelSpec, ...] = (
-    ModelSpec("resnet50", "ResNet-50", (Case(1, 3.0, 3.78),), _top1(76.63, 76.50)),
-    ModelSpec("resnet101", "ResNet-101", (Case(1, 3.0, 3.68),), _top1(77.50, 77.60)),
-    ModelSpec("mobilenet_v1", "MobileNet-V1", (Case(1, 2.8, 2.92),), _top1(70.78, 70.74)),
-    ModelSpec("mobilenet_v2", "MobileNet-V2", (Case(1, 1.4, 2.32),), _top1(71.90, 72.21)),
-    ModelSpec("vgg16", "VGG16", (Case(1, 2.8, 3.07),), _top1(72.08, 71.74)),
-    ModelSpec("vgg19", "VGG19", (Case(1, 2.8, 3.21),), _top1(72.57, 72.12)),
-    ModelSpec("googlenet", "GoogLeNet", (Case(1, 2.5),), _top1(70.40, 70.39)),
+    ModelSpec("resnet50", "ResNet-50", (_case(1, 3.0, 3.78),), _top1(76.63, 76.50)),
+    ModelSpec("resnet101", "ResNet-101", (_case(1, 3.0, 3.68),), _top1(77.50, 77.60)),
+    ModelSpec("mobilenet_v1", "MobileNet-V1", (_case(1, 2.8, 2.92),), _top1(70.78, 70.74)),
+    ModelSpec("mobilenet_v2", "MobileNet-V2", (_case(1, 1.4, 2.32),), _top1(71.90, 72.21)),
+    ModelSpec("vgg16", "VGG16", (_case(1, 2.8, 3.07),), _top1(72.08, 71.74)),
+    ModelSpec("vgg19", "VGG19", (_case(1, 2.8, 3.21),), _top1(72.57, 72.12)),
+    ModelSpec("googlenet", "GoogLeNet", (_case(1, 2.5),), _top1(70.40, 70.39)),
     ModelSpec(
         "ernie",
         "ERNIE",
-        (Case(1, 3.0, 2.99, due_amx=5.0),),
+        (_case(1, 3.0, 2.99, amx=5.0),),
         _top1(80.20, 79.44),
         small="fixtures.ernie:export_small",
         full="fixtures.ernie:export_full",
@@ -133,7 +109,12 @@ MODELS: tuple[ModelSpec, ...] = (
     ModelSpec(
         "gru",
         "GRU (LAC)",
-        (Case(1, 1.26, 1.26), Case(50, 1.54, 1.47), Case(50, 1.54, 1.54, repeat=10), Case(50, 1.54, by_length=True)),
+        (
+            _case(1, 1.26, 1.26),
+            _case(50, 1.54, 1.47),
+            _case(50, 1.54, 1.54, repeat=10),
+            _case(50, 1.54, by_length=True),
+        ),
         {"f1": (89.326, 89.323)},
         small="fixtures.lac:export",
         full="",
@@ -152,7 +133,7 @@ MODELS: tuple[ModelSpec, ...] = (
     ModelSpec(
         "lstm",
         "LSTM",
-        (Case(1, 1.47, 1.47), Case(50, 3.0), Case(50, 3.0, by_length=True)),
+        (_case(1, 1.47, 1.47), _case(50, 3.0), _case(50, 3.0, by_length=True)),
         {"hx": (93.3, 92.5), "ctc": (99.9, 100.0)},
         small="fixtures.handwriting_model:export",
         full="",
@@ -169,7 +150,10 @@ MODELS: tuple[ModelSpec, ...] = (
 )
 
 
+BY_NAME: Mapping[str, ModelSpec] = {spec.name: spec for spec in MODELS}
+
+
 def find(name: str) -> ModelSpec:
     """The row of that name. Raises OptionError with the nearest name."""
-    check_choice("model", name, (spec.name for spec in MODELS))
-    return next(spec for spec in MODELS if spec.name == name)
+    check_choice("model", name, BY_NAME)
+    return BY_NAME[name]

@@ -17,7 +17,8 @@ from quant.instances import Throughput, percentile
 from quant.metrics import Paired, Verdict, paired, verdict
 from quant.ratios import Pair, pairs
 from quant.record import Machine, Record
-from quant.registry import ModelSpec, find
+from quant.registry import find
+from quant.rows import Row
 
 __all__ = [
     "Comparison",
@@ -52,57 +53,60 @@ class Table:
 class Comparison:
     """One INT8 record against its FP32 and its simulation, by one metric of its row."""
 
-    spec: ModelSpec
+    row: Row
     metric: str
     fp32: Record
-    quant: Record
+    quant: Record | None  # None where no simulation was given
     int8: Record
     drop: Paired  # FP32 -> INT8
-    engine: Paired  # simulation -> INT8
+    engine: Paired | None  # simulation -> INT8
     verdict: Verdict
 
     @property
     def first(self) -> bool:
         """Whether the metric is the row's own."""
-        return self.metric == self.spec.metric
+        return self.metric == self.row.metric
 
     def missed(self) -> list[str]:
         """What this row's own thresholds say was missed."""
-        spec, found = self.spec, []
-        limit = spec.max_drop[self.metric]
+        row, found = self.row, []
+        limit = row.max_drop[self.metric]
         if self.drop.drop > limit + 1e-12:
             found.append(f"drop {100 * self.drop.drop:.2f} points, limit {100 * limit:.2f}")
-        if abs(self.engine.drop) > spec.max_engine_gap + 1e-12:
-            found.append(
-                f"INT8 against simulation {100 * self.engine.drop:+.2f}, limit {100 * spec.max_engine_gap:.2f}"
-            )
-        if self.first and self.fp32.score(self.metric) < spec.floor:
-            found.append(f"FP32 {self.fp32.score(self.metric):.2%} is below its floor {spec.floor:.0%}")
-        share, due = self.int8.int8_share or 0, spec.int8_share_due(self.int8.variant)
+        if self.engine and abs(self.engine.drop) > row.max_engine_gap + 1e-12:
+            found.append(f"INT8 against simulation {100 * self.engine.drop:+.2f}, limit {100 * row.max_engine_gap:.2f}")
+        if self.first and self.fp32.score(self.metric) < row.floor:
+            found.append(f"FP32 {self.fp32.score(self.metric):.2%} is below its floor {row.floor:.0%}")
+        share, due = self.int8.int8_share or 0, row.int8_share_due(self.int8.variant)
         if self.first and share < due:
             found.append(f"INT8 share {share:.1%}, expected {due:.0%}")
         return found
 
 
-def comparisons(records: Sequence[Record]) -> list[Comparison]:
+def comparisons(records: Sequence[Record], rows: Mapping[str, Row]) -> list[Comparison]:
     """Every INT8 accuracy record with its FP32 and its simulation of the same weights, once for each of its metrics."""
     result = []
     for int8 in records:
         if int8.precision != "int8" or not int8.outcomes:
             continue
-        spec = find(int8.model)
+        row = rows[int8.model]
         same = [record for record in records if record.model == int8.model]
         fp32 = next(record for record in same if record.precision == "fp32")
-        quant = next(record for record in same if record.precision == "quant" and record.variant == int8.variant)
-        for metric, limit in spec.max_drop.items():
+        alike = (record for record in same if record.precision == "quant" and record.variant == int8.variant)
+        quant = next(alike, None)
+        for metric, limit in row.max_drop.items():
             drop = paired(fp32.counts(metric), int8.counts(metric), metric)
-            engine = paired(quant.counts(metric), int8.counts(metric), metric)
-            result.append(Comparison(spec, metric, fp32, quant, int8, drop, engine, verdict(drop, limit)))
+            engine = paired(quant.counts(metric), int8.counts(metric), metric) if quant else None
+            result.append(Comparison(row, metric, fp32, quant, int8, drop, engine, verdict(drop, limit)))
     return result
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.2f}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _goal(pair: Pair) -> str:
@@ -153,25 +157,26 @@ def tuned_misses(records: Sequence[Record]) -> list[str]:
     return found
 
 
-def accuracy_table(records: Sequence[Record]) -> Table:
+def accuracy_table(records: Sequence[Record], known: Mapping[str, Row]) -> Table:
+    """`known`: the rows by name."""
     rows = []
-    for c in comparisons(records):
-        seeds = c.spec.published.get(c.metric)
+    for c in comparisons(records, known):
+        seeds = c.row.published.get(c.metric)
         found = f"{100 * (c.int8.int8_share or 0):.1f}% {'+'.join(c.int8.kernel_isas)}"
         same = f"{100 * c.int8.agreement['fp32']:.2f}%" if c.int8.agreement else "-"
         rows.append(
             (
-                c.spec.title,
+                c.row.title,
                 c.metric,
                 c.int8.isa,
                 c.int8.variant or "8bit",
-                *(_percent(record.score(c.metric)) for record in (c.fp32, c.quant, c.int8)),
+                *("-" if record is None else _percent(record.score(c.metric)) for record in (c.fp32, c.quant, c.int8)),
                 f"{100 * c.drop.drop:+.2f} [{100 * c.drop.low:+.2f}, {100 * c.drop.high:+.2f}]",
                 f"{c.drop.p_value:.2f}",
-                f"{100 * c.engine.drop:+.2f}",
-                f"{c.int8.sqnr_db['fp32']:.1f}",
-                f"{c.int8.sqnr_db['quant']:.1f}",
-                f"{c.int8.cosine['quant']:.4f}",
+                "-" if c.engine is None else f"{100 * c.engine.drop:+.2f}",
+                _number(c.int8.sqnr_db.get("fp32"), 1),
+                _number(c.int8.sqnr_db.get("quant"), 1),
+                _number(c.int8.cosine.get("quant"), 4),
                 f"{100 * (c.fp32.score('top5') - c.int8.score('top5')):+.2f}" if "top5" in c.int8.outcomes else "-",
                 same,
                 found,
@@ -211,9 +216,10 @@ def accuracy_table(records: Sequence[Record]) -> Table:
     )
 
 
-def speed_table(records: Sequence[Record]) -> Table:
+def speed_table(records: Sequence[Record], known: Mapping[str, Row]) -> Table:
+    """`known`: the rows by name."""
     rows = []
-    for pair in pairs(records):
+    for pair in pairs(records, known):
         fp32_ms, int8_ms = (1e3 * float(np.median(record.latency_s)) for record in (pair.fp32, pair.int8))
         rows.append(
             (
@@ -308,15 +314,17 @@ def _percentiles(latency_s: Sequence[float] | NDArray[np.float64]) -> dict[str, 
     return {name: None if value is None else 1e3 * value for name, value in found.items()}
 
 
-def passed(accuracy: Sequence[Record], speed: Sequence[Record]) -> bool:
+def passed(accuracy: Sequence[Record], speed: Sequence[Record], rows: Mapping[str, Row]) -> bool:
     """Whether the suite passes: every accuracy threshold holds, and no speed ratio has FAILED."""
-    return not any(c.missed() for c in comparisons(accuracy)) and all(p.result != "FAILED" for p in pairs(speed))
+    exact = not any(c.missed() for c in comparisons(accuracy, rows))
+    return exact and all(pair.result != "FAILED" for pair in pairs(speed, rows))
 
 
-def misses(accuracy: Sequence[Record], speed: Sequence[Record]) -> list[str]:
+def misses(accuracy: Sequence[Record], speed: Sequence[Record], rows: Mapping[str, Row]) -> list[str]:
     """One line for every threshold or figure that was missed."""
-    lines = [f"{c.spec.title} {c.metric} on {c.int8.isa}: {text}" for c in comparisons(accuracy) for text in c.missed()]
-    for pair in pairs(speed):
+    exact = comparisons(accuracy, rows)
+    lines = [f"{c.row.title} {c.metric} on {c.int8.isa}: {text}" for c in exact for text in c.missed()]
+    for pair in pairs(speed, rows):
         if pair.result != "reached":
             where = f"{pair.title} on {pair.int8.isa}, batch {pair.int8.batch}, {pair.int8.threads} thread(s)"
             lines.append(f"{where}: FP32 / INT8 {pair.ratio:.2f}, due {pair.due:.1f}: {pair.result}")

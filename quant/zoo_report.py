@@ -8,7 +8,7 @@ import numpy as np
 from quant.metrics import Paired, Verdict, paired, verdict
 from quant.ratios import Pair, pairs
 from quant.record import Record
-from quant.registry import find
+from quant.registry import BY_NAME, find
 from quant.report import Table
 from quant.zoo import Before, Scores, Timing, ZooRow, row_of
 from quant.zoo_suite import DERIVED, Missing
@@ -82,13 +82,15 @@ def lines(records: Sequence[Record]) -> list[Line]:
 
 def passed(accuracy: Sequence[Record], speed: Sequence[Record]) -> bool:
     """Whether every accuracy limit holds, and no speed ratio has FAILED."""
-    return not any(line.missed() for line in lines(accuracy)) and all(pair.result != "FAILED" for pair in pairs(speed))
+    return not any(line.missed() for line in lines(accuracy)) and all(
+        pair.result != "FAILED" for pair in pairs(speed, BY_NAME)
+    )
 
 
 def misses(accuracy: Sequence[Record], speed: Sequence[Record]) -> list[str]:
     """One line for every limit or figure that was missed."""
     found = [f"{_title(line.row)} {line.metric}: {text}" for line in lines(accuracy) for text in line.missed()]
-    for pair in pairs(speed):
+    for pair in pairs(speed, BY_NAME):
         if pair.result != "reached":
             where = f"{pair.title}, batch {pair.int8.batch}, {pair.int8.threads} thread(s)"
             found.append(f"{where}: FP32 / INT8 {pair.ratio:.2f}, due {pair.due:.1f}: {pair.result}")
@@ -102,7 +104,7 @@ def tables(
     found = []
     for family, of_images in (("image classification", True), ("text and handwriting", False)):
         some = [line for line in lines(accuracy) if _is_image(line.row) == of_images]
-        timed = [pair for pair in pairs(speed) if _is_image(row_of(pair.spec.name)) == of_images]
+        timed = [pair for pair in pairs(speed, BY_NAME) if _is_image(row_of(pair.row.name)) == of_images]
         if some:
             found.append(_accuracy_table(family, some))
             found.append(_speed_table(family, timed, list(dict.fromkeys(line.row for line in some)), cores))
@@ -180,7 +182,7 @@ def _scores(seeds: Scores | None) -> tuple[str, ...]:
 
 
 def _speed_table(family: str, timed: Sequence[Pair], rows: Sequence[ZooRow], cores: int) -> Table:
-    by_case = {(pair.spec.name, *_case(pair.int8)): pair for pair in timed}
+    by_case = {(pair.row.name, *_case(pair.int8)): pair for pair in timed}
     cells = []
     for row in rows:
         for timing in row.timings or [None]:

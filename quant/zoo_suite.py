@@ -21,7 +21,8 @@ from quant.outcomes import Store, default_root
 from quant.places import cached
 from quant.ratios import settled
 from quant.record import Record
-from quant.registry import Case, ModelSpec, find
+from quant.registry import ModelSpec, find
+from quant.rows import Case
 from quant.sequences import Column, values_of
 from quant.zoo import ROWS, Source, Timing, ZooRow, find_artefact
 
@@ -384,6 +385,6 @@ def suite(
     timed = []
     for found, timing in timings:
         step += 1
-        timed.extend(settled(partial(speed, found, models[found], timing, progress=numbered)))
+        timed.extend(settled(found.spec, partial(speed, found, models[found], timing, progress=numbered)))
         tell(timed[-1])
     return exact, timed

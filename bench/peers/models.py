@@ -12,7 +12,8 @@ from quant import cpu, isolate, pipeline
 from quant.errors import QuantError
 from quant.numerics import SIGNED
 from quant.places import cached
-from quant.registry import Case, ModelSpec
+from quant.registry import ModelSpec
+from quant.rows import Case
 
 __all__ = ["Artefacts", "Built", "artefacts_of", "case_of"]
 

@@ -41,6 +41,7 @@ from quant.collect import Sequential
 from quant.errors import OptionError, OutputError, check_choice
 from quant.outcomes import Store, default_root
 from quant.readers import format_of
+from quant.rows import Case
 from quant.sequences import Column, Ragged, values_of
 from quant.sequential import ALPHA
 
@@ -326,7 +327,7 @@ def bench(
 
     def feed(batch: int) -> dict[str, Any]:
         if row is not None:
-            return pipeline.feed_of(registry.find(row), registry.Case(batch))
+            return pipeline.feed_of(registry.find(row), Case(batch))
         if data is None:
             return {"batch": batch, "shapes": shapes}
         taken = {"data": str(data), "format": format, "samples": samples}

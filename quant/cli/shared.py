@@ -30,6 +30,7 @@ __all__ = [
     "Executor",
     "Format",
     "Fresh",
+    "HistoryDir",
     "Isa",
     "Json",
     "Labels",
@@ -79,6 +80,7 @@ ClusterAt = Annotated[
     str | None, typer.Option("--cluster", help="Run on the workers of dask's scheduler at tcp://host:port.")
 ]
 ClusterWait = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the scheduler, and for a worker.")]
+HistoryDir = Annotated[Path, typer.Option("--history", help="The directory of runs.")]
 OpTypes = Annotated[str, typer.Option("--ops-to-quantize", help="Comma-separated op types; empty: all quantizable.")]
 OpIds = Annotated[str, typer.Option("--op-ids-to-skip", help="Comma-separated op ids (see --debug) to keep in FP32.")]
 

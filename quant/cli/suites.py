@@ -1,5 +1,6 @@
 """What this machine is, which rows there are, and all of them at once."""
 
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -7,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from quant import cpu, pipeline, registry, report, zoo_report, zoo_suite
-from quant.cli.shared import Json, app, bar, err, out, print_json, warn_below_avx512
-from quant.places import writable_dir
-from quant.record import Machine, Record, to_json
+from quant import cpu, history, pipeline, registry, report, zoo_report, zoo_suite
+from quant.cli.shared import HistoryDir, Json, app, bar, err, out, print_json, warn_below_avx512
+from quant.places import writable_dir, write_text
+from quant.record import Machine, Record
+from quant.surroundings import Watch
 
 __all__ = ["cpu_command", "models_command", "suite"]
 
@@ -45,11 +47,13 @@ def suite(
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Accuracy on all the data there is: 50,000 images.")] = False,
     output_dir: Annotated[Path, typer.Option(help="Where report.md and report.json go.")] = Path("out"),
+    history_dir: HistoryDir = history.DEFAULT,
 ) -> None:
     """Accuracy and speed of every row on the embedded data, or of the published models; report.md and report.json."""
     specs = [registry.find(name) for name in model] if model else list(registry.MODELS)
     writable_dir(output_dir)
-    machine = Machine.here()
+    writable_dir(history_dir)
+    watch = Watch("suite", "quant suite" if zoo_dir is None else f"quant suite --zoo {shlex.quote(str(zoo_dir))}")
     warn_below_avx512(None)
 
     def tell(record: Record) -> None:
@@ -60,23 +64,21 @@ def suite(
     with bar() as progress:
         if zoo_dir is None:
             exact, timed = pipeline.suite(specs, samples=50_000 if full else None, tell=tell, progress=progress)
-            tables = [report.accuracy_table(exact), report.speed_table(timed)]
-            missed, passed = report.misses(exact, timed), report.passed(exact, timed)
+            tables = [report.accuracy_table(exact, registry.BY_NAME), report.speed_table(timed, registry.BY_NAME)]
+            missed = report.misses(exact, timed, registry.BY_NAME)
+            passed = report.passed(exact, timed, registry.BY_NAME)
         else:
             found, lacks = zoo_suite.sort_out([spec.name for spec in specs], zoo_dir, progress)
             exact, timed = zoo_suite.suite(found, full=full, tell=tell, progress=progress)
-            tables = zoo_report.tables(exact, timed, lacks, machine.cores)
+            tables = zoo_report.tables(exact, timed, lacks, cpu.cores())
             missed, passed = zoo_report.misses(exact, timed), zoo_report.passed(exact, timed)
     for table in tables:
         out.print(report.rich_table(table))
-    for name, text in (
-        ("report.md", report.markdown(machine, tables, missed)),
-        ("report.json", to_json(machine, (*exact, *timed))),
-    ):
-        staging = output_dir / f".{name}.part"
-        staging.write_text(text, encoding="utf-8")
-        staging.rename(output_dir / name)
-    for line in (*report.skipped_tiers(machine), *(f"missed: {line}" for line in missed)):
+    run = watch.run(specs, [*exact, *timed], missed=missed, passed=passed)
+    write_text(output_dir / "report.md", report.markdown(run.machine, tables, missed))
+    write_text(output_dir / "report.json", run.to_json())
+    history.append(history_dir, run)
+    for line in (*report.skipped_tiers(run.machine), *(f"missed: {line}" for line in missed)):
         out.print(line)
     if not passed:
         raise typer.Exit(1)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from quant import cpu, pipeline
-from quant.registry import ModelSpec
+from quant.registry import BY_NAME, ModelSpec
 from quant.report import Comparison, comparisons
 
 Compare = Callable[[ModelSpec, cpu.Tier], list[Comparison]]
@@ -20,8 +20,8 @@ def compared(request: pytest.FixtureRequest) -> Compare:
     here = [item.callspec.params["spec"] for item in request.session.items if item.path == Path(__file__)]
     specs = list(dict.fromkeys(here))
     rows = pipeline.each(specs, lambda spec: pipeline.accuracy(spec, isa=isa, samples=samples))
-    measured = [c for records in rows for c in comparisons(records)]
-    return lambda spec, tier: [c for c in measured if c.spec is spec and c.int8.isa == tier.name]
+    measured = [c for records in rows for c in comparisons(records, BY_NAME)]
+    return lambda spec, tier: [c for c in measured if c.row is spec and c.int8.isa == tier.name]
 
 
 def test_fp32_is_above_its_floor_and_not_saturated(spec: ModelSpec, tier: cpu.Tier, compared: Compare) -> None:
@@ -37,7 +37,7 @@ def test_drop_is_within_the_limit(spec: ModelSpec, tier: cpu.Tier, compared: Com
 
 def test_int8_agrees_with_the_simulation(spec: ModelSpec, tier: cpu.Tier, compared: Compare) -> None:
     for found in compared(spec, tier):
-        assert abs(found.engine.drop) <= spec.max_engine_gap, found.metric
+        assert found.engine is not None and abs(found.engine.drop) <= spec.max_engine_gap, found.metric
     # What is left is float32 rounding that now and then crosses a rounding boundary. A wrong scale anywhere costs
     # tens of dB: Paddle's own conversion of the image models reaches 20 to 30, of encoders less than 0.
     assert found.int8.sqnr_db["quant"] > spec.min_engine_sqnr
@@ -49,7 +49,7 @@ def test_int8_kernels_did_the_work(spec: ModelSpec, tier: cpu.Tier, compared: Co
     assert found.int8.int8_share is not None
     assert found.int8.int8_share >= spec.int8_share_due(found.int8.variant)
     assert found.fp32.int8_share == 0.0
-    assert found.quant.int8_share == 0.0
+    assert found.quant is not None and found.quant.int8_share == 0.0
     families = {isa.partition("_")[0] for isa in found.int8.kernel_isas}
     # Without AVX-512 products run in oneDNN's GEMM, which names no ISA ("jit"); ERNIE has no other kernels.
     due = [{"avx2", "jit"}, {"jit"}] if tier.name == "avx2" else [{"avx512"}]

@@ -16,7 +16,7 @@ from fixtures import lac
 from quant import isolate, pipeline, zoo, zoo_suite
 from quant.cli import main
 from quant.graph import load_dir, save_dir
-from quant.record import from_json
+from quant.record import Run as Recorded
 from quant.registry import MODELS
 from tests.http_server import serving
 from tests.published import IMAGE_ROW, SAMPLES, archives_of_models, files_of_data, publish, write_images
@@ -125,7 +125,7 @@ def test_what_was_fetched_is_measured_and_the_rest_is_listed(run: Run, fetched: 
     assert load_dir(models.quant).params.keys() >= {"gru_0.w_0"}
     assert load_dir(models.int8).op_counts()["fusion_gru"] == 4
 
-    _, records = from_json((tmp_path / "out" / "report.json").read_text())
+    records = Recorded.from_json((tmp_path / "out" / "report.json").read_text()).records
     exact, timed = ([r for r in records if bool(r.outcomes) is which] for which in (True, False))
     assert [(r.model, r.precision) for r in exact] == [(row, p) for row in ROWS for p in ("fp32", "quant", "int8")]
     assert {record.origin for record in records} == {"zoo"}

@@ -1,7 +1,8 @@
 """CPU tiers, profile parsing, records, registry, report: tables and their readings."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from quant import cpu, registry, report
 from quant.errors import OptionError
 from quant.instances import Instance, Throughput
 from quant.profile import kernels, proof
-from quant.ratios import pairs
-from quant.record import SCHEMA, Machine, Record, columns, from_json, to_json
+from quant.ratios import pairs as pairs_of
+from quant.record import SCHEMA, Anatomy, KeptOp, Kernel, Layer, Load, Machine, Record, Run, columns
+from quant.rows import Row
 
 LOG = """onednn_verbose,v1,info,oneDNN v3.6.2 (commit 28d6967)
 onednn_verbose,v1,primitive,exec,cpu,convolution,brg_conv_fwd:avx512_core_vnni,forward_inference,src:u8:a:blocked:acdb::f0 wei:s8:a:blocked:AcdB16a4b::f1:s8m1 bia:f32::blocked:a::f0 dst:u8:a:blocked:acdb::f0,attr-scales:src0:0:f32+wei:1:f32,alg:convolution_direct,mb2_ic8oc16_ih8oh4kh3sh2dh0ph1_iw8ow4kw3sw2dw0pw1,0.0998535
@@ -85,6 +87,11 @@ def test_near_misses_in_the_registry() -> None:
             assert 1.0 < case.due_on("avx512_vnni") <= case.due_on("amx")
 
 
+pairs = partial(pairs_of, rows=registry.BY_NAME)
+passed = partial(report.passed, rows=registry.BY_NAME)
+misses = partial(report.misses, rows=registry.BY_NAME)
+accuracy_table = partial(report.accuracy_table, known=registry.BY_NAME)
+speed_table = partial(report.speed_table, known=registry.BY_NAME)
 MACHINE = Machine(("avx2",), "avx2", 2, "3.11", {"paddlepaddle": "3.3.1"})
 
 
@@ -116,29 +123,43 @@ def speed(fp32: float, int8: float, threads: int = 1) -> list[Record]:
 
 
 def test_records_round_trip() -> None:
-    records = (*accuracy("1" * 2000), *speed(3.0, 1.0))
-    machine, again = from_json(to_json(MACHINE, records))
-    assert (machine, again) == (MACHINE, records)
+    records = (*accuracy("1" * 2000), *speed(3.0, 1.0), record("int8", "0110", data="d1", processes=2))
+    parts = (
+        (KeptOp("y", "fc", "no scale"),),
+        (Kernel("fc", "brgemm", "u8", 2, 0.5, 0.9),),
+        (Layer("y", "fc", 30.1, None),),
+    )
+    run = Run(
+        MACHINE, {}, records, "2026-01-02T03:04:05+00:00", 1.5, "abc", True, "quant suite", "gate", 7,
+        Load(0.5, 0.01, 3), {"resnet50": Anatomy({"conv2d": 3}, *parts)}, ("one",), False,
+    )  # fmt: skip
+    assert Run.from_json(run.to_json()) == run
+    rows = {spec.name: Row.of(spec) for spec in registry.MODELS}
+    known = Run.from_json(replace(run, rows=rows).to_json()).rows
+    assert {name: asdict(row) for name, row in known.items()} == {name: asdict(row) for name, row in rows.items()}
     with pytest.raises(ValueError, match="schema 0"):
-        from_json(to_json(MACHINE, records).replace(f'"schema": {SCHEMA}', '"schema": 0'))
+        Run.from_json(run.to_json().replace(f'"schema": {SCHEMA}', '"schema": 0'))
+    for text in ("[]", "{}", '{"schema": 4, "machine": 3}', "nonsense"):
+        with pytest.raises(ValueError, match=r"not a run|schema|Expecting"):
+            Run.from_json(text)
 
 
 def test_thresholds_that_hold_and_that_fail() -> None:
     fine = accuracy("1" * 1899 + "0" * 101)
-    assert report.passed(fine, speed(3.3, 1.0))
-    assert report.misses(fine, speed(3.3, 1.0)) == []
+    assert passed(fine, speed(3.3, 1.0))
+    assert misses(fine, speed(3.3, 1.0)) == []
     dropped = accuracy("1" * 1880 + "0" * 120)
-    assert not report.passed(dropped, [])
-    assert any("drop 1.00 points" in line for line in report.misses(dropped, []))
-    assert any("INT8 against simulation" in line for line in report.misses(dropped, []))
-    assert not report.passed(accuracy("1" * 1900 + "0" * 100, share=0.5), [])
+    assert not passed(dropped, [])
+    assert any("drop 1.00 points" in line for line in misses(dropped, []))
+    assert any("INT8 against simulation" in line for line in misses(dropped, []))
+    assert not passed(accuracy("1" * 1900 + "0" * 100, share=0.5), [])
 
 
 def test_speed_that_comes_close_and_that_does_not() -> None:
     results = [pairs(speed(ratio, 1.0))[0].result for ratio in (3.1, 2.9, 2.0)]
     assert results == ["reached", "MISSED", "FAILED"]
-    assert report.passed([], speed(2.9, 1.0))
-    assert not report.passed([], speed(2.0, 1.0))
+    assert passed([], speed(2.9, 1.0))
+    assert not passed([], speed(2.0, 1.0))
     assert pairs(speed(1.2, 1.0, threads=2))[0].result == "reached"
 
 
@@ -153,7 +174,7 @@ def test_speed_that_comes_close_and_that_does_not() -> None:
 )
 def test_the_seeds_ratios_are_goals_where_they_were_measured(ratio: float, count: int, isa: str, told: str) -> None:
     timed = [replace(record, isa=isa) for record in speed(ratio, 1.0, count)]
-    table = report.speed_table(timed)
+    table = speed_table(timed)
     [row] = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
     assert (row["Seeds"], row["Result"]) == (told, "reached")
 
@@ -176,8 +197,8 @@ def test_throughput_in_a_table_and_as_json() -> None:
 
 def test_tables_say_the_same_in_markdown() -> None:
     records, timed = accuracy("1" * 1899 + "0" * 101), speed(2.9, 1.0)
-    tables = [report.accuracy_table(records), report.speed_table(timed)]
-    text = report.markdown(MACHINE, tables, report.misses(records, timed))
+    tables = [accuracy_table(records), speed_table(timed)]
+    text = report.markdown(MACHINE, tables, misses(records, timed))
     assert "| ResNet-50 | top1 | avx512_vnni | 8bit | 95.00 | 95.00 | 94.95 | +0.05 [" in text
     assert "Missed: ResNet-50 on avx512_vnni, batch 1, 1 thread(s): FP32 / INT8 2.90, due 3.0: MISSED." in text
     assert "amx: not measured, this CPU lacks amx_int8" in text

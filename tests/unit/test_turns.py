@@ -14,6 +14,7 @@ from quant.graph import save_dir
 from quant.instances import percentile, work_done
 from quant.ratios import settled
 from quant.record import Record
+from quant.registry import BY_NAME
 from tests.nets import Net
 
 HERE = "tests.unit.test_turns"
@@ -208,5 +209,5 @@ def test_a_miss_is_measured_again_with_a_doubled_budget(
         asked.append(budget_s)
         return records(ratios[len(asked) - 1])
 
-    assert settled(measure)[0].latency_s[0] == kept
+    assert settled(BY_NAME["resnet50"], measure)[0].latency_s[0] == kept
     assert asked == budgets
