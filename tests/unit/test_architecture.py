@@ -11,7 +11,7 @@ import quant
 
 ROOT = Path(__file__).parents[2]
 FLOORS = {
-    "errors": 0, "record": 0, "rows": 0, "surroundings": 0,
+    "errors": 0, "custom": 0, "record": 0, "rows": 0, "surroundings": 0,
     "numerics": 0, "metrics": 0, "cpu": 0, "readers": 0, "sequences": 0, "formats": 0,
     "places": 0, "archives": 0, "download": 0, "sequential": 0, "outcomes": 0,
     "graphviz": 0, "calibration_table": 2,
@@ -19,7 +19,7 @@ FLOORS = {
     "passes": 2, "observers": 2, "rounding": 2, "calibrate": 2, "qat": 2, "qat_layers": 2, "finetune": 2,
     "convert": 2, "kernels": 2, "profile": 2, "predictor": 2,
     "kernel_table": 2, "islands": 2, "findings": 2, "profile_jobs": 4, "profiler": 4, "profile_report": 5,
-    "preprocess": 3, "registry": 3, "zoo": 3, "fetch": 3,
+    "manifest": 3, "preprocess": 3, "registry": 3, "zoo": 3, "fetch": 3,
     "optimise": 4, "op_costs": 4, "decisions": 5,
     "zoo_jobs": 4, "zoo_suite": 4, "jobs": 4, "evaluation": 4, "collect": 4, "cluster": 4, "pipeline": 4, "isolate": 4,
     "timing": 4, "turns": 4, "instances": 4, "ratios": 4,

@@ -1,0 +1,535 @@
+"""`quant.toml`: users' own models, their data, metrics and limits. docs/manifest.md has every key.
+
+Pydantic checks keys, types and ranges; what depends on several keys or on the disk is checked behind it. Nothing that a
+manifest names is imported or opened. Every error is one line: `quant.toml:12: model 'x', key thresholds.drop: ...`.
+"""
+
+import os
+import re
+import reprlib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from quant import custom, metrics
+from quant.cpu import TIERS
+from quant.errors import DataError, OptionError, check_choice
+from quant.observers import ALGORITHMS, BEST
+from quant.readers import FORMATS, format_of
+from quant.rows import Case, Row
+
+__all__ = ["PRECISIONS", "Entry", "Manifest", "importable", "read"]
+
+PRECISIONS = ("fp32", "quant", "int8", "bf16")
+_DROP = 0.01  # one point
+_LEAST_ENGINE_GAP = 0.01  # one sample in a hundred
+
+Location = tuple[str | int, ...]
+
+
+# --- what comes out
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One [[model]]. Paths are absolute.
+
+    `fp32`, `quant`, `int8`: model directories, None where not given. `format`: a key of readers.FORMATS, or a user's
+    reader as "module:function", or None: as the suffix of `data` tells. `calibration` is there when neither `quant` nor
+    `int8` is. `metrics`: keys of metrics.METRICS or "module:function"; the first is the model's own. `precisions`: in
+    the order of PRECISIONS; "int8" and a reference are among them. `max_drop`: metric -> accepted loss, 0.01 is one
+    point, the model's own metric first. `speedup`: tier -> the least FP32 / INT8. `threads`, `batch_sizes`: of the
+    timed cases; `batch_size`: of the evaluation. `line`: of the manifest, where the entry begins.
+    """
+
+    name: str
+    title: str
+    fp32: Path | None
+    quant: Path | None
+    int8: Path | None
+    data: Path
+    format: str | None
+    labels: Path | None
+    calibration: Path | None
+    algo: str
+    metrics: tuple[str, ...]
+    precisions: tuple[str, ...]
+    max_drop: Mapping[str, float]
+    floor: float
+    speedup: Mapping[str, float]
+    min_int8_share: float
+    threads: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
+    batch_size: int
+    ops_to_quantize: tuple[str, ...]
+    op_ids_to_skip: tuple[int, ...]
+    line: int
+
+    def row(self) -> Row:
+        """What the report and the gate show it as and judge it by.
+
+        A user's threshold is one: a ratio wholly below it has failed. INT8 may differ from its simulation by what it
+        may lose to FP32, and by one point at least, since a user's set may be small.
+        """
+        own = self.max_drop[self.metrics[0]]
+        return Row(
+            self.name,
+            self.title,
+            tuple(Case(batch, dict(self.speedup), threads=self.threads) for batch in self.batch_sizes),
+            max_drop=dict(self.max_drop),
+            max_engine_gap=max(own, _LEAST_ENGINE_GAP),
+            floor=self.floor,
+            min_int8_share=self.min_int8_share,
+            min_int8_share_7bit=self.min_int8_share,
+            fails_below=1.0,
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest's file, and its entries in order."""
+
+    path: Path
+    models: tuple[Entry, ...]
+
+
+def importable(manifest: Manifest) -> None:
+    """Make the functions that a manifest names importable, here and in children: they may lie beside it."""
+    custom.importable(manifest.path.parent)
+
+
+# --- what a file may hold
+
+
+def _listed(value: object) -> object:
+    """One for a list of one."""
+    return [value] if isinstance(value, (str, int)) else value
+
+
+def _printable(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError("must be printable text, not empty")
+    return text
+
+
+def _unlike(values: list[Any]) -> list[Any]:
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            raise ValueError(f"{_shown(value)} is there twice")
+    return values
+
+
+def _path(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError(f"{_shown(text)} is no path")
+    return text
+
+
+def _chosen(kind: str, valid: Sequence[str]) -> AfterValidator:
+    def check(value: str) -> str:
+        check_choice(kind, value, valid)
+        return value
+
+    return AfterValidator(check)
+
+
+def _metric(value: str) -> str:
+    if ":" in value:
+        return _function(value)
+    check_choice("metric", value, metrics.METRICS)
+    return value
+
+
+def _function(value: str) -> str:
+    if not custom.is_function_name(value):
+        raise ValueError(f"{_shown(value)} doesn't name a function: package.module:function")
+    return value
+
+
+_Name = Annotated[str, AfterValidator(_printable)]
+_Path = Annotated[str, AfterValidator(_path)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Metric = Annotated[str, AfterValidator(_metric)]
+_Counts = Annotated[
+    list[Annotated[int, Field(ge=1, le=4096)]],
+    BeforeValidator(_listed),
+    Field(min_length=1),
+    AfterValidator(_unlike),
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ThresholdKeys(_Strict):
+    """[model.thresholds]"""
+
+    drop: Annotated[
+        dict[str, _Share],
+        BeforeValidator(lambda value: value if isinstance(value, dict) else {"": value}),
+    ] = {}
+    floor: _Share = 0.0
+    int8_share: _Share = 0.0
+    speedup: dict[
+        Annotated[str, _chosen("tier", [tier.name for tier in TIERS])], Annotated[float, Field(gt=0, le=1000)]
+    ] = {}
+
+
+class ModelKeys(_Strict):
+    """[[model]]"""
+
+    name: _Name
+    title: _Name | None = None
+    fp32: _Path | None = None
+    quant: _Path | None = None
+    int8: _Path | None = None
+    data: _Path
+    format: Annotated[str, _chosen("data format", list(FORMATS))] | None = None
+    reader: Annotated[str, AfterValidator(_function)] | None = None
+    labels: _Path | None = None
+    calibration: _Path | None = None
+    algo: Annotated[str, _chosen("calibration algorithm", [*ALGORITHMS, BEST])] = "mse"
+    metric: Annotated[list[_Metric], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_unlike)] | None = (
+        None
+    )
+    precisions: (
+        Annotated[
+            list[Annotated[str, _chosen("precision", PRECISIONS)]],
+            BeforeValidator(_listed),
+            Field(min_length=1),
+            AfterValidator(_unlike),
+        ]
+        | None
+    ) = None
+    threads: _Counts = [1]
+    batch_sizes: _Counts = [1]
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 50
+    ops_to_quantize: Annotated[list[_Name], BeforeValidator(_listed), AfterValidator(_unlike)] = []
+    op_ids_to_skip: Annotated[
+        list[Annotated[int, Field(ge=0, le=1 << 30)]], BeforeValidator(_listed), AfterValidator(_unlike)
+    ] = []
+    thresholds: ThresholdKeys = ThresholdKeys()
+
+
+class FileKeys(_Strict):
+    """A whole manifest."""
+
+    model: Annotated[list[ModelKeys], Field(min_length=1)]
+
+
+# --- where a key is
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A manifest's text, and where in it keys are."""
+
+    path: Path
+    lines: tuple[str, ...]
+    content: Mapping[str, Any]
+
+    def line(self, location: Location) -> int:
+        """The line, counted from 1, where a key begins; of a key that isn't there, where what should hold it begins.
+
+        There is no TOML parser here that tells lines: a key begins behind the longest run of whole lines that is TOML
+        and doesn't hold the key yet. Runs that end within a value aren't TOML, and are made longer until they are.
+        """
+        while location and not _holds(self.content, location):
+            location = location[:-1]
+        if not location:
+            return 1
+        before, at = 0, len(self.lines)  # before: lines that don't hold it; at: lines that do
+        while at - before > 1:
+            middle = (before + at) // 2
+            before, at = (before, middle) if _holds(self._first(middle), location) else (middle, at)
+        return at
+
+    def _first(self, count: int) -> Mapping[str, Any]:
+        """What the first lines say, `count` of them, or as many more as it takes to end a value."""
+        for end in range(count, len(self.lines)):
+            try:
+                return tomllib.loads("\n".join(self.lines[:end]))
+            except tomllib.TOMLDecodeError:
+                continue
+        return self.content
+
+
+def _holds(content: Any, location: Location) -> bool:
+    for key in location:
+        try:
+            content = content[key]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
+
+
+# --- what is wrong, in words
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """Something wrong at a key: `location` as in the parsed file."""
+
+    location: Location
+    message: str
+
+
+# Pydantic's type of an error -> what to say; `{was}` is the value, the rest pydantic's own context.
+_WORDS = MappingProxyType(
+    {
+        "missing": "is required",
+        "string_type": "must be a string, not {was}",
+        "int_type": "must be a whole number, not {was}",
+        "float_type": "must be a number, not {was}",
+        "finite_number": "must be a finite number, not {was}",
+        "list_type": "must be a list, not {was}",
+        "dict_type": "must be a table, not {was}",
+        "model_type": "must be a table, not {was}",
+        "greater_than_equal": "must be at least {ge}, not {was}",
+        "greater_than": "must be above {gt}, not {was}",
+        "less_than_equal": "must be at most {le}, not {was}",
+        "too_short": "must not be empty",
+    }
+)
+
+
+def _shown(value: object) -> str:
+    """A value as TOML's own would look, in a few characters."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return reprlib.repr(value)
+
+
+def _faults(error: ValidationError) -> Iterator[_Fault]:
+    for found in error.errors(include_url=False):
+        location = tuple(found["loc"])
+        location = tuple(key for key in location if key not in ("", "[key]"))
+        kind, context = found["type"], found.get("ctx", {})
+        if kind == "extra_forbidden":
+            try:
+                check_choice("key", str(location[-1]), _keys_at(location[:-1]))
+            except OptionError as unknown:
+                yield _Fault(location, str(unknown))
+        elif location == ("model",) and kind == "missing":
+            yield _Fault((), "no [[model]] in it")
+        elif location == ("model",) and kind in ("list_type", "too_short"):
+            yield _Fault(location, "must be [[model]], one for each model")
+        elif kind == "value_error":
+            yield _Fault(location, str(context["error"]))
+        else:
+            told = _WORDS.get(kind)
+            values = {**context, "was": _shown(found["input"])}
+            yield _Fault(location, told.format(**values) if told else found["msg"])
+
+
+def _keys_at(location: Location) -> list[str]:
+    tables: dict[int, type[BaseModel]] = {0: FileKeys, 2: ModelKeys}
+    return list(tables.get(len(location), ThresholdKeys).model_fields)
+
+
+def _error(text: _Text, faults: Sequence[_Fault]) -> OptionError:
+    """The first fault by its line, and how many others there are."""
+    first, line = min(((fault, text.line(fault.location)) for fault in faults), key=lambda pair: pair[1])
+    parts = []
+    if first.location[:1] == ("model",) and len(first.location) > 1:
+        number = int(first.location[1])
+        name = text.content["model"][number]
+        name = name.get("name") if isinstance(name, dict) else None
+        parts.append(f"model {_shown(name)}" if isinstance(name, str) else f"model {number + 1}")
+    unknown = first.message.startswith("unknown key ")
+    keys = [str(key) for key in first.location[2:] if isinstance(key, str)]
+    if keys := keys[: len(keys) - unknown]:
+        parts.append(f"key {'.'.join(keys)}")
+    others = f"; and {len(faults) - 1} more" if len(faults) > 1 else ""
+    told = " ".join(f"{', '.join(parts)}: {first.message}{others}".removeprefix(": ").split())
+    return OptionError(f"{text.path}:{line}: {told}")
+
+
+# --- reading
+
+
+def read(path: Path) -> Manifest:
+    """The manifest in a file. Raises DataError when it can't be read, OptionError for what it says wrong."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror})") from error
+    try:
+        lines = content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: not UTF-8") from error
+    text = _Text(path, tuple(lines.split("\n")), _parsed(path, lines))
+    try:
+        keys = FileKeys.model_validate(text.content)
+    except ValidationError as error:
+        raise _error(text, list(_faults(error))) from None
+    root = path.absolute().parent
+    whole = [_Whole(root, ("model", number), model) for number, model in enumerate(keys.model)]
+    faults = [*_namesakes(keys.model), *(fault for one in whole for fault in one.faults())]
+    if faults:
+        raise _error(text, faults)
+    return Manifest(path.absolute(), tuple(one.entry(text.line(one.location)) for one in whole))
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise OptionError(f"{path}: nested too deeply") from None
+    except ValueError as error:  # tomllib's own, and what it lets pass: numbers of thousands of digits
+        told, _, place = str(error).partition(" (at ")
+        line = re.match(r"line (\d+)", place)
+        number = line[1] if line else str(text.count("\n") + 1) if place else ""
+        raise OptionError(f"{path}:{number}: {told}" if number else f"{path}: {told}") from None
+
+
+def _namesakes(models: Sequence[ModelKeys]) -> Iterator[_Fault]:
+    names = [model.name for model in models]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            yield _Fault(("model", number, "name"), f"model {names.index(name) + 1} has this name too")
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A model whose keys are right one by one: what is wrong with all of them together, and the entry."""
+
+    root: Path
+    location: Location
+    keys: ModelKeys
+    given: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "given", frozenset(self.keys.model_fields_set))
+
+    def faults(self) -> Iterator[_Fault]:
+        for parts, message in (*self._paths(), *self._format(), *self._sources(), *self._thresholds()):
+            yield _Fault((*self.location, *parts), message)
+
+    def _path(self, text: str | None) -> Path | None:
+        return None if text is None else Path(os.path.abspath(self.root / text))
+
+    def _paths(self) -> Iterator[tuple[Location, str]]:
+        for key in ("fp32", "quant", "int8"):
+            place = self._path(getattr(self.keys, key))
+            if place is not None and not os.path.isdir(place):
+                yield (key,), f"{place}: {'not a directory' if os.path.exists(place) else 'no such directory'}"
+        for key in ("data", "labels", "calibration"):
+            place = self._path(getattr(self.keys, key))
+            if place is not None and not os.path.exists(place):
+                yield (key,), f"{place}: no such file"
+            elif place is not None and os.path.isdir(place) and (self.keys.reader is None or key == "labels"):
+                yield (key,), f"{place}: a directory; only a reader of one's own (key reader) reads those"
+        data, calibration = self._path(self.keys.data), self._path(self.keys.calibration)
+        both = [place for place in (data, calibration) if place and os.path.exists(place)]
+        if len(both) == 2 and os.path.samefile(*both):
+            yield ("calibration",), "is the test data: a model isn't tested on what it was calibrated with"
+
+    def _format(self) -> Iterator[tuple[Location, str]]:
+        keys = self.keys
+        if keys.reader is not None:
+            for other in ("format", "labels"):
+                if other in self.given:
+                    yield (other,), "not together with reader, which gives inputs and labels"
+            if keys.metric is None:
+                yield ("reader",), "data of a reader's own has no usual metric: key metric is required"
+            return
+        for key in ("data", "calibration"):
+            path = getattr(keys, key)
+            try:
+                name = format_of(Path(path), keys.format) if path is not None else None
+            except DataError:
+                suffix = _shown(Path(path).suffix)
+                yield (key,), f"suffix {suffix} tells no data format: key format or reader is required"
+                continue
+            if key == "data" and keys.labels is not None and name != "pairs":
+                yield ("labels",), f"format {name} carries its labels itself"
+
+    def _available(self) -> tuple[str, ...]:
+        """The precisions that are given or can be made."""
+        keys = self.keys
+        made = keys.fp32 is not None and keys.calibration is not None
+        quant = keys.quant is not None or (keys.int8 is None and made)
+        have = {"fp32": keys.fp32 is not None, "quant": quant, "int8": quant or keys.int8 is not None}
+        return tuple(name for name in PRECISIONS if have.get(name, keys.fp32 is not None))
+
+    def _sources(self) -> Iterator[tuple[Location, str]]:
+        keys, available = self.keys, self._available()
+        if not (keys.fp32 or keys.quant or keys.int8):
+            yield (), "no model directory: one of the keys fp32, quant, int8 is required"
+        elif "int8" not in available:
+            yield ("fp32",), "nothing to make INT8 from: one of the keys calibration, quant, int8 is required"
+        elif not {"fp32", "quant"} & set(available):
+            yield ("int8",), "nothing to compare INT8 with: one of the keys fp32, quant is required"
+        elif keys.precisions is not None:
+            for name in keys.precisions:
+                if name not in available:
+                    yield ("precisions",), f"{name!r} can't be had of what is given: {', '.join(available)}"
+            if "int8" not in keys.precisions or not {"fp32", "quant"} & set(keys.precisions):
+                yield ("precisions",), "'int8' must be among them, and 'fp32' or 'quant' to compare it with"
+        if keys.int8 is not None:
+            for key in ("ops_to_quantize", "op_ids_to_skip", "algo"):
+                if key in self.given:
+                    yield (key,), "has no effect beside key int8: that model is measured as it is"
+        elif keys.quant is not None and "algo" in self.given:
+            yield ("algo",), "has no effect beside key quant: that model is calibrated already"
+
+    def _metrics(self) -> tuple[str, ...]:
+        if self.keys.metric is not None:
+            return tuple(self.keys.metric)
+        return metrics.USUAL[format_of(Path(self.keys.data), self.keys.format)][:1]
+
+    def _thresholds(self) -> Iterator[tuple[Location, str]]:
+        if self.keys.reader is not None and self.keys.metric is None:
+            return
+        try:
+            names = self._metrics()
+        except DataError:
+            return  # told already
+        for name in self.keys.thresholds.drop:
+            if name and name not in names:
+                yield ("thresholds", "drop", name), f"metric {name!r} isn't one of key metric: {', '.join(names)}"
+
+    def entry(self, line: int) -> Entry:
+        keys, names = self.keys, self._metrics()
+        data = self._path(keys.data)
+        assert data is not None
+        own, *others = names
+        drop = keys.thresholds.drop
+        max_drop = {own: drop.get(own, drop.get("", _DROP)), **{name: drop[name] for name in others if name in drop}}
+        wanted = self._default_precisions() if keys.precisions is None else keys.precisions
+        return Entry(
+            name=keys.name,
+            title=keys.title or keys.name,
+            fp32=self._path(keys.fp32),
+            quant=self._path(keys.quant),
+            int8=self._path(keys.int8),
+            data=data,
+            format=keys.reader or keys.format,
+            labels=self._path(keys.labels),
+            calibration=self._path(keys.calibration),
+            algo=keys.algo,
+            metrics=names,
+            precisions=tuple(name for name in PRECISIONS if name in wanted),
+            max_drop=MappingProxyType(max_drop),
+            floor=keys.thresholds.floor,
+            speedup=MappingProxyType(keys.thresholds.speedup),
+            min_int8_share=keys.thresholds.int8_share,
+            threads=tuple(keys.threads),
+            batch_sizes=tuple(keys.batch_sizes),
+            batch_size=keys.batch_size,
+            ops_to_quantize=tuple(keys.ops_to_quantize),
+            op_ids_to_skip=tuple(keys.op_ids_to_skip),
+            line=line,
+        )
+
+    def _default_precisions(self) -> tuple[str, ...]:
+        """bfloat16 isn't what is judged, and only some CPUs have it: it is measured when it is named."""
+        return tuple(name for name in self._available() if name != "bf16")
