@@ -6,15 +6,21 @@ A file is whole or absent, and never changed. pytest-benchmark's own files can b
 cases store there is the same records.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from quant.errors import DataError
+from quant.errors import DataError, OptionError
 from quant.places import writable_dir, write_text
 from quant.record import Run
+from quant.surroundings import git
 
-__all__ = ["DEFAULT", "append", "load", "name_of"]
+__all__ = ["DEFAULT", "Baseline", "append", "baseline", "differences", "load", "name_of", "newest", "runs"]
 
 DEFAULT = Path(".quant")
+_DEEP = 1000  # commits back from the one that was named
+
+Tell = Callable[[str], None]
 
 
 def name_of(run: Run) -> str:
@@ -43,3 +49,99 @@ def load(path: Path) -> Run:
         raise DataError(f"{path}: can't be read ({error.strerror})") from error
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def runs(directory: Path, tell: Tell | None = None) -> Iterator[tuple[Path, Run]]:
+    """All runs of a directory, oldest first; `tell` hears of the files that can't be read. DataError: no directory."""
+    if not directory.is_dir():
+        raise DataError(f"{directory}: no such directory; `quant suite` or `quant gate` makes it")
+    for path in sorted(directory.glob("*.json")):
+        try:
+            yield path, load(path)
+        except DataError as error:
+            if tell:
+                tell(f"left out: {error}")
+
+
+def newest(directory: Path) -> Path:
+    """The newest run's file. DataError when there is none."""
+    found = sorted(directory.glob("*.json"))
+    if not found:
+        raise DataError(f"{directory}: no runs; `quant suite` or `quant gate` writes one there")
+    return found[-1]
+
+
+# --- the baseline
+
+
+class Baseline(NamedTuple):
+    path: Path
+    run: Run
+    unlike: tuple[str, ...]  # what it differs in, a phrase each
+
+
+def differences(before: Run, after: Run) -> tuple[str, ...]:
+    """What there is to know of a baseline when figures are compared with it."""
+    found = []
+    if before.machine.cpu != after.machine.cpu:
+        found.append(f"CPU {before.machine.cpu or 'unknown'}")
+    if before.machine.cores != after.machine.cores:
+        found.append(f"{before.machine.cores} cores, now {after.machine.cores}")
+    names = sorted({*before.machine.packages, *after.machine.packages})
+    for name in names:
+        old, new = (run.machine.packages.get(name, "none") for run in (before, after))
+        if old != new:
+            found.append(f"{name} {old}, now {new}")
+    if before.dirty:
+        found.append("taken with changes that weren't committed")
+    return tuple(found)
+
+
+def comparable(before: Run, after: Run) -> bool:
+    """Whether ratios of both mean the same: the same instructions."""
+    return before.machine.tier == after.machine.tier and set(before.machine.flags) == set(after.machine.flags)
+
+
+def baseline(directory: Path, reference: str | None, after: Run, tell: Tell | None = None) -> Baseline | None:
+    """The run that `after` is compared with: the nearest comparable one of `reference`. None where there is none.
+
+    `reference`: a run's file; or a commit, branch or tag: of this or the nearest of its ancestors that has a run; None:
+    of all. Only a run that passed counts, lest a regression becomes what later runs are measured by, and that has one
+    of the models. Nearest: has most of them, was measured by a gate, then the same CPU, cores, versions, then the
+    fewest commits back, and the newest. Raises OptionError for a reference that is neither, DataError for a file that can't be read.
+    """
+    if reference is not None and Path(reference).is_file():
+        run = load(Path(reference))
+        return Baseline(Path(reference), run, differences(run, after)) if comparable(run, after) else None
+    commits = None if reference is None else _ancestors(reference)
+    if not directory.is_dir():
+        return None
+    found = []
+    for path, run in runs(directory, tell):
+        wanted = commits is None or (run.commit in commits and not run.dirty)
+        if wanted and run.passed and run.rows.keys() & after.rows.keys() and comparable(run, after):
+            found.append((_rank(run, after, commits), path, run))
+    if not found:
+        return None
+    _, path, run = min(reversed(found), key=lambda entry: entry[0])
+    return Baseline(path, run, differences(run, after))
+
+
+def _rank(run: Run, after: Run, commits: Sequence[str] | None) -> tuple[int, bool, bool, bool, int, int]:
+    versions = {*run.machine.packages.items()} ^ {*after.machine.packages.items()}
+    return (
+        len(after.rows.keys() - run.rows.keys()),
+        run.kind != "gate",
+        run.machine.cpu != after.machine.cpu,
+        run.machine.cores != after.machine.cores,
+        len(versions),
+        commits.index(run.commit) if commits else 0,
+    )
+
+
+def _ancestors(reference: str) -> list[str]:
+    """A commit and those before it, nearest first."""
+    listed = git("rev-list", f"--max-count={_DEEP}", "--end-of-options", reference, "--")
+    if listed is None:
+        raise OptionError(f"--baseline: {reference!r} is no file, and no commit, branch or tag of this repository")
+    return listed.split()

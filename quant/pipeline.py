@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ from quant.collect import Evaluated, evaluate
 from quant.errors import OptionError
 from quant.metrics import agreement, cosine, sqnr
 from quant.numerics import REDUCED, SIGNED, bits_of
+from quant.outcomes import Store
 from quant.places import cached
 from quant.ratios import settled
 from quant.record import Record, columns
@@ -31,6 +33,7 @@ __all__ = [
     "feed_of",
     "fp32_variants",
     "full_of",
+    "in_processes",
     "int8_of",
     "judge_tuned",
     "loads",
@@ -140,9 +143,13 @@ def accuracy(
     *,
     isa: str | None = None,
     samples: int | None = None,
+    store: Store | None = None,
     progress: Progress | None = None,
 ) -> list[Record]:
-    """FP32, simulated and INT8 records of a row's trained model, INT8 on every reachable tier (or on `isa` alone)."""
+    """FP32, simulated and INT8 records of a row's trained model, INT8 on every reachable tier (or on `isa` alone).
+
+    With a `store`, what an earlier run of the same models by the same code put out counts.
+    """
     models = small_of(spec, progress)
     data = data_of(spec, (spec.test[0], min(samples or spec.test[1], spec.most)), progress)
     tiers = (cpu.tier_of(isa),) if isa else cpu.reachable()
@@ -155,7 +162,7 @@ def accuracy(
             names = ["fp32", *simulated, *names]
         runs = [{"model": str(models / name), "precision": name.partition("-")[0]} for name in names]
         capped = isa or (tier.cap.lower() if place else None)  # the first tier is this machine, as it is
-        evaluated = evaluate(runs, data, format=spec.format, isa=capped, progress=progress)
+        evaluated = evaluate(runs, data, format=spec.format, isa=capped, store=store, progress=progress)
         for name, run in zip(names, evaluated, strict=True):
             seen[name] = run
             references = {"fp32": seen["fp32"]} if name != "fp32" else {}
@@ -364,6 +371,29 @@ def speed(
     feed = feed_of(spec, case, progress)
     timed = bench(contenders, isa=isa, threads=threads, budget_s=budget_s, progress=progress, **feed)
     return timed_records(spec.name, timed, case, cpu.tier_of(isa), threads)
+
+
+def in_processes(
+    name: str,
+    contenders: Sequence[Sequence[Mapping[str, Any]]],
+    feed: Mapping[str, Any],
+    case: Case,
+    *,
+    isa: str | None = None,
+    threads: int = 1,
+    progress: Progress | None = None,
+    **how: Any,
+) -> list[Record]:
+    """FP32 and INT8 records of `contenders` (the variants of each), the INT8 one with a twin, in fresh processes.
+
+    `how`: rounds, laps and job; see quant.turns.in_fresh_processes.
+    """
+    fp32, int8 = contenders
+    timed = turns.in_fresh_processes([fp32, int8, int8], threads=threads, isa=isa, progress=progress, **how, **feed)
+    rounds = how.get("rounds", turns.ROUNDS)
+    records = timed_records(name, timed[:2], case, cpu.tier_of(isa), threads)
+    before, after = (replace(record, processes=rounds) for record in records)
+    return [before, replace(after, twin_s=tuple(timed[2]["seconds"]))]
 
 
 def scaling(

@@ -54,13 +54,14 @@ class Machine:
 class Record:
     """One model run at one precision on one ISA.
 
-    `outcomes`: metric -> the columns of its counts (see quant.metrics.Metric), each a string of one number a sample,
-    in the dataset's order; `data` is a digest of that dataset. `latency_s`: one value a round, seconds a batch; in a
-    paired measurement round i of both records ran back to back. `processes`: how many fresh processes the rounds are
-    of, as many of each, one after the other. `repeat`: how often each batch ran in a row; `by_length`: samples sorted
-    by length. `sqnr_db`, `cosine`, `agreement`: reference precision -> dB, mean cosine, share of equal integers.
-    `int8_share`: share of multiply-accumulates that INT8 kernels did, from oneDNN's log. Absent is None. `origin`: of
-    the model, "" for an embedded one.
+    `outcomes`: metric -> the columns of its counts (see quant.metrics.Metric), each a string of one number a
+    sample, in the dataset's order; `data` is a digest of that dataset. `latency_s`: one value a round, seconds a
+    batch; in a paired measurement round i of both records ran back to back. `processes`: how many fresh processes
+    the rounds are of, as many of each, one after the other. `twin_s`: rounds of the same model in a process of its
+    own, which took turns with the others (an A/A run): what two measurements of one thing differ by. `repeat`: how
+    often each batch ran in a row; `by_length`: samples sorted by length. `sqnr_db`, `cosine`, `agreement`:
+    reference precision -> dB, mean cosine, share of equal integers. `int8_share`: share of multiply-accumulates
+    that INT8 kernels did, from oneDNN's log. Absent is None. `origin`: of the model, "" for an embedded one.
     """
 
     model: str
@@ -83,6 +84,7 @@ class Record:
     overhead: float | None = None  # share of an evaluation's wall time outside predictor.run
     data: str = ""
     processes: int = 1
+    twin_s: tuple[float, ...] = ()
 
     def counts(self, metric: str) -> NDArray[Any]:
         """What each sample adds to a metric, [N, k]: int64, or float64 of a user's own metric."""
@@ -94,7 +96,7 @@ class Record:
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "Record":
         """From what `dataclasses.asdict` and JSON made of a record."""
-        lists = {"latency_s": tuple(content["latency_s"]), "kernel_isas": tuple(content["kernel_isas"])}
+        lists = {name: tuple(content[name]) for name in ("latency_s", "twin_s", "kernel_isas")}
         outcomes = {metric: tuple(found) for metric, found in content["outcomes"].items()}
         return Record(**{**content, **lists, "outcomes": outcomes})
 

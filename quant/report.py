@@ -28,7 +28,9 @@ __all__ = [
     "markdown",
     "misses",
     "passed",
+    "plain",
     "rich_table",
+    "section",
     "skipped_tiers",
     "speed_table",
     "throughput_json",
@@ -348,12 +350,24 @@ def markdown(machine: Machine, tables: Sequence[Table], missed: Sequence[str]) -
         f"Python {machine.python}, {packages}.",
         *skipped_tiers(machine),
     ]
-    for table in tables:
-        lines = [
-            "| " + " | ".join(cells) + " |" for cells in (table.columns, ("---",) * len(table.columns), *table.rows)
-        ]
-        parts.append(f"## {table.title}\n\n" + "\n".join(lines) + f"\n\n{table.note}")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *map(section, tables)]) + "\n"
+
+
+def section(table: Table) -> str:
+    """A table as a part of a Markdown document. Names are users' own: they stay text."""
+    rows = ([_cell(cell) for cell in row] for row in (table.columns, *table.rows))
+    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
+    lines.insert(1, "| " + " | ".join(["---"] * len(table.columns)) + " |")
+    return f"## {table.title}\n\n" + "\n".join(lines) + f"\n\n{table.note}"
+
+
+def _cell(text: str) -> str:
+    return plain(text).replace("|", "\\|")
+
+
+def plain(text: str) -> str:
+    """Text that Markdown takes for text: one line, no HTML, no code."""
+    return " ".join(text.replace("\\", "\\\\").replace("`", "\\`").replace("<", "&lt;").split())
 
 
 def rich_table(table: Table) -> RichTable:

@@ -5,6 +5,7 @@
 
 import gc
 import itertools
+import os
 import pkgutil
 import time
 from collections.abc import Mapping, Sequence
@@ -87,20 +88,30 @@ def bench(contenders: Sequence[Variants], *, threads: int = 1, budget_s: float =
     return [{"run": turn.used, "seconds": times} for turn, times in zip(chosen, seconds, strict=True)]
 
 
-def take_turns(contenders: Sequence[Variants], *, threads: int, **feed: Any) -> None:
+def take_turns(contenders: Sequence[Variants], *, threads: int, cpus: Sequence[int] = (), **feed: Any) -> None:
     """As `bench`, but a round whenever the parent asks for one, by its number.
 
     Events: {"runs": [...], "cost_s": of a round}, and for each request {"seconds": [...]}, one a contender, when
-    OpenMP's threads have gone to sleep: waiting, they would take a core from whoever is next.
+    OpenMP's threads have gone to sleep: waiting, they would take a core from whoever is next. `cpus`: what the process
+    is pinned to once its models are loaded, which may use all.
     """
     chosen = _chosen(contenders, threads, Feed(**feed))
     gc.disable()
-    time.sleep(2 * BLOCK_S)
+    if cpus:
+        _pin(cpus)
+    rest_s = 2 * BLOCK_S if threads > 1 else 0.0
+    time.sleep(rest_s)
     report_event({"runs": [turn.used for turn in chosen], "cost_s": sum(turn.cost_s for turn in chosen)})
     for number in requests():
         seconds = {place: chosen[place].take() for place in in_turn(len(chosen), number)}
-        time.sleep(2 * BLOCK_S)
+        time.sleep(rest_s)
         report_event({"seconds": [seconds[place] for place in range(len(chosen))]})
+
+
+def _pin(cpus: Sequence[int]) -> None:
+    """Pin all threads that this process has."""
+    for task in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(task.name), cpus)
 
 
 def serve(variants: Variants, **feed: Any) -> None:

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from quant.cpu import physical_cores
 from quant.isolate import Child, Progress, call
 
-__all__ = ["BLOCK_S", "TIMEOUT_S", "bench", "in_turn", "loads", "rounds_in"]
+__all__ = ["BLOCK_S", "ROUNDS", "TIMEOUT_S", "bench", "in_fresh_processes", "in_turn", "loads", "rounds_in"]
 
 BLOCK_S = 0.02  # how long OpenMP's idle threads wait for more in a loop; Intel's default is 0.2
 TIMEOUT_S = 600.0
+ROUNDS = 8  # fresh processes of each contender; with 8 of each run, chance alone separates two runs once in 12,870
 
 Json = dict[str, Any]
 Contenders = Sequence[Sequence[Mapping[str, Any]]]
@@ -24,8 +26,12 @@ def rounds_in(budget_s: float, cost_s: float) -> int:
 
 
 def in_turn(contenders: int, number: int) -> Iterable[int]:
-    """Who comes after whom in a round: the order alternates."""
-    return range(contenders) if number % 2 == 0 else reversed(range(contenders))
+    """Who comes after whom in a round: the next round begins with the next one, so nobody always follows the same.
+
+    >>> [list(in_turn(3, number)) for number in range(3)]
+    [[0, 1, 2], [1, 2, 0], [2, 0, 1]]
+    """
+    return [(place + number) % contenders for place in range(contenders)]
 
 
 def bench(
@@ -60,6 +66,49 @@ def bench(
                     entry["seconds"].append(value)
             if progress:
                 progress("bench", number + 1, rounds)
+    return timed
+
+
+def in_fresh_processes(
+    contenders: Contenders,
+    *,
+    threads: int = 1,
+    rounds: int = ROUNDS,
+    laps: int = 12,
+    isa: str | None = None,
+    progress: Progress | None = None,
+    job: str = "quant.timing:take_turns",
+    **feed: Any,
+) -> list[Json]:
+    """As `quant.timing.bench`, but each contender in a process of its own, and all of these new in each round.
+
+    How a process came to lie in memory changes its speed for as long as it lives, so only several processes show what
+    a model's speed is. In a round the processes load at once, are pinned to the same physical cores, one for each
+    thread, and then take `laps` turns. Which variant of a contender is the fastest is found out in the first round.
+    "seconds" are those of all rounds, one round after the other.
+    """
+    timed: list[Json] = []
+    asked = [list(runs) for runs in contenders]
+    shared = {"threads": threads, "cpus": physical_cores()[:threads], **feed}
+    environment = {"KMP_BLOCKTIME": str(round(1000 * BLOCK_S))}
+    for number in range(rounds):
+        with ExitStack() as stack:
+            children = []
+            for runs in asked:
+                child = Child(job, {"contenders": [runs], **shared}, isa=isa, threads=threads, environment=environment)
+                children.append(stack.enter_context(child))
+                if number == 0:  # the variants' trial: undisturbed
+                    timed.append({"run": child.hear(TIMEOUT_S)["event"]["runs"][0], "seconds": []})
+            if number > 0:
+                for child in children:
+                    child.hear(TIMEOUT_S)
+            for lap in range(laps):
+                for place in in_turn(len(children), lap):
+                    children[place].tell(lap)
+                    timed[place]["seconds"].extend(children[place].hear(TIMEOUT_S)["event"]["seconds"])
+        asked = [[entry["run"]] for entry in timed]
+        if progress:
+            progress("processes", number + 1, rounds)
     return timed
 
 

@@ -11,7 +11,7 @@ import quant
 
 ROOT = Path(__file__).parents[2]
 FLOORS = {
-    "errors": 0, "custom": 0, "record": 0, "rows": 0, "surroundings": 0,
+    "errors": 0, "custom": 0, "own_data": 0, "record": 0, "rows": 0, "surroundings": 0,
     "numerics": 0, "metrics": 0, "cpu": 0, "readers": 0, "sequences": 0, "formats": 0,
     "places": 0, "archives": 0, "download": 0, "sequential": 0, "outcomes": 0,
     "graphviz": 0, "calibration_table": 2,
@@ -23,7 +23,7 @@ FLOORS = {
     "optimise": 4, "op_costs": 4, "decisions": 5,
     "zoo_jobs": 4, "zoo_suite": 4, "jobs": 4, "evaluation": 4, "collect": 4, "cluster": 4, "pipeline": 4, "isolate": 4,
     "timing": 4, "turns": 4, "instances": 4, "ratios": 4,
-    "report": 5, "zoo_report": 5, "history": 5,
+    "report": 5, "zoo_report": 5, "history": 5, "gate": 5, "gating": 4, "gate_report": 5,
     "cli": 6, "__main__": 6, "__init__": 6,
 }  # fmt: skip
 MAY_IMPORT_PADDLE = {"graph", "predictor", "qat", "qat_layers", "finetune"}

@@ -1,0 +1,125 @@
+"""The gate of a CI: what changed since a baseline, and whether that is a regression."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quant import gate, gate_report, gating, history, registry, report
+from quant.cli.shared import HistoryDir, Json, app, bar, counts_of, err, out, print_json
+from quant.errors import OptionError, OutputError
+from quant.gate import Key
+from quant.outcomes import Store, default_root
+from quant.places import writable_dir
+from quant.record import Record, Run
+from quant.rows import Case
+from quant.surroundings import Watch
+
+__all__ = ["gate_command"]
+
+
+@app.command("gate")
+def gate_command(
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="A commit, branch or tag, whose nearest run counts, or a run's file. Default: any run."
+        ),
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", help="Only these rows (repeatable).")] = None,
+    stored: Annotated[
+        Path | None,
+        typer.Option("--run", help="Compare this run's file, and measure nothing; so nothing is confirmed."),
+    ] = None,
+    threads: Annotated[str, typer.Option(help="Comma-separated thread counts of the timed cases.")] = "1",
+    accept: Annotated[
+        bool,
+        typer.Option("--accept", help="What regressed is meant to be so: the run becomes a baseline, exit code 0."),
+    ] = False,
+    summary: Annotated[
+        Path | None, typer.Option(help="Append a Markdown summary to this file ($GITHUB_STEP_SUMMARY).")
+    ] = None,
+    history_dir: HistoryDir = history.DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Measure the models, and compare with a baseline: accuracy sample by sample, speed as a ratio to FP32.
+
+    Exit code 1 when something regressed, or an accuracy limit is missed. A loss of speed is measured once more before
+    it counts. Without a comparable baseline the run is recorded, for the next one to be compared with.
+    """
+    if stored is not None and (model or accept):
+        raise OptionError("--run: compares what was measured; no --model, no --accept")
+    if summary is not None and not summary.parent.is_dir():
+        raise OutputError(f"{summary}: can't be written: no such directory")
+    if stored is not None:
+        run = history.load(stored)
+        found = history.baseline(history_dir, baseline, run, err.print)
+        changes = gate.compare(found.run if found else None, run)
+    else:
+        specs = [registry.find(name) for name in model] if model else list(registry.MODELS)
+        store = Store(default_root())
+        subjects = [gating.subject_of(spec, counts_of("--threads", threads), store) for spec in specs]
+        run, found, changes = _measured(subjects, "quant gate", history_dir, baseline)
+    missed = report.misses(run.exact, run.timed, run.rows)
+    regressed = any(change.result == "REGRESSED" for change in changes)
+    passed = report.passed(run.exact, run.timed, run.rows) and (accept or not regressed)
+    lines = gate_report.verdict(changes, missed, found)
+    if stored is None:
+        file = history.append(history_dir, replace(run, missed=tuple(missed), passed=passed))
+        err.print(f"recorded in {file}")
+    if summary is not None:
+        _append(summary, gate_report.summary(passed, lines, changes))
+    if as_json:
+        print_json(gate_report.as_json(passed, found, missed, changes))
+    else:
+        out.print(report.rich_table(gate_report.table(changes)))
+        for line in lines:
+            out.print(line)
+        out.print("passed" if passed else "FAILED")
+    if not passed:
+        raise typer.Exit(1)
+
+
+def _measured(
+    subjects: Sequence[gating.Subject], command: str, history_dir: Path, reference: str | None
+) -> tuple[Run, history.Baseline | None, list[gate.Change]]:
+    """A new run, its baseline, and what changed; losses of speed are measured once more."""
+    writable_dir(history_dir)
+    rows = [subject.row for subject in subjects]
+    watch = Watch("gate", command)
+    found = history.baseline(history_dir, reference, watch.run(rows, []), err.print)
+    for count in sorted({count for subject in subjects for _, count in subject.timings if not gating.fits(count)}):
+        err.print(f"not measured: speed at {count} threads; this machine has fewer cores to pin them to")
+    with bar() as progress:
+        run = watch.run(rows, gating.measure(subjects, tell=_tell, progress=progress))
+        changes = gate.compare(found.run if found else None, run)
+        suspects = gate.suspects(changes)
+        if found and suspects:
+            err.print(f"measured once more: {', '.join(f'{key.model}, {key}' for key in suspects)}")
+            again = Watch("gate", command)
+            records = gating.measure(subjects, only=partial(_is_one, suspects), tell=_tell, progress=progress)
+            changes = gate.confirmed(changes, found.run, again.run(rows, records))
+    return run, found, changes
+
+
+def _is_one(keys: Sequence[Key], model: str, case: Case, threads: int) -> bool:
+    wanted = (model, threads, case.batch, case.repeat, case.by_length)
+    return wanted in [(key.model, key.threads, key.batch, key.repeat, key.by_length) for key in keys]
+
+
+def _tell(record: Record) -> None:
+    if not sys.stderr.isatty():
+        what = "accuracy" if record.outcomes else f"speed, {record.threads} thread(s), batch {record.batch}"
+        err.print(f"{what}: {record.model}: measured")
+
+
+def _append(path: Path, text: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written ({error.strerror})") from error
