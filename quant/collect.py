@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from quant import cpu, isolate
 from quant.errors import ChildError, OptionError
-from quant.metrics import METRICS, Paired, Verdict, paired, verdict
+from quant.metrics import Paired, Verdict, metric_of, paired, verdict
 from quant.outcomes import (
     About,
     Key,
@@ -25,12 +25,24 @@ from quant.outcomes import (
     unpack,
     versions,
 )
+from quant.places import digest
 from quant.profile import Proof, kernels, proof
 from quant.readers import files_behind, format_of
 from quant.sequences import Column, Ragged, joined, values_of
 from quant.sequential import Look, looks
 
-__all__ = ["Decision", "Evaluated", "Remote", "Sequential", "Task", "Until", "counts_of", "evaluate", "run_child"]
+__all__ = [
+    "Decision",
+    "Evaluated",
+    "Remote",
+    "Sequential",
+    "Task",
+    "Until",
+    "counts_of",
+    "data_digest",
+    "evaluate",
+    "run_child",
+]
 
 Progress = isolate.Progress
 Run = Mapping[str, Any]
@@ -55,7 +67,7 @@ class Evaluated(NamedTuple):
     labels: Column
     proof: Proof
 
-    def counts(self, metric: str) -> NDArray[np.int64]:
+    def counts(self, metric: str) -> NDArray[Any]:
         """What each sample adds to a metric, [N, k]. Raises OptionError when the model or the data don't fit it."""
         return counts_of(metric, self.outputs, self.labels, self.result["model"], self.data)
 
@@ -65,10 +77,10 @@ class Evaluated(NamedTuple):
         return [column for column in self.outputs if values_of(column).dtype.kind == "f"]
 
 
-def counts_of(metric: str, outputs: Sequence[Column], labels: Column, model: str, data: Path) -> NDArray[np.int64]:
+def counts_of(metric: str, outputs: Sequence[Column], labels: Column, model: str, data: Path) -> NDArray[Any]:
     """What each sample adds to a metric, [N, k]. Raises OptionError when the model or the data don't fit it."""
     try:
-        return METRICS[metric].counts(outputs, labels)
+        return metric_of(metric).counts(outputs, labels)
     except (IndexError, ValueError) as error:
         shapes = ", ".join(_shape(column) for column in outputs)
         raise OptionError(
@@ -223,7 +235,7 @@ class Sequential:
     def __init__(self, metric: str, limit: float, data: Path, models: Sequence[str]) -> None:
         self.metric, self.limit, self.data = metric, limit, data
         self.models = (models[0], models[-1])
-        self.counts: list[tuple[NDArray[np.int64], ...]] = []  # of each part: before, after
+        self.counts: list[tuple[NDArray[Any], ...]] = []  # of each part: before, after
         self.decision: Decision | None = None
 
     def __call__(self, parts: Sequence[Part], planned: Sequence[range]) -> bool:
@@ -372,6 +384,14 @@ def evaluate(
         except _Enough:
             pass
     return [_evaluated(data, run, *gathered.of(number)) for number, run in enumerate(runs)]
+
+
+def data_digest(
+    data: Path, format: str | None = None, labels: Path | None = None, progress: Progress | None = None
+) -> str:
+    """A digest of all files that labelled data is read from: what tells whether two runs saw the same samples."""
+    found = data_digests(files_behind(data, format, labels), Store(default_root()).notes, progress)
+    return digest(f"{role} {sha256}" for role, sha256 in sorted(found.items()))
 
 
 def _keys(

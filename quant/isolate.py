@@ -25,12 +25,27 @@ from quant import errors
 from quant.cpu import isa_environment
 from quant.errors import ChildError, QuantError
 
-__all__ = ["Child", "call", "end_all", "report_event", "report_progress", "requests"]
+__all__ = ["Child", "Steps", "call", "end_all", "report_event", "report_progress", "requests"]
 
 _MARK = "\x1equant "  # begins a line that is a message, not log
 
 Progress = Callable[[str, int, int], None]
 _running: set[subprocess.Popen[str]] = set()
+
+
+class Steps:
+    """Progress of several steps, [3/12] before what each tells; it is a `Progress` itself."""
+
+    def __init__(self, count: int, progress: Progress | None) -> None:
+        self.step, self.count, self.progress = 0, count, progress
+
+    def begin(self) -> None:
+        """The next step."""
+        self.step += 1
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self.progress:
+            self.progress(f"[{self.step}/{self.count}] {what}", done, total)
 
 
 class _Last:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quant import cpu, isolate, turns
-from quant.collect import Evaluated, evaluate
+from quant.collect import Evaluated, data_digest, evaluate
 from quant.errors import OptionError
 from quant.metrics import agreement, cosine, sqnr
 from quant.numerics import REDUCED, SIGNED, bits_of
@@ -19,7 +19,7 @@ from quant.places import cached
 from quant.ratios import settled
 from quant.record import Record, columns
 from quant.registry import MODELS, ModelSpec
-from quant.rows import Case
+from quant.rows import Case, Row
 from quant.sequences import values_of
 
 __all__ = [
@@ -155,6 +155,7 @@ def accuracy(
     tiers = (cpu.tier_of(isa),) if isa else cpu.reachable()
     metrics = (*spec.max_drop, *(("top5",) if spec.format == "images" else ()))
     records, seen = [], {}
+    samples_seen = data_digest(data, spec.format)
     for place, tier in enumerate(tiers):
         names = [f"int8{_suffix(tier)}"]
         if place == 0:
@@ -168,12 +169,13 @@ def accuracy(
             references = {"fp32": seen["fp32"]} if name != "fp32" else {}
             if run.result["precision"] == "int8":
                 references["quant"] = seen[f"quant{_suffix(tier)}"]
-            records.append(record_of(spec, tier, run, references, metrics, name.partition("-")[2]))
+            record = record_of(spec, tier, run, references, metrics, name.partition("-")[2])
+            records.append(replace(record, data=samples_seen))
     return records
 
 
 def record_of(
-    spec: ModelSpec,
+    row: Row,
     tier: cpu.Tier,
     run: Evaluated,
     references: Mapping[str, Evaluated],
@@ -184,7 +186,7 @@ def record_of(
     decided = [column for column in run.outputs if values_of(column).dtype.kind == "i"]
     same = {key: other.outputs[0] for key, other in references.items() if decided and decided[0] is run.outputs[0]}
     return Record(
-        model=spec.name,
+        model=row.name,
         precision=run.result["precision"],
         isa=tier.name,
         threads=1,

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from quant.metrics import Paired, Verdict, paired, verdict
+from quant.models import DERIVED
 from quant.ratios import Pair, pairs
 from quant.record import Record
 from quant.registry import BY_NAME, find
 from quant.report import Table
 from quant.zoo import Before, Scores, Timing, ZooRow, row_of
-from quant.zoo_suite import DERIVED, Missing
+from quant.zoo_suite import Missing
 
 __all__ = ["Line", "lines", "misses", "passed", "tables"]
 

@@ -12,6 +12,7 @@ from quant import pipeline, zoo_report, zoo_suite
 from quant.errors import DataError, FetchError, ModelError, OptionError
 from quant.graph import Graph, Op, Var, load_dir, save_dir
 from quant.metrics import METRICS, sqnr
+from quant.models import DERIVED, Models
 from quant.passes import drop_judges, lower_quantizers
 from quant.passes.quantizers import without_quantizers
 from quant.profile import proof
@@ -257,14 +258,14 @@ def test_decoded_sequences_may_differ_in_length_but_not_in_kind(
 
     put(tmp_path, *LSTM, "lstm-fp32/lstm_fp32_model/model")
     found = zoo_suite.located(row_of("lstm"), tmp_path)
-    models = zoo_suite.Models(tmp_path, tmp_path, tmp_path, derived=False, weights="")
+    models = Models(tmp_path, tmp_path, tmp_path, derived=False, weights="")
     runs = [ran("fp32", 10, [[0], [1], [2]]), ran("quant", 10, [[0], [1], [2]]), ran("int8", 10, [[0], [1, 1], [2]])]
     monkeypatch.setattr(pipeline, "evaluate", lambda *args, **more: runs)
     records = zoo_suite.accuracy(found, models)
     assert [record.score("ctc") for record in records] == [1.0, 1.0, pytest.approx(2 / 3)]
     assert [record.variant for record in records] == ["published", "", ""]
     runs[0] = ran("fp32", 12, [[0], [1], [2]])
-    with pytest.raises(ModelError, match=r"lstm_fp32_model: gives out float32\[12\], int64\[1\], but .*another row's"):
+    with pytest.raises(ModelError, match=r"lstm_fp32_model: gives out float32\[12\], int64\[1\], but .*another model"):
         zoo_suite.accuracy(found, models)
 
 
@@ -283,7 +284,7 @@ def exact(name: str, before: int, int8: int, of: int, share: float = 1.0) -> lis
     made = []
     for precision, hits in (("fp32", before), ("quant", before), ("int8", int8)):
         outcomes = {metric: outcome(metric, hits, of) for metric in row.metrics}
-        more = {"variant": zoo_suite.DERIVED} if precision == "fp32" else {}
+        more = {"variant": DERIVED} if precision == "fp32" else {}
         of_int8 = {"int8_share": share, "kernel_isas": ("avx512_core_vnni",), "sqnr_db": {"fp32": 30.0, "quant": 50.0}}
         made.append(
             Record(precision=precision, outcomes=outcomes, **common, **(of_int8 if precision == "int8" else more))

@@ -1,0 +1,263 @@
+"""FP32, simulation and INT8 of a model that somebody brings: as given, or made once for the content of its files."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from quant import cpu, isolate, pipeline
+from quant.errors import DataError, ModelError, QuantError
+from quant.numerics import REDUCED
+from quant.outcomes import Store, default_root
+from quant.places import cached
+from quant.readers import files_behind
+from quant.record import Record
+from quant.rows import Case, Row
+from quant.sequences import Column, values_of
+
+__all__ = ["DERIVED", "Given", "Models", "alike", "evaluated", "made_of", "paired", "records_of"]
+
+DERIVED = "weights on their grid"  # Record.variant of an FP32 model that is the simulation without its quantizers
+
+Progress = isolate.Progress
+
+
+@dataclass(frozen=True)
+class Given:
+    """What somebody brings.
+
+    `model` is fake-quantized, or FP32 and then calibrated; `quantized` says which it should be, None: either. `fp32` is
+    beside a fake-quantized one, `int8` is measured as it is. `data` and `labels` are what the models are tested on,
+    `calibration` is in the same format, by default the one that suffixes tell. `apart`: whether it is known already
+    that these share no sample.
+    """
+
+    name: str  # of the directory in the cache
+    model: Path
+    data: Path
+    quantized: bool | None = None
+    fp32: Path | None = None
+    int8: Path | None = None
+    format: str | None = None
+    labels: Path | None = None
+    calibration: Path | None = None
+    apart: bool = False
+    algo: str = "mse"
+    ops_to_quantize: tuple[str, ...] = ()
+    op_ids_to_skip: tuple[int, ...] = ()
+
+    @property
+    def calibrated(self) -> Path | None:
+        """The data to calibrate with, where that may be needed."""
+        return None if self.quantized or self.int8 else self.calibration
+
+
+@dataclass(frozen=True)
+class Models:
+    """The model directories that are measured. `derived`: FP32 is the simulation without its quantizers.
+
+    `quant` is None where INT8 was given, and no simulation of it.
+    """
+
+    fp32: Path
+    quant: Path | None
+    int8: Path
+    derived: bool
+    weights: str  # "7bit", or "" for 8
+
+
+def made_of(given: Given, *, isa: str | None = None, progress: Progress | None = None) -> Models:
+    """FP32, simulation and INT8 of a model.
+
+    Raises DataError for a model that isn't fake-quantized when there is no data to calibrate it with, or when that
+    isn't apart from the test data; ModelError for one that isn't what it was given as.
+    """
+    levels, fresh = pipeline.weight_levels(isa), False
+    files = [file for place in (given.model, given.fp32) if place for file in _files(place)]
+    if given.calibrated and given.calibrated.exists():
+        files += files_behind(given.calibrated, given.format).values()
+
+    def build(staging: Path) -> None:
+        nonlocal fresh
+        split = {"model": str(given.model), "output": str(staging), "fp32": given.fp32 and str(given.fp32)}
+        about = isolate.call("quant.zoo_jobs:split", split, progress=progress)
+        _check_kind(given, about["quantized"])
+        if given.int8 is None:
+            with _named(staging, given.model):
+                if not about["quantized"]:
+                    fresh = True
+                    _calibrate(given, staging / "fp32", staging / "simulation", levels, progress)
+                source = _first(staging / "rounded", staging / "simulation", given.model)
+                arguments = {"quant_model_path": str(source), "output": str(staging / "int8"), **_chosen(given)}
+                about["coverage"] = isolate.call("quant.jobs:convert_model", arguments, progress=progress)
+        (staging / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+    settings = [str(levels), given.algo, str(given.format), json.dumps(_chosen(given)), str(given.int8 is None)]
+    parts = [part for file in files for part in (file.name, file)]
+    made = cached(given.name, [*pipeline.sources(), *settings, *parts], build)
+    quantized = json.loads((made / "about.json").read_text(encoding="utf-8"))["quantized"]
+    calibrated = not quantized and given.int8 is None
+    if calibrated and not fresh:
+        _check_apart(given, made / "fp32")  # the test data may be other ones than when it was calibrated
+    return Models(
+        fp32=made / "fp32",
+        quant=_first(made / "simulation", given.model) if quantized or calibrated else None,
+        int8=given.int8 or made / "int8",
+        derived=quantized and given.fp32 is None,
+        weights="7bit" if calibrated and levels == REDUCED else "",
+    )
+
+
+def _check_kind(given: Given, quantized: bool) -> None:
+    if given.quantized is True and not quantized:
+        raise ModelError(f"{given.model}: should be a fake-quantized model, but has no quantizers")
+    if given.quantized is False and quantized:
+        raise ModelError(f"{given.model}: should be an FP32 model, but has quantizers")
+
+
+def _chosen(given: Given) -> dict[str, Any]:
+    """Which ops are quantized. Op ids are the same in a model and its simulation."""
+    return {"ops_to_quantize": list(given.ops_to_quantize), "op_ids_to_skip": list(given.op_ids_to_skip)}
+
+
+def _first(*places: Path) -> Path:
+    """The first that exists."""
+    return next(place for place in places if place.exists())
+
+
+def _files(place: Path) -> list[Path]:
+    """The files of a directory; none where nothing is."""
+    return sorted(path for path in place.rglob("*") if path.is_file())
+
+
+def _calibrate(given: Given, fp32: Path, output: Path, levels: int, progress: Progress | None) -> None:
+    if given.calibration is None or not given.calibration.exists():
+        raise DataError(
+            f"{given.model}: isn't fake-quantized, and there is no data to calibrate it with, apart from the test "
+            f"data: {given.calibration} (format {given.format})"
+        )
+    _check_apart(given, fp32)
+    arguments = {
+        "model": str(fp32),
+        "data": str(given.calibration),
+        "output": str(output),
+        "algo": given.algo,
+        "weight_levels": levels,
+        "format": given.format,
+        **_chosen(given),
+    }
+    isolate.call("quant.jobs:ptq", arguments, threads=cpu.cores(), progress=progress)
+
+
+def _check_apart(given: Given, model: Path) -> None:
+    if given.apart:
+        return
+    arguments = {
+        "model": str(model),
+        "calibration": str(given.calibration),
+        "data": str(given.data),
+        "format": given.format,
+        "labels": given.labels and str(given.labels),
+    }
+    isolate.call("quant.zoo_jobs:check_apart", arguments)
+
+
+@contextmanager
+def _named(staging: Path, model: Path) -> Iterator[None]:
+    """Errors about what was made on the way name the model that was given instead."""
+    try:
+        yield
+    except QuantError as error:
+        raise type(error)(re.sub(rf"{re.escape(str(staging))}/\w+", str(model), str(error))) from error
+
+
+# --- measuring
+
+
+def evaluated(
+    models: Models,
+    precisions: Sequence[str],
+    data: Path,
+    *,
+    format: str | None = None,
+    labels: Path | None = None,
+    isa: str | None = None,
+    batch_size: int = 50,
+    batch_num: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, pipeline.Evaluated]:
+    """Precision -> a model's run over labelled data, on all cores; parts of earlier runs count (quant.outcomes)."""
+    places = {"fp32": models.fp32, "quant": models.quant, "int8": models.int8, "bf16": models.fp32}
+    runs = pipeline.evaluate(
+        [{"model": str(places[precision]), "precision": precision} for precision in precisions],
+        data,
+        format=format,
+        labels=labels,
+        isa=isa,
+        batch_size=batch_size,
+        threads=cpu.cores(),
+        batch_num=batch_num,
+        store=Store(default_root()),
+        progress=progress,
+    )
+    return dict(zip(precisions, runs, strict=True))
+
+
+def alike(runs: Mapping[str, pipeline.Evaluated], told: Mapping[str, Path]) -> None:
+    """Raise ModelError unless FP32 and INT8 give out the same kinds of answers; they may be of different origin.
+
+    `told`: precision -> what each was given as.
+    """
+    kinds = {precision: [_kind(column) for column in runs[precision].outputs] for precision in ("fp32", "int8")}
+    if kinds["fp32"] != kinds["int8"]:
+        fp32, int8 = (", ".join(kinds[precision]) for precision in ("fp32", "int8"))
+        raise ModelError(f"{told['fp32']}: gives out {fp32}, but {told['int8']} {int8}: another model?")
+
+
+def _kind(column: Column) -> str:
+    """A column's type and shape without what depends on the sample: decoded sequences differ in length."""
+    values = values_of(column)
+    return f"{values.dtype}{list(values.shape[1:])}"
+
+
+def records_of(
+    row: Row,
+    models: Models,
+    runs: Mapping[str, pipeline.Evaluated],
+    metrics: Sequence[str],
+    *,
+    isa: str | None = None,
+    fp32_variant: str = "",
+    **more: Any,
+) -> list[Record]:
+    """What `evaluated` gave, INT8 against FP32 and its simulation; `more`: other fields of the records."""
+    found = []
+    for precision, run in runs.items():
+        against = {"int8": ("fp32", "quant"), "fp32": ()}.get(precision, ("fp32",))
+        references = {name: runs[name] for name in against if name in runs}
+        variant = {"fp32": DERIVED if models.derived else fp32_variant, "bf16": ""}.get(precision, models.weights)
+        record = pipeline.record_of(row, cpu.tier_of(isa), run, references, metrics, variant)
+        found.append(replace(record, threads=cpu.cores(), **more))
+    return found
+
+
+def paired(
+    row: Row,
+    models: Models,
+    case: Case,
+    *,
+    isa: str | None = None,
+    threads: int = 1,
+    budget_s: float = 2.5,
+    progress: Progress | None = None,
+    **feed: Any,
+) -> list[Record]:
+    """FP32 (its fastest variant) and INT8 records, measured in pairs; `feed`: see quant.timing.Feed."""
+    contenders = [pipeline.fp32_variants(models.fp32), [{"model": str(models.int8), "precision": "int8"}]]
+    found = pipeline.bench(
+        contenders, isa=isa, threads=threads, batch=case.batch, budget_s=budget_s, progress=progress, **feed
+    )
+    return pipeline.timed_records(row.name, found, case, cpu.tier_of(isa), threads)
