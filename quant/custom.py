@@ -5,13 +5,13 @@ import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from quant.errors import OptionError, QuantError
 
-__all__ = ["calling", "function_of", "importable", "is_function_name", "source_of"]
+__all__ = ["calling", "check_name", "function_of", "importable", "is_function_name", "source_of"]
 
 _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 _NAME = re.compile(f"{_DOTTED}:{_DOTTED}")
@@ -20,6 +20,12 @@ _NAME = re.compile(f"{_DOTTED}:{_DOTTED}")
 def is_function_name(name: str) -> bool:
     """Whether a name has the shape "package.module:function"."""
     return bool(_NAME.fullmatch(name))
+
+
+def check_name(name: str) -> None:
+    """Raise OptionError for a name of another shape."""
+    if not is_function_name(name):
+        raise OptionError(f"{name!r} doesn't name a function: package.module:function")
 
 
 def importable(directory: Path) -> None:
@@ -31,31 +37,47 @@ def importable(directory: Path) -> None:
 
 @contextmanager
 def calling(name: str) -> Iterator[None]:
-    """What a user's function raises, as one line that names the function, the exception and its message."""
+    """What a user's function raises becomes one line with its name, the exception and its message.
+
+    What it prints goes to stderr: stdout is for results.
+    """
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     except QuantError:
         raise
-    except Exception as error:
-        raise OptionError(f"{name} raised {type(error).__name__}: {' '.join(str(error).split())}") from error
+    except (Exception, SystemExit) as error:
+        raise OptionError(f"{name} raised {_told(error)}") from error
+
+
+def _told(error: BaseException) -> str:
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def function_of(name: str) -> Callable[..., Any]:
     """The function of that name, imported. Raises OptionError, in one line, when there is none."""
-    if not is_function_name(name):
-        raise OptionError(f"{name!r} doesn't name a function: package.module:function")
-    with calling(name):
-        found = pkgutil.resolve_name(name)
+    check_name(name)
+    try:
+        with redirect_stdout(sys.stderr):
+            found = pkgutil.resolve_name(name)
+    except (Exception, SystemExit) as error:
+        raise OptionError(f"{name} can't be imported: {_told(error)}") from error
     if not callable(found):
         raise OptionError(f"{name} is no function, but {type(found).__name__}")
     return found  # type: ignore[no-any-return]
 
 
-def source_of(name: str) -> Path | None:
-    """The source file of a function's module; None when it has none. Imports at most the packages above it."""
+def source_of(name: str) -> Path:
+    """The file of a function's module. Of all modules, only packages above it are imported. Raises OptionError."""
+    check_name(name)
     try:
-        spec = importlib.util.find_spec(name.partition(":")[0])
-    except (ImportError, ValueError):
-        return None
-    place = None if spec is None or spec.origin is None else Path(spec.origin)
-    return place if place is not None and place.is_file() else None
+        with redirect_stdout(sys.stderr):
+            spec = importlib.util.find_spec(name.partition(":")[0])
+    except (Exception, SystemExit) as error:
+        raise OptionError(f"{name} can't be imported: {_told(error)}") from error
+    if spec is None:
+        raise OptionError(f"{name} can't be imported: there is no module {name.partition(':')[0]!r}")
+    if spec.origin is None or not Path(spec.origin).is_file():
+        raise OptionError(f"{name}: its module has no file, by which results could be known again")
+    return Path(spec.origin)

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from quant.errors import check_choice
+from quant import custom
+from quant.errors import OptionError, check_choice
 from quant.sequences import Column, Ragged, values_of
 
 __all__ = [
@@ -32,8 +33,9 @@ __all__ = [
     "verdict",
 ]
 
-Counts = NDArray[np.int64]
+Counts = NDArray[Any]  # int64; float64 of a user's own metric
 _RESAMPLES, _BLOCK = 4000, 100
+_ROUNDING = 1e-6  # by which float32 may take a share beyond 1
 _BEYOND = 10  # resamples beyond an end of an interval, below which the percentile is too coarse
 
 
@@ -66,8 +68,8 @@ def _top(count: int) -> Callable[[Sequence[Column], Column], Counts]:
     def counts(outputs: Sequence[Column], labels: Column) -> Counts:
         """scores [N, classes], labels [N] -> (hit, 1). Ties go to the lower class, as argmax does."""
         scores = _scores(outputs[0])
-        if isinstance(labels, Ragged):
-            raise ValueError("labels are sequences")
+        if isinstance(labels, Ragged) or labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise ValueError("labels aren't one class a sample")
         order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
         hits = (order == labels[:, None]).any(1)
         return np.stack([hits, np.ones(len(hits))], 1).astype(np.int64)
@@ -163,8 +165,43 @@ METRICS: dict[str, Metric] = {
 }
 
 
+def _own(name: str) -> Metric:
+    """A user's function "module:function" as a metric. It is imported when it first counts.
+
+    f(outputs, labels) -> what each sample scores, [N], in 0..1; or [N, 2], whose sums are the score's numerator and
+    denominator. The sums alone make the score, so what was counted is scored without the function.
+    """
+
+    def counts(outputs: Sequence[Column], labels: Column) -> Counts:
+        function = custom.function_of(name)
+        with custom.calling(name):
+            found = np.asarray(function(list(outputs), labels))
+        if found.dtype.kind not in "biuf" or found.shape not in ((len(labels),), (len(labels), 2)):
+            raise OptionError(
+                f"{name} gave {found.dtype}{list(found.shape)} for {len(labels)} samples; a metric gives numbers "
+                f"[{len(labels)}], or [{len(labels)}, 2] of (numerator, denominator)"
+            )
+        pairs = found if found.ndim == 2 else np.stack([found, np.ones(len(found), found.dtype)], 1)
+        pairs = pairs.astype(np.float64 if found.dtype.kind == "f" else np.int64)
+        outside = ~((pairs[:, 0] >= 0) & (pairs[:, 0] <= pairs[:, 1] * (1 + _ROUNDING)) & np.isfinite(pairs[:, 1]))
+        if outside.any():
+            sample = int(np.argmax(outside))
+            told = found[sample].tolist()
+            raise OptionError(f"{name} gave {told} for sample {sample}; what a sample scores lies in 0..1")
+        return pairs
+
+    def score(sums: NDArray[Any]) -> NDArray[np.float64]:
+        rest = sums[..., 1]
+        return np.asarray(sums[..., 0] / np.where(rest > 0, rest, 1))
+
+    return Metric(f"by {name}", counts, score)
+
+
 def metric_of(name: str) -> Metric:
-    """The metric of that name. Raises OptionError with the nearest name."""
+    """The metric of that name, a key of METRICS or a user's "module:function". Raises OptionError with the nearest."""
+    if ":" in name:
+        custom.check_name(name)
+        return _own(name)
     check_choice("metric", name, METRICS)
     return METRICS[name]
 
@@ -225,10 +262,15 @@ def paired(before: Counts, after: Counts, metric: str = "top1", confidence: floa
     """
     if before.shape != after.shape or not before.size:
         raise ValueError(f"paired outcomes of different or no samples: {before.shape} and {after.shape}")
-    if before.shape[1] == 2 and np.array_equal(before[:, 1], after[:, 1]) and before[:, 1].max() <= 1:
+    if before.shape[1] == 2 and np.array_equal(before[:, 1], after[:, 1]) and _only_hits(before) and _only_hits(after):
         counted = before[:, 1] == 1
         return _paired_hits(before[counted, 0] == 1, after[counted, 0] == 1, confidence)
     return _paired_counts(before, after, metric_of(metric).score, confidence)
+
+
+def _only_hits(counts: Counts) -> bool:
+    """Whether each sample adds (0 or 1, 0 or 1)."""
+    return bool(np.isin(counts, (0, 1)).all())
 
 
 def _paired_counts(

@@ -58,8 +58,8 @@ _RACY_NS = 2_000_000_000  # a file that changed this recently may change again w
 _CHUNK = 1 << 22
 # The modules that decide what is put out. A checkout changes without a new version; an installed package doesn't.
 _DECIDING = (
-    *("direct", "direct_ops", "evaluation", "formats", "graph", "onednn", "outcomes", "predictor", "profile"),
-    *("readers", "sequences", "workspace"),
+    *("custom", "direct", "direct_ops", "evaluation", "formats", "graph", "onednn", "outcomes", "predictor", "profile"),
+    *("own_data", "readers", "sequences", "workspace"),
 )
 
 

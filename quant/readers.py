@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from quant import custom
 from quant.errors import DataError
 from quant.formats import labels_beside, read_handwriting, read_lac, read_lac_bin, read_pairs
+from quant.own_data import check_fit, read_own
 from quant.sequences import Array, Column, Dataset, Padded, Ragged, Signature, staged, values_of
 
 __all__ = [
@@ -89,14 +91,18 @@ def open_data(
     *,
     scored: bool = True,
 ) -> Dataset:
-    """Open a data file for a model: as `format`, a key of FORMATS, or as its suffix tells.
+    """Open a data file for a model: as `format`, a key of FORMATS or a user's reader, or as its suffix tells.
 
     `labels` is a file of labels, for the format that doesn't carry its own (pairs); when the data is to be `scored`, a
     file beside it is looked for. Raises DataError naming the file and what is wrong.
     """
-    if not path.is_file():
+    own = format is not None and ":" in format
+    if not (path.exists() if own else path.is_file()):
         raise DataError(f"{path}: no such data file")
     name = format_of(path, format)
+    if own:
+        _no_label_file(path, labels)
+        return read_own(path, signature, name)
     _, read = FORMATS[name]
     if name == "pairs" and scored and labels is None:
         labels = labels_beside(path)
@@ -104,7 +110,13 @@ def open_data(
 
 
 def format_of(path: Path, format: str | None = None) -> str:
-    """The name of a file's format: `format` itself, or what the suffix tells. DataError when it isn't a known one."""
+    """The name of a file's format: `format` itself, or what the suffix tells. DataError when it isn't a known one.
+
+    A user's own reader is a format too: "module:function".
+    """
+    if format is not None and ":" in format:
+        custom.check_name(format)
+        return format
     name = _SUFFIXES.get(path.suffix) if format is None else format
     if name is None or name not in FORMATS:
         shown = path.suffix if format is None else format
@@ -115,9 +127,15 @@ def format_of(path: Path, format: str | None = None) -> str:
 def files_behind(path: Path, format: str | None = None, labels: Path | None = None) -> dict[str, Path]:
     """Every file that scored data is read from: role -> file. Beside the data itself those that are there.
 
+    With a user's own reader also the file of its module; and where the data is a directory, all files in it.
     Raises DataError for a label file that the format has no use for.
     """
     name = format_of(path, format)
+    if ":" in name:
+        _no_label_file(path, labels)
+        inside = sorted(file for file in path.rglob("*") if file.is_file())
+        data = {f"data/{file.relative_to(path)}": file for file in inside} if path.is_dir() else {"data": path}
+        return {**data, "reader": custom.source_of(name)}
     beside: dict[str, Path | None] = {}
     if name == "pairs":
         beside = {"labels": labels_beside(path) if labels is None else labels}
@@ -194,17 +212,10 @@ def read_npz(path: Path, signature: Signature) -> Dataset:
     except (OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
         raise DataError(f"{path}: not an .npz file, or damaged") from error
     labels = arrays.pop("label", None)
-    for name, (shape, dtype) in signature.items():
+    for name, wanted in signature.items():
         if name not in arrays:
             raise DataError(f"{path}: no array for the model's input {name!r}; it has {sorted(arrays)}")
-        array = arrays[name]
-        if str(array.dtype) != dtype:
-            raise DataError(f"{path}: array {name!r} is {array.dtype}, but the model reads {dtype}")
-        fits = array.ndim == len(shape) + 1 and all(w in (-1, g) for w, g in zip(shape, array.shape[1:], strict=True))
-        if not fits:
-            raise DataError(
-                f"{path}: array {name!r} holds samples of {list(array.shape[1:])}, the model reads {list(shape)}"
-            )
+        check_fit(path, name, arrays[name], *wanted)
     chosen = {name: arrays[name] for name in signature}
     lengths = {len(array) for array in chosen.values()} | (
         {len(labels)} if labels is not None and labels.ndim else set()
@@ -219,12 +230,15 @@ def read_npz(path: Path, signature: Signature) -> Dataset:
 def check_labels(data: Dataset, classes: int) -> Column:
     """The labels, in memory. Raises DataError when there are none, or one lies outside 0..classes-1.
 
+    Real numbers, and several numbers a sample, are no classes: a user's own metric knows what they are.
     The message counts samples from 0, and the records of sequences, as their readers do, from 1.
     """
     if data.labels is None:
         raise DataError(f"{data.path}: has no labels (an array named 'label', or a label file given with --labels)")
     labels = data.labels
     values = values_of(labels)
+    if values.dtype.kind not in "iu" or values.ndim > 1:
+        return labels if isinstance(labels, Ragged) else values
     bad = np.flatnonzero((values < 0) | (values >= classes))
     if bad.size:
         place = f"record {labels.record(bad[0])}" if isinstance(labels, Ragged) else f"sample {bad[0]}"

@@ -31,6 +31,7 @@ from quant.cli.shared import (
     executor_of,
     listed,
     out,
+    own_function,
     precision_of,
     print_json,
     shapes_of,
@@ -38,7 +39,7 @@ from quant.cli.shared import (
 )
 from quant.cluster import Cluster
 from quant.collect import Sequential
-from quant.errors import OptionError, OutputError, check_choice
+from quant.errors import OptionError, OutputError
 from quant.outcomes import Store, default_root
 from quant.readers import format_of
 from quant.rows import Case
@@ -54,7 +55,12 @@ def eval_command(
     data: Data,
     precision: Annotated[str, typer.Option(help="fp32, quant, int8 or bf16.")] = "fp32",
     metric: Annotated[
-        str, typer.Option(help=f"Comma-separated, of {', '.join(metrics.METRICS)}; default: those usual for the data.")
+        str,
+        typer.Option(
+            help=f"Comma-separated, of {', '.join(metrics.METRICS)}, or module:function; default: those usual for the "
+            "data.",
+            callback=own_function,
+        ),
     ] = "",
     format: Format = None,
     labels: Labels = None,
@@ -142,14 +148,19 @@ def _print_stored(results: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _metrics(text: str, data: Path, format: str | None) -> list[str]:
-    names = listed(text) or list(metrics.USUAL[format_of(data, format)])
+    names = listed(text)
     for name in names:
-        check_choice("metric", name, metrics.METRICS)
-    return names
+        metrics.metric_of(name)
+    if names:
+        return names
+    known = format_of(data, format)
+    if known not in metrics.USUAL:
+        raise OptionError(f"--format {known}: data of a reader's own has no usual metric; name one with --metric")
+    return list(metrics.USUAL[known])
 
 
-def _score(counts: NDArray[np.int64], metric: str) -> float:
-    return float(metrics.METRICS[metric].score(counts.sum(0)))
+def _score(counts: NDArray[Any], metric: str) -> float:
+    return float(metrics.metric_of(metric).score(counts.sum(0)))
 
 
 def _flat(outputs: Mapping[str, Column]) -> dict[str, Any]:
@@ -184,7 +195,9 @@ def compare(
     acc_diff_threshold: Annotated[
         float, typer.Option(min=0.0, help="Largest accepted drop of the metric, 0.01 is one point.")
     ] = 0.01,
-    metric: Annotated[str, typer.Option(help="What is compared; default: the first usual one for the data.")] = "",
+    metric: Annotated[
+        str, typer.Option(help="What is compared; default: the first usual one for the data.", callback=own_function)
+    ] = "",
     format: Format = None,
     labels: Labels = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 50,

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from quant import cpu, isolate
+from quant import cpu, custom, isolate
 from quant.errors import OptionError, check_choice
 from quant.readers import FORMATS
 
@@ -46,6 +46,7 @@ __all__ = [
     "ids",
     "listed",
     "out",
+    "own_function",
     "precision_of",
     "print_json",
     "shapes_of",
@@ -55,6 +56,14 @@ __all__ = [
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+
+
+def own_function(text: str | None) -> str | None:
+    """An option that may name functions of the user's: then modules in the working directory can be imported."""
+    if text and ":" in text:
+        custom.importable(Path.cwd())
+    return text
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 Executor = Annotated[
@@ -71,7 +80,12 @@ Threads = Annotated[int, typer.Option(min=1, help="Threads of one run.")]
 Model = Annotated[Path, typer.Option("--model", help="Model directory.")]
 Data = Annotated[Path, typer.Option(help="Labelled data in one of the formats of --format.")]
 Format = Annotated[
-    str | None, typer.Option("--format", help=f"{', '.join(FORMATS)}; default: what the file's suffix tells.")
+    str | None,
+    typer.Option(
+        "--format",
+        help=f"{', '.join(FORMATS)}, or your own reader as module:function; default: what the file's suffix tells.",
+        callback=own_function,
+    ),
 ]
 Labels = Annotated[Path | None, typer.Option(help="File of labels, for data without them (pairs).")]
 BatchNum = Annotated[int | None, typer.Option(min=1, help="Use only this many batches.")]
