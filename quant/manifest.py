@@ -42,9 +42,9 @@ class Entry:
     `fp32`, `quant`, `int8`: model directories, None where not given. `format`: a key of readers.FORMATS, or a user's
     reader as "module:function", or None: as the suffix of `data` tells. `calibration` is there when neither `quant` nor
     `int8` is. `metrics`: keys of metrics.METRICS or "module:function"; the first is the model's own. `precisions`: in
-    the order of PRECISIONS; "int8" and a reference are among them. `max_drop`: metric -> accepted loss, 0.01 is one
-    point, the model's own metric first. `speedup`: tier -> the least FP32 / INT8. `threads`, `batch_sizes`: of the
-    timed cases; `batch_size`: of the evaluation. `line`: of the manifest, where the entry begins.
+    the order of PRECISIONS; "fp32" and "int8" are among them, which are compared. `max_drop`: metric -> accepted loss,
+    0.01 is one point, the model's own metric first. `speedup`: tier -> the least FP32 / INT8. `threads`, `batch_sizes`:
+    of the timed cases; `batch_size`: of the evaluation. `line`: of the manifest, where the entry begins.
     """
 
     name: str
@@ -457,8 +457,9 @@ class _Whole:
         keys = self.keys
         made = keys.fp32 is not None and keys.calibration is not None
         quant = keys.quant is not None or (keys.int8 is None and made)
-        have = {"fp32": keys.fp32 is not None, "quant": quant, "int8": quant or keys.int8 is not None}
-        return tuple(name for name in PRECISIONS if have.get(name, keys.fp32 is not None))
+        fp32 = keys.fp32 is not None or keys.quant is not None  # a simulation without its quantizers is FP32
+        have = {"fp32": fp32, "quant": quant, "int8": quant or keys.int8 is not None, "bf16": fp32}
+        return tuple(name for name in PRECISIONS if have[name])
 
     def _sources(self) -> Iterator[tuple[Location, str]]:
         keys, available = self.keys, self._available()
@@ -466,14 +467,14 @@ class _Whole:
             yield (), "no model directory: one of the keys fp32, quant, int8 is required"
         elif "int8" not in available:
             yield ("fp32",), "nothing to make INT8 from: one of the keys calibration, quant, int8 is required"
-        elif not {"fp32", "quant"} & set(available):
+        elif "fp32" not in available:
             yield ("int8",), "nothing to compare INT8 with: one of the keys fp32, quant is required"
         elif keys.precisions is not None:
             for name in keys.precisions:
                 if name not in available:
                     yield ("precisions",), f"{name!r} can't be had of what is given: {', '.join(available)}"
-            if "int8" not in keys.precisions or not {"fp32", "quant"} & set(keys.precisions):
-                yield ("precisions",), "'int8' must be among them, and 'fp32' or 'quant' to compare it with"
+            if not {"fp32", "int8"} <= set(keys.precisions):
+                yield ("precisions",), "'fp32' and 'int8' must be among them: they are compared"
         if keys.int8 is not None:
             for key in ("ops_to_quantize", "op_ids_to_skip", "algo"):
                 if key in self.given:

@@ -22,7 +22,7 @@ FLOORS = {
     "manifest": 3, "preprocess": 3, "registry": 3, "zoo": 3, "fetch": 3,
     "optimise": 4, "op_costs": 4, "decisions": 5,
     "models": 4, "manifest_suite": 4, "benchmark_files": 5,
-    "zoo_jobs": 4, "zoo_suite": 4, "jobs": 4, "evaluation": 4, "collect": 4, "cluster": 4, "pipeline": 4, "isolate": 4,
+    "data_check": 4, "zoo_jobs": 4, "zoo_suite": 4, "jobs": 4, "evaluation": 4, "collect": 4, "cluster": 4, "pipeline": 4, "isolate": 4,
     "timing": 4, "turns": 4, "instances": 4, "ratios": 4,
     "report": 5, "zoo_report": 5, "history": 5, "gate": 5, "gating": 4, "gate_report": 5,
     "cli": 6, "plugin": 6, "__main__": 6, "__init__": 6,
