@@ -18,7 +18,7 @@ from quant.record import Record
 from quant.rows import Case, Row
 from quant.sequences import Column, values_of
 
-__all__ = ["DERIVED", "Given", "Models", "alike", "evaluated", "made_of", "paired", "records_of"]
+__all__ = ["DERIVED", "Given", "Models", "alike", "evaluated", "made_of", "naming", "paired", "records_of"]
 
 DERIVED = "weights on their grid"  # Record.variant of an FP32 model that is the simulation without its quantizers
 
@@ -86,7 +86,7 @@ def made_of(given: Given, *, isa: str | None = None, progress: Progress | None =
         about = isolate.call("quant.zoo_jobs:split", split, progress=progress)
         _check_kind(given, about["quantized"])
         if given.int8 is None:
-            with _named(staging, given.model):
+            with naming({staging / name: str(given.model) for name in ("fp32", "rounded", "simulation")}):
                 if not about["quantized"]:
                     fresh = True
                     _calibrate(given, staging / "fp32", staging / "simulation", levels, progress)
@@ -95,9 +95,9 @@ def made_of(given: Given, *, isa: str | None = None, progress: Progress | None =
                 about["coverage"] = isolate.call("quant.jobs:convert_model", arguments, progress=progress)
         (staging / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
 
-    settings = [str(levels), given.algo, str(given.format), json.dumps(_chosen(given)), str(given.int8 is None)]
+    settings = [levels, given.quantized, given.int8 is None, given.algo, given.format, _chosen(given)]
     parts = [part for file in files for part in (file.name, file)]
-    made = cached(given.name, [*pipeline.sources(), *settings, *parts], build)
+    made = cached(given.name, [*pipeline.sources(), json.dumps(settings), *parts], build)
     quantized = json.loads((made / "about.json").read_text(encoding="utf-8"))["quantized"]
     calibrated = not quantized and given.int8 is None
     if calibrated and not fresh:
@@ -162,16 +162,19 @@ def _check_apart(given: Given, model: Path) -> None:
         "format": given.format,
         "labels": given.labels and str(given.labels),
     }
-    isolate.call("quant.zoo_jobs:check_apart", arguments)
+    isolate.call("quant.data_check:check_data", arguments)
 
 
 @contextmanager
-def _named(staging: Path, model: Path) -> Iterator[None]:
-    """Errors about what was made on the way name the model that was given instead."""
+def naming(made: Mapping[Path, str]) -> Iterator[None]:
+    """Errors about what was made on the way name what it was made of instead; `made`: place -> that."""
     try:
         yield
     except QuantError as error:
-        raise type(error)(re.sub(rf"{re.escape(str(staging))}/\w+", str(model), str(error))) from error
+        message = str(error)
+        for place, source in made.items():
+            message = source.join(re.split(rf"{re.escape(str(place))}(?!\w)", message))
+        raise type(error)(message) from error
 
 
 # --- measuring

@@ -41,6 +41,9 @@ __all__ = [
 
 
 _SHARES = (0.5, 0.9, 0.99)
+_GENERATED = (
+    "Full size, generated weights and input; GRU and LSTM: trained weights, over test samples of unequal lengths."
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,9 @@ class Comparison:
         if self.first and self.fp32.score(self.metric) < row.floor:
             found.append(f"FP32 {self.fp32.score(self.metric):.2%} is below its floor {row.floor:.0%}")
         share, due = self.int8.int8_share or 0, row.int8_share_due(self.int8.variant)
-        if self.first and share < due:
+        if self.first and not share:
+            found.append("not one INT8 kernel ran")
+        elif self.first and share < due:
             found.append(f"INT8 share {share:.1%}, expected {due:.0%}")
         return found
 
@@ -218,8 +223,8 @@ def accuracy_table(records: Sequence[Record], known: Mapping[str, Row]) -> Table
     )
 
 
-def speed_table(records: Sequence[Record], known: Mapping[str, Row]) -> Table:
-    """`known`: the rows by name."""
+def speed_table(records: Sequence[Record], known: Mapping[str, Row], fed: str = _GENERATED) -> Table:
+    """`known`: the rows by name; `fed`: what the models were timed on."""
     rows = []
     for pair in pairs(records, known):
         fp32_ms, int8_ms = (1e3 * float(np.median(record.latency_s)) for record in (pair.fp32, pair.int8))
@@ -243,7 +248,7 @@ def speed_table(records: Sequence[Record], known: Mapping[str, Row]) -> Table:
             )
         )
     return Table(
-        "Speed (full size)",
+        "Speed",
         (
             "Model",
             "ISA",
@@ -263,9 +268,8 @@ def speed_table(records: Sequence[Record], known: Mapping[str, Row]) -> Table:
         ),
         tuple(rows),
         "ms a batch, medians; ratio: median of alternating rounds with a bootstrap interval. FP32 is the fastest "
-        "variant found. Generated weights and input; GRU and LSTM: trained weights, over test samples of unequal "
-        "lengths. Seeds: their ratio on a Xeon Gold 6271, one core, and whether ours is at or above it. Due: the row's "
-        "floor for the tier at one thread.",
+        f"variant found. {fed} Seeds: their ratio on a Xeon Gold 6271, one core, and whether ours is at or above it. "
+        "Due: the row's floor for the tier and the threads.",
     )
 
 

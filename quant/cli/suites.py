@@ -2,16 +2,23 @@
 
 import shlex
 import sys
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from quant import cpu, history, pipeline, registry, report, zoo_report, zoo_suite
+from quant import cpu, history, manifest, manifest_suite, pipeline, registry, report, zoo_report, zoo_suite
 from quant.cli.shared import HistoryDir, Json, app, bar, err, out, print_json, warn_below_avx512
+from quant.errors import OptionError, check_choice
+from quant.isolate import Progress
+from quant.manifest import Entry
 from quant.places import writable_dir, write_text
 from quant.record import Machine, Record
+from quant.registry import ModelSpec
+from quant.rows import Row
 from quant.surroundings import Watch
 
 __all__ = ["cpu_command", "models_command", "suite"]
@@ -39,21 +46,97 @@ def models_command() -> None:
         out.print(f"{spec.name:14} {spec.title:14} drop at most {limits}")
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What a suite found, and what it is judged to be."""
+
+    rows: Sequence[Row]
+    records: Sequence[Record]
+    tables: Sequence[report.Table]
+    missed: Sequence[str]
+    passed: bool
+    skipped: Sequence[str] = ()
+
+
+_Tell = Callable[[Record], None]
+
+
+def _embedded(specs: Sequence[ModelSpec], full: bool, tell: _Tell, progress: Progress) -> _Outcome:
+    exact, timed = pipeline.suite(specs, samples=50_000 if full else None, tell=tell, progress=progress)
+    return _judged(specs, exact, timed, report.speed_table(timed, registry.BY_NAME))
+
+
+def _judged(rows: Sequence[Row], exact: Sequence[Record], timed: Sequence[Record], speed: report.Table) -> _Outcome:
+    known = {row.name: row for row in rows}
+    return _Outcome(
+        rows,
+        [*exact, *timed],
+        [report.accuracy_table(exact, known), speed],
+        report.misses(exact, timed, known),
+        report.passed(exact, timed, known),
+    )
+
+
+def _published(directory: Path, specs: Sequence[ModelSpec], full: bool, tell: _Tell, progress: Progress) -> _Outcome:
+    found, lacks = zoo_suite.sort_out([spec.name for spec in specs], directory, progress)
+    exact, timed = zoo_suite.suite(found, full=full, tell=tell, progress=progress)
+    tables = zoo_report.tables(exact, timed, lacks, cpu.cores())
+    return _Outcome(specs, [*exact, *timed], tables, zoo_report.misses(exact, timed), zoo_report.passed(exact, timed))
+
+
+def _own(entries: Sequence[Entry], tell: _Tell, progress: Progress) -> _Outcome:
+    found = manifest_suite.suite(entries, tell=tell, progress=progress)
+    rows = [entry.row() for entry in entries]
+    fed = "On the first batches of each model's own data."
+    speed = report.speed_table(found.timed, {row.name: row for row in rows}, fed)
+    judged = _judged(rows, found.exact, found.timed, speed)
+    missed = [*judged.missed, *found.failed]
+    return replace(judged, missed=missed, passed=judged.passed and not found.failed, skipped=found.skipped)
+
+
+def _specs(names: Sequence[str]) -> list[ModelSpec]:
+    return [registry.find(name) for name in names] or list(registry.MODELS)
+
+
+def _entries(path: Path, names: Sequence[str]) -> list[Entry]:
+    """A manifest's entries, those of these names if there are any."""
+    found = manifest.read(path)
+    manifest.importable(found)
+    known = {entry.name: entry for entry in found.models}
+    for name in names:
+        check_choice(f"model in {path}", name, known)
+    return [known[name] for name in names] or list(found.models)
+
+
 @app.command()
 def suite(
     model: Annotated[list[str] | None, typer.Option("--model", help="Only these rows (repeatable).")] = None,
     zoo_dir: Annotated[
         Path | None, typer.Option("--zoo", help="Instead of the embedded models, those that `quant fetch` put there.")
     ] = None,
+    manifest_path: Annotated[
+        Path | None, typer.Option("--manifest", help="Instead of the embedded models, those that a quant.toml lists.")
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Accuracy on all the data there is: 50,000 images.")] = False,
     output_dir: Annotated[Path, typer.Option(help="Where report.md and report.json go.")] = Path("out"),
     history_dir: HistoryDir = history.DEFAULT,
 ) -> None:
-    """Accuracy and speed of every row on the embedded data, or of the published models; report.md and report.json."""
-    specs = [registry.find(name) for name in model] if model else list(registry.MODELS)
+    """Accuracy and speed of the embedded models, of published ones, or of one's own; report.md and report.json."""
+    if zoo_dir is not None and manifest_path is not None:
+        raise OptionError("give --zoo or --manifest, not both")
+    names, command = list(dict.fromkeys(model or [])), "quant suite"
+    measure: Callable[[_Tell, Progress], _Outcome]
+    if manifest_path is not None:
+        command += f" --manifest {shlex.quote(str(manifest_path))}"
+        measure = partial(_own, _entries(manifest_path, names))
+    elif zoo_dir is not None:
+        command += f" --zoo {shlex.quote(str(zoo_dir))}"
+        measure = partial(_published, zoo_dir, _specs(names), full)
+    else:
+        measure = partial(_embedded, _specs(names), full)
     writable_dir(output_dir)
     writable_dir(history_dir)
-    watch = Watch("suite", "quant suite" if zoo_dir is None else f"quant suite --zoo {shlex.quote(str(zoo_dir))}")
+    watch = Watch("suite", command)
     warn_below_avx512(None)
 
     def tell(record: Record) -> None:
@@ -62,23 +145,14 @@ def suite(
             err.print(f"{what}: {record.model} {record.precision} {record.isa} {record.threads} threads: measured")
 
     with bar() as progress:
-        if zoo_dir is None:
-            exact, timed = pipeline.suite(specs, samples=50_000 if full else None, tell=tell, progress=progress)
-            tables = [report.accuracy_table(exact, registry.BY_NAME), report.speed_table(timed, registry.BY_NAME)]
-            missed = report.misses(exact, timed, registry.BY_NAME)
-            passed = report.passed(exact, timed, registry.BY_NAME)
-        else:
-            found, lacks = zoo_suite.sort_out([spec.name for spec in specs], zoo_dir, progress)
-            exact, timed = zoo_suite.suite(found, full=full, tell=tell, progress=progress)
-            tables = zoo_report.tables(exact, timed, lacks, cpu.cores())
-            missed, passed = zoo_report.misses(exact, timed), zoo_report.passed(exact, timed)
-    for table in tables:
+        found = measure(tell, progress)
+    for table in found.tables:
         out.print(report.rich_table(table))
-    run = watch.run(specs, [*exact, *timed], missed=missed, passed=passed)
-    write_text(output_dir / "report.md", report.markdown(run.machine, tables, missed))
+    run = watch.run(found.rows, found.records, missed=found.missed, passed=found.passed)
+    write_text(output_dir / "report.md", report.markdown(run.machine, found.tables, found.missed))
     write_text(output_dir / "report.json", run.to_json())
     history.append(history_dir, run)
-    for line in (*report.skipped_tiers(run.machine), *(f"missed: {line}" for line in missed)):
+    for line in (*report.skipped_tiers(run.machine), *found.skipped, *(f"missed: {line}" for line in found.missed)):
         out.print(line)
-    if not passed:
+    if not found.passed:
         raise typer.Exit(1)
