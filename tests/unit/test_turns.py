@@ -4,17 +4,19 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from quant import cpu, instances, isolate, turns
+from quant import cpu, instances, isolate, pipeline, timing, turns
 from quant.errors import ChildError, DataError, OptionError
 from quant.graph import save_dir
 from quant.instances import percentile, work_done
 from quant.ratios import settled
 from quant.record import Record
 from quant.registry import BY_NAME
+from quant.rows import Case
 from tests.nets import Net
 
 HERE = "tests.unit.test_turns"
@@ -31,6 +33,19 @@ def collect() -> list[int]:
         found.append(request)
         isolate.report_event({"so far": sum(found)})
     return found
+
+
+def tell_who(contenders: list[list[Any]], threads: int, cpus: list[int], batch: int) -> None:
+    """As quant.timing.take_turns: takes the last variant, and for seconds the process's number."""
+    isolate.report_event({"runs": [contenders[0][-1]], "cost_s": 0.0})
+    for _ in isolate.requests():
+        isolate.report_event({"seconds": [float(os.getpid())]})
+
+
+def pinned(run: dict[str, Any], cpus: list[int]) -> list[list[int]]:
+    """Where all threads may run, after a model took its turns."""
+    timing.take_turns([[run]], threads=2, cpus=cpus, batch=4)
+    return [sorted(os.sched_getaffinity(int(task.name))) for task in Path("/proc/self/task").iterdir()]
 
 
 def where() -> list[int]:
@@ -101,9 +116,41 @@ def test_who_waits_takes_no_core(model: str) -> None:
     assert len(rounds) == 1 and rounds.pop() == len(waited) >= 8
 
 
-def test_everyone_comes_first_in_every_other_round() -> None:
+def test_everyone_comes_first_in_turn() -> None:
     assert [list(turns.in_turn(3, number)) for number in range(3)] == [[0, 1, 2], [1, 2, 0], [2, 0, 1]]
     assert [turns.rounds_in(2.0, cost_s) for cost_s in (0.001, 0.1, 100.0)] == [60, 20, 8]
+
+
+def test_each_round_has_new_processes_and_the_variant_that_was_the_fastest() -> None:
+    told = []
+    contenders = [[{"model": "a"}, {"model": "b"}], [{"model": "c"}]]
+    found = turns.in_fresh_processes(
+        contenders,
+        rounds=3,
+        laps=2,
+        job=f"{HERE}:tell_who",
+        progress=lambda *how: told.append(how),
+        batch=4,
+    )
+    assert [entry["run"]["model"] for entry in found] == ["b", "c"]  # the last of those that were given
+    pids = [entry["seconds"] for entry in found]
+    assert all(len(one) == 6 and one[0::2] == one[1::2] and len(set(one)) == 3 for one in pids)
+    assert len({*pids[0], *pids[1]}) == 6
+    assert told == [("processes", number, 3) for number in (1, 2, 3)]
+
+
+def test_all_threads_are_pinned_once_the_models_are_loaded(model: str) -> None:
+    run = {"model": model, "precision": "fp32", "executor": "paddle"}
+    records = pipeline.in_processes("row", [[run], [run]], {"batch": 4}, Case(4), rounds=2, laps=3)
+    fp32, int8 = records
+    assert (fp32.processes, int8.processes) == (2, 2)
+    assert len(fp32.latency_s) == len(int8.latency_s) == len(int8.twin_s) == 6
+    core = cpu.physical_cores()[:1]
+    with isolate.Child(f"{HERE}:pinned", {"run": run, "cpus": core}, threads=2) as child:
+        child.end_requests()
+        assert "event" in child.hear(120)
+        places = child.hear(120)["result"]
+    assert len(places) > 2 and all(place == core for place in places)
 
 
 def test_loading_is_timed_in_new_processes(model: str) -> None:
