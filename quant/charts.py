@@ -1,0 +1,247 @@
+"""Charts as SVG for HTML pages, drawn by matplotlib. Never runs a model.
+
+A chart is drawn in sentinel colours that become the page's CSS variables, so that one drawing serves light and dark.
+Its text is text, in the page's font. It says in words what it shows (`message`), for those who don't see it; marks
+differ in shape or hatching, not in colour alone.
+"""
+
+import io
+import math
+import re
+import textwrap
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+if TYPE_CHECKING:  # loaded where it draws: it takes half a second, which no other command should wait for
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Bar", "Trend", "bars", "figure", "plain", "styled", "svg", "trends"]
+
+# Sentinel colour -> what stands for it in the page's CSS.
+_THEME = {
+    "#010101": "var(--ink)",
+    "#020202": "var(--muted)",
+    "#030303": "var(--line)",
+    "#040404": "var(--panel)",
+    "#050505": "var(--accent)",
+    "#060606": "var(--accent-soft)",
+    "#070707": "var(--bad)",
+    "#080808": "var(--bad-soft)",
+}
+INK, MUTED, LINE, PANEL, ACCENT, ACCENT_SOFT, BAD, BAD_SOFT = _THEME
+_WIDTH = 4.2  # inches of 72 units: as wide as a phone, so that text there has about its nominal size
+_SIZE = 9.5
+_RC: Any = {  # rc_context's own type would need every key as a literal
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # names are users'
+    "font.size": _SIZE,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": LINE,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": INK,
+    "hatch.linewidth": 1.6,
+}
+_NAMESPACE = "{http://www.w3.org/2000/svg}"
+_XLINK = "{http://www.w3.org/1999/xlink}href"
+_NOT_IN_XML = re.compile("[^\\t\\n\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
+
+
+def plain(text: str, width: int, lines: int = 1) -> str:
+    """Text of unknown origin as a label: what XML can't hold is replaced, and what is too long is cut off."""
+    held = _NOT_IN_XML.sub("\ufffd", text)
+    return "\n".join(textwrap.wrap(held, width, max_lines=lines, placeholder=" …"))
+
+
+def figure(height: float) -> "tuple[Figure, Axes]":
+    """An empty figure as wide as all are, `height` in inches, and its axes; without a frame or background."""
+    from matplotlib.figure import Figure
+
+    found = Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="none")
+    axes = found.add_subplot(facecolor="none")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return found, axes
+
+
+def styled() -> Any:
+    """The context in which figures are made and written."""
+    import matplotlib
+
+    return matplotlib.rc_context(_RC)
+
+
+def svg(drawn: "Figure", name: str, message: str) -> str:
+    """A figure as an <svg> element. `name`: unique in the page, of letters and digits. The same figure, the same text.
+
+    The sizes are left to the page.
+    """
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # only measured with it, not drawn
+        drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    root = ElementTree.fromstring(buffer.getvalue())
+    for parent in root.iter():
+        for child in list(parent):
+            if child.tag.endswith("}metadata") or child.tag == f"{_NAMESPACE}style":
+                parent.remove(child)  # rules for "*" would hold for the whole page
+    for element in root.iter():
+        _adapt(element, name)
+    root.set("style", "stroke-linejoin: round; stroke-linecap: butt")
+    root.set("role", "img")
+    root.set("aria-labelledby", f"{name}-title")
+    for size in ("width", "height", "version"):
+        root.attrib.pop(size)
+    title = ElementTree.Element("title", {"id": f"{name}-title"})
+    title.text = _NOT_IN_XML.sub("\ufffd", message)
+    root.insert(0, title)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _adapt(element: ElementTree.Element, name: str) -> None:
+    """An SVG file's element -> one for a page that has several drawings: ids, colours, fonts."""
+    element.tag = element.tag.removeprefix(_NAMESPACE)
+    for key, value in list(element.attrib.items()):
+        if key == "id":
+            element.set(key, f"{name}-{value}")
+        elif key == _XLINK:
+            del element.attrib[key]
+            element.set("href", f"#{name}-{value[1:]}")
+        elif key == "style":
+            kept = [part.strip() for part in value.split(";") if not part.strip().startswith("font-family")]
+            element.set(key, _themed("; ".join(kept)).replace("url(#", f"url(#{name}-"))
+        elif key == "fill" and value in _THEME:
+            element.set("style", f"fill: {_THEME[value]}")
+            del element.attrib[key]
+        elif key not in ("d", "x", "y", "points", "transform"):
+            element.set(key, value.replace("url(#", f"url(#{name}-"))
+
+
+def _themed(style: str) -> str:
+    for sentinel, variable in _THEME.items():
+        style = style.replace(sentinel, variable)
+    return style
+
+
+# --- bars
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A figure with its interval, what it is judged by (`mark`), and what else to show beside it (`other`).
+
+    `text`: the figure in words of the page. `beyond`: on the wrong side of the mark; such bars are hatched. `detail`:
+    what stands below the label.
+    """
+
+    label: str
+    value: float
+    low: float
+    high: float
+    text: str
+    mark: float | None = None
+    other: float | None = None
+    beyond: bool = False
+    detail: str = ""
+
+    @property
+    def full(self) -> str:
+        return ", ".join(filter(None, (self.label, self.detail)))
+
+
+def _finite(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def bars(entries: Sequence[Bar], name: str, message: str, *, axis: str, base: float | None = None) -> str:
+    """Bars from 0, a line each, the first one above; a thin line at `base`.
+
+    A value that isn't finite has no bar, and its text all the same.
+    """
+    labels = ["\n".join(filter(None, (plain(e.label, 20), plain(e.detail, 20)))) for e in entries]
+    two = any("\n" in label for label in labels)
+    with styled():
+        drawn, axes = figure(0.62 + (0.36 if two else 0.29) * len(entries))
+        places = range(len(entries))
+        for place, entry in enumerate(entries):
+            if math.isfinite(entry.value):
+                soft, full = (BAD_SOFT, BAD) if entry.beyond else (ACCENT_SOFT, ACCENT)
+                axes.barh(place, entry.value, 0.62, color=soft, edgecolor=full, hatch="////" * entry.beyond)
+            if len(_finite((entry.value, entry.low, entry.high))) == 3:
+                reach = [[max(entry.value - entry.low, 0)], [max(entry.high - entry.value, 0)]]
+                axes.errorbar(entry.value, place, xerr=reach, fmt="o", ms=3, color=INK, lw=1.2, capsize=2.5)
+            for value, marker, size, width in ((entry.mark, "|", 15, 2.0), (entry.other, "D", 4.5, 1.0)):
+                for found in _finite([value]):
+                    axes.plot(found, place, marker, ms=size, mec=INK, mew=width, mfc=PANEL, zorder=4)
+            axes.annotate(
+                entry.text, (1.0, place), (50, 0), ("axes fraction", "data"), "offset points",
+                ha="right", va="center", color=BAD if entry.beyond else INK,
+                weight="bold" if entry.beyond else "normal",
+            )  # fmt: skip
+        shown = _finite([value for e in entries for value in (e.value, e.low, e.high, e.mark, e.other, base)])
+        low, high = min([0.0, *shown]), max([0.0, *shown])
+        room = (high - low or 1.0) * 0.04
+        axes.set_xlim(low - room * (low < 0), high + room)
+        axes.set_ylim(len(entries) - 0.45, -0.55)
+        axes.set_yticks(places, labels)
+        axes.tick_params("y", length=0)
+        axes.axvline(0, color=MUTED, lw=0.8, zorder=0.5)
+        if base is not None:
+            axes.axvline(base, color=MUTED, lw=1, ls=(0, (4, 3)), zorder=0.5)
+        axes.grid(axis="x", color=LINE, lw=0.6)
+        axes.set_axisbelow(True)
+        axes.set_xlabel(axis)
+        return svg(drawn, name, message)
+
+
+# --- lines
+
+
+@dataclass(frozen=True)
+class Trend:
+    """What became of one figure: a value a run, None where it wasn't measured."""
+
+    label: str
+    values: Sequence[float | None]
+
+
+_MARKERS, _DASHES = "osD^vPX*", ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
+_LEAST_SPAN = 0.2
+_LABELLED = 5  # runs whose moment stands below the axis; more would overlap
+
+
+def trends(found: Sequence[Trend], moments: Sequence[str], name: str, message: str, *, axis: str) -> str:
+    """Lines over runs, from the oldest to the newest; `moments`: what the runs are called, a line or two each.
+
+    The axis spans at least 0.2, so that lines that hardly move don't look as if they did.
+    """
+    with styled():
+        drawn, axes = figure(2.3 + 0.17 * len(found))
+        for place, trend in enumerate(found):
+            values = [value if value is not None and math.isfinite(value) else math.nan for value in trend.values]
+            axes.plot(
+                range(len(values)), values, marker=_MARKERS[place % len(_MARKERS)], ms=4.5, lw=1.4,
+                ls=_DASHES[place % len(_DASHES)], color=ACCENT if place % 2 == 0 else INK, mfc=PANEL,
+            )  # fmt: skip
+        step = math.ceil(len(moments) / _LABELLED)
+        last = len(moments) - 1
+        axes.set_xticks(range(last % step, len(moments), step), moments[last % step :: step])
+        axes.set_xlim(-0.5, last + 0.5)
+        axes.tick_params("x", length=3)
+        shown = _finite([value for trend in found for value in trend.values])
+        low, high = min(shown, default=0.0), max(shown, default=0.0)
+        room = max(0.15 * (high - low), _LEAST_SPAN / 2 - (high - low) / 2)
+        axes.set_ylim(low - room, high + room)
+        axes.ticklabel_format(axis="y", useOffset=False)
+        axes.grid(axis="y", color=LINE, lw=0.6)
+        axes.set_ylabel(axis)
+        labels = [plain(trend.label, 42) for trend in found]
+        drawn.legend(axes.lines, labels, loc="outside upper left", frameon=False, fontsize=_SIZE, handlelength=3.2)
+        return svg(drawn, name, message)
