@@ -8,7 +8,7 @@ import os
 import re
 import reprlib
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -130,19 +130,20 @@ def _path(text: str) -> str:
     return text
 
 
-def _chosen(kind: str, valid: Sequence[str]) -> AfterValidator:
-    def check(value: str) -> str:
+def _choice(kind: str, value: str, valid: Iterable[str]) -> str:
+    try:
         check_choice(kind, value, valid)
-        return value
+    except OptionError as error:
+        raise ValueError(str(error)) from None  # which pydantic collects
+    return value
 
-    return AfterValidator(check)
+
+def _chosen(kind: str, valid: Sequence[str]) -> AfterValidator:
+    return AfterValidator(lambda value: _choice(kind, value, valid))
 
 
 def _metric(value: str) -> str:
-    if ":" in value:
-        return _function(value)
-    check_choice("metric", value, metrics.METRICS)
-    return value
+    return _function(value) if ":" in value else _choice("metric", value, metrics.METRICS)
 
 
 def _function(value: str) -> str:
@@ -254,7 +255,7 @@ class _Text:
         """What the first lines say, `count` of them, or as many more as it takes to end a value."""
         for end in range(count, len(self.lines)):
             try:
-                return tomllib.loads("\n".join(self.lines[:end]))
+                return tomllib.loads("\n".join(self.lines[:end]) + "\n")
             except tomllib.TOMLDecodeError:
                 continue
         return self.content
@@ -291,9 +292,9 @@ _WORDS = MappingProxyType(
         "list_type": "must be a list, not {was}",
         "dict_type": "must be a table, not {was}",
         "model_type": "must be a table, not {was}",
-        "greater_than_equal": "must be at least {ge}, not {was}",
-        "greater_than": "must be above {gt}, not {was}",
-        "less_than_equal": "must be at most {le}, not {was}",
+        "greater_than_equal": "must be at least {ge:g}, not {was}",
+        "greater_than": "must be above {gt:g}, not {was}",
+        "less_than_equal": "must be at most {le:g}, not {was}",
         "too_short": "must not be empty",
     }
 )
@@ -313,8 +314,8 @@ def _faults(error: ValidationError) -> Iterator[_Fault]:
         kind, context = found["type"], found.get("ctx", {})
         if kind == "extra_forbidden":
             try:
-                check_choice("key", str(location[-1]), _keys_at(location[:-1]))
-            except OptionError as unknown:
+                _choice("key", str(location[-1]), _keys_at(location[:-1]))
+            except ValueError as unknown:
                 yield _Fault(location, str(unknown))
         elif location == ("model",) and kind == "missing":
             yield _Fault((), "no [[model]] in it")
@@ -385,9 +386,12 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         raise OptionError(f"{path}: nested too deeply") from None
     except ValueError as error:  # tomllib's own, and what it lets pass: numbers of thousands of digits
         told, _, place = str(error).partition(" (at ")
-        line = re.match(r"line (\d+)", place)
-        number = line[1] if line else str(text.count("\n") + 1) if place else ""
-        raise OptionError(f"{path}:{number}: {told}" if number else f"{path}: {told}") from None
+        number = ""
+        if line := re.match(r"line (\d+)", place):
+            number = f"{line[1]}:"
+        elif place:
+            number, told = f"{text.rstrip().count(chr(10)) + 1}:", f"{told} before the end"
+        raise OptionError(f"{path}:{number} {told}") from None
 
 
 def _namesakes(models: Sequence[ModelKeys]) -> Iterator[_Fault]:

@@ -9,19 +9,19 @@ import pytest
 
 from fixtures.programs import Program
 from quant import pipeline, zoo_report, zoo_suite
-from quant.errors import DataError, FetchError, ModelError, OptionError
+from quant.errors import FetchError, ModelError, OptionError
 from quant.graph import Graph, Op, Var, load_dir, save_dir
 from quant.metrics import METRICS, sqnr
 from quant.models import DERIVED, Models
 from quant.passes import drop_judges, lower_quantizers
 from quant.passes.quantizers import without_quantizers
 from quant.profile import proof
-from quant.readers import FORMATS, write_bin
+from quant.readers import FORMATS
 from quant.record import Record, columns
 from quant.registry import MODELS, find
 from quant.sequences import Ragged
 from quant.zoo import ROWS, Timing, ZooRow, find_artefact, row_of
-from quant.zoo_jobs import check_apart, split
+from quant.zoo_jobs import split
 from tests.nets import NATIVE, NETS, data, residual_net, run
 from tests.unit.test_foreign_models import paddles_own_ptq
 
@@ -229,19 +229,6 @@ def test_a_split_model_says_what_it_was(tmp_path: Path) -> None:
     save_dir(classifier(judged=True), tmp_path / "plain")
     assert split(str(tmp_path / "plain"), str(tmp_path / "out")) == {"quantized": False}
     assert load_dir(tmp_path / "out" / "fp32").feeds == ("x",)
-
-
-def test_calibration_data_are_no_test_data(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    images = random.standard_normal((30, 8, 8, 8)).astype(np.float32)
-    (tmp_path / "model").mkdir()
-    save_dir(residual_net(), tmp_path / "model")
-    for name, part in (("calibration", images[:10]), ("apart", images[10:]), ("leaks", images[9:])):
-        write_bin(tmp_path / name, iter([(part, np.zeros(len(part), np.int64))]), len(part))
-    model, calibration = str(tmp_path / "model"), str(tmp_path / "calibration")
-    check_apart(model, calibration, str(tmp_path / "apart"), "images")
-    with pytest.raises(DataError, match=r"calibration: sample 9 is also in .*leaks"):
-        check_apart(model, calibration, str(tmp_path / "leaks"), "images")
 
 
 def test_decoded_sequences_may_differ_in_length_but_not_in_kind(
