@@ -36,7 +36,7 @@ def append(directory: Path, run: Run) -> Path:
     number = 1
     while target.exists():
         number += 1
-        target = target.with_name(f"{stem}-{number}.json")
+        target = target.with_name(f"{stem}_{number}.json"  # sorts behind the first)
     write_text(target, run.to_json())
     return target
 

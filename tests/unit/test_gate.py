@@ -182,7 +182,7 @@ NOW = recorded(23)
 
 def test_runs_are_kept_and_never_replaced(tmp_path: Path) -> None:
     files = [history.append(tmp_path / "h", recorded(3, "abcdef012")) for _ in range(3)]
-    assert [file.name for file in files] == [f"20261121T030000Z-abcdef0-gate{end}.json" for end in ("", "-2", "-3")]
+    assert [file.name for file in files] == [f"20261121T030000Z-abcdef0-gate{end}.json" for end in ("", "_2", "_3")]
     assert {run.to_json() for _, run in history.runs(tmp_path / "h")} == {recorded(3, "abcdef012").to_json()}
     later = history.append(tmp_path / "h", recorded(4, "0bcdef012"))
     assert history.newest(tmp_path / "h") == later

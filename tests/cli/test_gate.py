@@ -1,0 +1,131 @@
+"""`quant gate` and `quant history` on runs that were stored, and the gate's own measuring with canned models."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from quant import cpu, gating, history
+from quant.cli import gating as command
+from quant.record import Machine, Record, Run
+from quant.registry import find
+from quant.rows import Row
+from tests import runs
+from tests.unit.test_gate import speed
+
+Outcome = tuple[int, str, str]
+Call = Callable[..., Outcome]
+TIER = cpu.detect().name
+
+
+def stored(place: Path, name: str, **more: object) -> str:
+    file = place / name
+    file.write_text(runs.run(runs.accuracy("resnet50"), speed(**more), kind="gate").to_json())  # type: ignore[arg-type]
+    return str(file)
+
+
+def test_two_stored_runs(tmp_path: Path, call: Call) -> None:
+    before, same = stored(tmp_path, "a.json"), stored(tmp_path, "b.json", seed=1)
+    slower = stored(tmp_path, "c.json", ratio=3.4 / 1.15, seed=2)
+    faster = stored(tmp_path, "d.json", ratio=3.4)
+    code, out, _ = call("gate", "--run", same, "--baseline", before, "--history", str(tmp_path / "none"))
+    assert code == 0 and "passed" in out and f"compared with {before}" in " ".join(out.split())
+    summary = tmp_path / "summary.md"
+    options = ("--baseline", faster, "--history", str(tmp_path / "none"), "--summary", str(summary))
+    code, out, _ = call("gate", "--run", slower, *options, "--json")
+    told = json.loads(out)
+    assert code == 1 and not told["passed"]
+    [change] = [change for change in told["changes"] if change["result"] == "REGRESSED"]
+    assert change["key"]["what"] == "speed" and change["loss"] == pytest.approx(0.13, abs=0.02)
+    assert summary.read_text().startswith("# INT8 gate: FAILED")
+    call("gate", "--run", same, *options)
+    assert summary.read_text().count("# INT8 gate") == 2  # as GitHub's step summary: appended
+    assert list((tmp_path / "none").glob("*")) == []  # nothing was measured, so nothing is recorded
+
+
+def test_a_missing_baseline_is_recorded(tmp_path: Path, call: Call) -> None:
+    code, out, _ = call("gate", "--run", stored(tmp_path, "a.json"), "--history", str(tmp_path / "none"))
+    assert code == 0 and "recorded: there is no comparable run to compare with" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--run", "{tmp}/none.json"), "none.json: can't be read (No such file or directory)"),
+        (("--run", "{tmp}/broken.json"), "broken.json: schema None, this version reads"),
+        (("--run", "{tmp}/a.json", "--model", "gru"), "--run: compares what was measured; no --model, no --accept"),
+        (("--run", "{tmp}/a.json", "--baseline", "nonsense"), "--baseline: 'nonsense' is no file, and no commit"),
+        (("--run", "{tmp}/a.json", "--summary", "{tmp}/no/s.md"), "no/s.md: can't be written: no such directory"),
+        (("--model", "resnet51"), "did you mean 'resnet50'?"),
+        (("--threads", "0"), "--threads: '0' is not a list of numbers above 0"),
+    ],
+)
+def test_bad_input(arguments: tuple[str, ...], told: str, tmp_path: Path, refused: Callable[..., str]) -> None:
+    stored(tmp_path, "a.json")
+    (tmp_path / "broken.json").write_text("{}")
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    assert told in refused("gate", "--history", str(tmp_path / "h"), *given)
+
+
+class Canned:
+    """A subject whose FP32 / INT8 is what comes next of a list."""
+
+    def __init__(self, *ratios: float) -> None:
+        self.ratios = list(ratios)
+        self.asked = 0
+
+    def __call__(self, *_: object) -> gating.Subject:
+        row = Row.of(find("resnet50"))
+
+        def timed(*_: object) -> list[Record]:
+            self.asked += 1
+            return [replace(record, isa=TIER) for record in speed(ratio=self.ratios[self.asked - 1], seed=self.asked)]
+
+        def exact(_: object) -> list[Record]:
+            return runs.accuracy("resnet50", isas=(TIER,))
+
+        return gating.Subject(row, exact, timed, gating.timings_of(row.cases, [1]))
+
+
+@pytest.mark.parametrize(
+    ("ratios", "codes", "asked", "told"),
+    [
+        ((3.4, 3.4), (0, 0), 2, "passed"),
+        ((3.4, 3.0, 3.4), (0, 0), 3, "not confirmed; measured again"),
+        ((3.4, 3.0, 3.0), (0, 1), 3, "REGRESSED: resnet50, speed"),
+    ],
+)
+def test_a_loss_is_measured_once_more_before_it_fails(
+    ratios: tuple[float, ...],
+    codes: tuple[int, int],
+    asked: int,
+    told: str,
+    tmp_path: Path,
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    canned = Canned(*ratios)
+    monkeypatch.setattr(command.gating, "subject_of", canned)
+    options = ("gate", "--model", "resnet50", "--history", str(tmp_path))
+    assert call(*options)[0] == codes[0]
+    code, out, err = call(*options)
+    assert (code, canned.asked) == (codes[1], asked)
+    assert told in " ".join(out.split())
+    assert ("measured once more: resnet50, speed" in err) == (asked == 3)
+    both = [found.passed for _, found in history.runs(tmp_path)]
+    assert sorted(both) == sorted([True, codes[1] == 0])
+
+
+def test_what_is_meant_to_be_slower_becomes_the_baseline(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canned = Canned(3.4, 3.0, 3.0, 3.0, 3.0, 3.0)
+    monkeypatch.setattr(command.gating, "subject_of", canned)
+    options = ("gate", "--model", "resnet50", "--history", str(tmp_path))
+    codes = [call(*options, *more)[0] for more in ((), (), ("--accept",))]
+    assert codes == [0, 1, 0]
+    newest = max(history.runs(tmp_path), key=lambda found: found[1].started)[1]
+    assert isinstance(newest, Run) and newest.machine == Machine.here()
+    assert call(*options)[0] == 0  # against the accepted one, though the first is there as well
