@@ -36,7 +36,7 @@ def append(directory: Path, run: Run) -> Path:
     number = 1
     while target.exists():
         number += 1
-        target = target.with_name(f"{stem}_{number}.json"  # sorts behind the first)
+        target = target.with_name(f"{stem}_{number}.json")  # sorts behind the first
     write_text(target, run.to_json())
     return target
 
@@ -105,10 +105,11 @@ def comparable(before: Run, after: Run) -> bool:
 def baseline(directory: Path, reference: str | None, after: Run, tell: Tell | None = None) -> Baseline | None:
     """The run that `after` is compared with: the nearest comparable one of `reference`. None where there is none.
 
-    `reference`: a run's file; or a commit, branch or tag: of this or the nearest of its ancestors that has a run; None:
-    of all. Only a run that passed counts, lest a regression becomes what later runs are measured by, and that has one
-    of the models. Nearest: has most of them, was measured by a gate, then the same CPU, cores, versions, then the
-    fewest commits back, and the newest. Raises OptionError for a reference that is neither, DataError for a file that can't be read.
+    `reference`: a run's file; or a commit, branch or tag: of this or the nearest
+    of its ancestors that has a run; None: of all. Only a run that passed counts, lest a regression becomes what later
+    runs are measured by, and that has one of the models. Nearest: has most of them, was measured by a gate, then the
+    same CPU, cores, versions, then the fewest commits back, and the newest. Raises OptionError for a reference that is
+    neither, DataError for a file that can't be read.
     """
     if reference is not None and Path(reference).is_file():
         run = load(Path(reference))
