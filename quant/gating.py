@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from quant import cpu, isolate, pipeline
+from quant.errors import QuantError
 from quant.outcomes import Store
 from quant.record import Record
 from quant.registry import ModelSpec
@@ -65,10 +66,11 @@ def measure(
     only: Callable[[str, Case, int], bool] | None = None,
     tell: Callable[[Record], None],
     progress: Progress | None = None,
-) -> list[Record]:
+) -> tuple[list[Record], list[str]]:
     """Accuracy of all subjects, then their speed where there are enough cores.
 
-    With `only` (model, case, threads) the speed of the cases for which that is true, and no accuracy.
+    With `only` (model, case, threads) the speed of the cases for which that is true, and no accuracy. A subject that
+    can't be measured is left alone from then on, and the others go on: gives the records, and a line for each of these.
     """
     timed = [
         (subject, case, count)
@@ -82,16 +84,24 @@ def measure(
         if progress:
             progress(f"[{step}/{steps}] {what}", done, total)
 
-    def kept(measured: Callable[[Progress | None], list[Record]]) -> list[Record]:
+    found: list[Record] = []
+    failed: dict[str, str] = {}
+
+    def keep(subject: Subject, measured: Callable[[Progress | None], list[Record]]) -> None:
         nonlocal step
         step += 1
-        records = measured(numbered)
-        tell(records[-1])
-        return records
+        if subject.row.name in failed:
+            return
+        try:
+            records = measured(numbered)
+        except QuantError as error:
+            failed[subject.row.name] = f"{subject.row.title}: could not be measured: {error}"
+        else:
+            found.extend(records)
+            tell(records[-1])
 
-    found = []
     for subject in subjects if only is None else ():
-        found.extend(kept(subject.accuracy))
+        keep(subject, subject.accuracy)
     for subject, case, count in timed:
-        found.extend(kept(partial(subject.speed, case, count)))
-    return found
+        keep(subject, partial(subject.speed, case, count))
+    return found, list(failed.values())

@@ -3,18 +3,31 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from quant import cpu, isolate, pipeline
 from quant.collect import data_digest
 from quant.errors import OptionError, QuantError
+from quant.gating import Subject, timings_of
 from quant.manifest import Entry
 from quant.models import Given, Models, alike, evaluated, made_of, naming, paired, records_of
 from quant.ratios import settled
 from quant.record import Record
+from quant.rows import Case
 
-__all__ = ["Measured", "accuracy", "check", "models_of", "speed", "suite", "too_many_threads"]
+__all__ = [
+    "Measured",
+    "accuracy",
+    "check",
+    "has_bf16",
+    "models_of",
+    "speed",
+    "speed_bf16",
+    "subject_of",
+    "suite",
+    "too_many_threads",
+]
 
 Progress = isolate.Progress
 T = TypeVar("T")
@@ -77,7 +90,7 @@ def accuracy(entry: Entry, models: Models, *, isa: str | None = None, progress: 
 
     bfloat16 too, where the entry names it and the CPU has it. Parts of earlier runs count (quant.outcomes).
     """
-    wanted = {"fp32": True, "quant": models.quant is not None, "int8": True, "bf16": _has_bf16(isa)}
+    wanted = {"fp32": True, "quant": models.quant is not None, "int8": True, "bf16": has_bf16(isa)}
     needed = ("fp32", "int8")
     precisions = [name for name, can in wanted.items() if can and (name in needed or name in entry.precisions)]
     with _naming(entry, models):
@@ -96,7 +109,8 @@ def accuracy(entry: Entry, models: Models, *, isa: str | None = None, progress: 
         return records_of(entry.row(), models, runs, entry.metrics, isa=isa, batch=entry.batch_size, data=data)
 
 
-def _has_bf16(isa: str | None) -> bool:
+def has_bf16(isa: str | None = None) -> bool:
+    """Whether bfloat16 can be measured on this CPU: its instructions belong to no tier that another cap stands for."""
     return isa is None and "avx512_bf16" in cpu.flags()
 
 
@@ -117,9 +131,6 @@ def speed(
     progress: Progress | None = None,
 ) -> list[Record]:
     """FP32 and INT8 records, measured in pairs on whole batches of the entry's own data, which holds `samples`."""
-    if samples < batch:
-        raise OptionError(f"{entry.data}: {samples} samples, too few for a batch of {batch}")
-    data = {"data": str(entry.data), "format": entry.format, "samples": batch * min(_TIMED_BATCHES, samples // batch)}
     row = entry.row()
     with _naming(entry, models):
         return paired(
@@ -130,8 +141,55 @@ def speed(
             threads=threads,
             budget_s=budget_s,
             progress=progress,
-            **data,
+            **_feed(entry, batch, samples),
         )
+
+
+def _feed(entry: Entry, batch: int, samples: int) -> dict[str, Any]:
+    if samples < batch:
+        raise OptionError(f"{entry.data}: {samples} samples, too few for a batch of {batch}")
+    whole = batch * min(_TIMED_BATCHES, samples // batch)
+    return {"data": str(entry.data), "format": entry.format, "samples": whole}
+
+
+def speed_bf16(
+    entry: Entry, models: Models, batch: int, threads: int, *, samples: int, budget_s: float = 2.5
+) -> Record:
+    """A record of the FP32 model in bfloat16, measured alone on what `speed` takes."""
+    with _naming(entry, models):
+        run = {"model": str(models.fp32), "precision": "bf16"}
+        timed = pipeline.bench([[run]], threads=threads, budget_s=budget_s, batch=batch, **_feed(entry, batch, samples))
+        [record] = pipeline.timed_records(entry.name, timed, Case(batch), cpu.detect(), threads)
+        return record
+
+
+def subject_of(entry: Entry) -> Subject:
+    """What a gate measures of an entry. Its data are looked over, and its models made, when they are first needed."""
+    row, isa = entry.row(), cpu.detect().cap.lower()
+
+    @cache
+    def ready() -> tuple[int, Models]:
+        return check(entry)["samples"], models_of(entry)
+
+    def exact(progress: Progress | None) -> list[Record]:
+        return accuracy(entry, ready()[1], isa=isa, progress=progress)
+
+    def timed(case: Case, threads: int, progress: Progress | None) -> list[Record]:
+        samples, models = ready()
+        feed = {"batch": case.batch, **_feed(entry, case.batch, samples)}
+        int8 = {"model": str(models.int8), "precision": "int8"}
+        with _naming(entry, models):
+            return pipeline.in_processes(
+                entry.name,
+                [pipeline.fp32_variants(models.fp32), [int8]],
+                feed,
+                case,
+                isa=isa,
+                threads=threads,
+                progress=progress,
+            )
+
+    return Subject(row, exact, timed, timings_of(row.cases, entry.threads))
 
 
 @dataclass(frozen=True)
@@ -207,5 +265,5 @@ def _skipped(entries: Sequence[Entry]) -> Iterator[str]:
     for entry in entries:
         for why in filter(None, map(too_many_threads, entry.threads)):
             yield f"{entry.title}: not timed: {why}"
-        if "bf16" in entry.precisions and not _has_bf16(None):
+        if "bf16" in entry.precisions and not has_bf16():
             yield f"{entry.title}: bf16 not measured: this CPU lacks avx512_bf16"

@@ -1,5 +1,6 @@
 """The gate of a CI: what changed since a baseline, and whether that is a regression."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,8 +10,20 @@ from typing import Annotated
 
 import typer
 
-from quant import gate, gate_report, gating, history, registry, report
-from quant.cli.shared import HistoryDir, Json, app, bar, counts_of, err, out, print_json
+from quant import gate, gate_report, gating, history, manifest_suite, report
+from quant.cli.shared import (
+    HistoryDir,
+    Json,
+    ManifestPath,
+    app,
+    bar,
+    counts_of,
+    entries_of,
+    err,
+    out,
+    print_json,
+    specs_of,
+)
 from quant.errors import OptionError, OutputError
 from quant.gate import Key
 from quant.outcomes import Store, default_root
@@ -26,16 +39,18 @@ __all__ = ["gate_command"]
 def gate_command(
     baseline: Annotated[
         str | None,
-        typer.Option(
-            help="A commit, branch or tag, whose nearest run counts, or a run's file. Default: any run."
-        ),
+        typer.Option(help="A commit, branch or tag, whose nearest run counts, or a run's file. Default: any run."),
     ] = None,
-    model: Annotated[list[str] | None, typer.Option("--model", help="Only these rows (repeatable).")] = None,
+    manifest_path: ManifestPath = None,
+    model: Annotated[list[str] | None, typer.Option("--model", help="Only these models (repeatable).")] = None,
     stored: Annotated[
         Path | None,
         typer.Option("--run", help="Compare this run's file, and measure nothing; so nothing is confirmed."),
     ] = None,
-    threads: Annotated[str, typer.Option(help="Comma-separated thread counts of the timed cases.")] = "1",
+    threads: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated thread counts of the timed cases; default: 1, or the manifest's."),
+    ] = None,
     accept: Annotated[
         bool,
         typer.Option("--accept", help="What regressed is meant to be so: the run becomes a baseline, exit code 0."),
@@ -51,22 +66,30 @@ def gate_command(
     Exit code 1 when something regressed, or an accuracy limit is missed. A loss of speed is measured once more before
     it counts. Without a comparable baseline the run is recorded, for the next one to be compared with.
     """
-    if stored is not None and (model or accept):
-        raise OptionError("--run: compares what was measured; no --model, no --accept")
+    if stored is not None and (model or accept or manifest_path or threads):
+        raise OptionError("--run: compares what was measured; no --model, --manifest, --threads or --accept")
     if summary is not None and not summary.parent.is_dir():
         raise OutputError(f"{summary}: can't be written: no such directory")
+    failed: list[str] = []
     if stored is not None:
         run = history.load(stored)
         found = history.baseline(history_dir, baseline, run, err.print)
         changes = gate.compare(found.run if found else None, run)
     else:
-        specs = [registry.find(name) for name in model] if model else list(registry.MODELS)
-        store = Store(default_root())
-        subjects = [gating.subject_of(spec, counts_of("--threads", threads), store) for spec in specs]
-        run, found, changes = _measured(subjects, "quant gate", history_dir, baseline)
-    missed = report.misses(run.exact, run.timed, run.rows)
+        names, counts = list(dict.fromkeys(model or [])), counts_of("--threads", threads) if threads else None
+        if manifest_path is None:
+            store = Store(default_root())
+            subjects = [gating.subject_of(spec, counts or [1], store) for spec in specs_of(names)]
+            command = "quant gate"
+        else:
+            entries = entries_of(manifest_path, names)
+            own = [replace(entry, threads=tuple(counts)) if counts else entry for entry in entries]
+            subjects = list(map(manifest_suite.subject_of, own))
+            command = f"quant gate --manifest {shlex.quote(str(manifest_path))}"
+        run, found, changes, failed = _measured(subjects, command, history_dir, baseline)
+    missed = [*report.misses(run.exact, run.timed, run.rows), *failed]
     regressed = any(change.result == "REGRESSED" for change in changes)
-    passed = report.passed(run.exact, run.timed, run.rows) and (accept or not regressed)
+    passed = report.passed(run.exact, run.timed, run.rows) and not failed and (accept or not regressed)
     lines = gate_report.verdict(changes, missed, found)
     if stored is None:
         file = history.append(history_dir, replace(run, missed=tuple(missed), passed=passed))
@@ -86,8 +109,8 @@ def gate_command(
 
 def _measured(
     subjects: Sequence[gating.Subject], command: str, history_dir: Path, reference: str | None
-) -> tuple[Run, history.Baseline | None, list[gate.Change]]:
-    """A new run, its baseline, and what changed; losses of speed are measured once more."""
+) -> tuple[Run, history.Baseline | None, list[gate.Change], list[str]]:
+    """A new run, its baseline, what changed, and what failed; losses of speed are measured once more."""
     writable_dir(history_dir)
     rows = [subject.row for subject in subjects]
     watch = Watch("gate", command)
@@ -95,15 +118,17 @@ def _measured(
     for count in sorted({count for subject in subjects for _, count in subject.timings if not gating.fits(count)}):
         err.print(f"not measured: speed at {count} threads; this machine has fewer cores to pin them to")
     with bar() as progress:
-        run = watch.run(rows, gating.measure(subjects, tell=_tell, progress=progress))
+        records, failed = gating.measure(subjects, tell=_tell, progress=progress)
+        run = watch.run(rows, records)
         changes = gate.compare(found.run if found else None, run)
         suspects = gate.suspects(changes)
         if found and suspects:
             err.print(f"measured once more: {', '.join(f'{key.model}, {key}' for key in suspects)}")
             again = Watch("gate", command)
-            records = gating.measure(subjects, only=partial(_is_one, suspects), tell=_tell, progress=progress)
+            records, also = gating.measure(subjects, only=partial(_is_one, suspects), tell=_tell, progress=progress)
             changes = gate.confirmed(changes, found.run, again.run(rows, records))
-    return run, found, changes
+            failed += also
+    return run, found, changes, failed
 
 
 def _is_one(keys: Sequence[Key], model: str, case: Case, threads: int) -> bool:

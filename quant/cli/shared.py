@@ -18,9 +18,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from quant import cpu, custom, isolate
+from quant import cpu, custom, isolate, manifest, registry
 from quant.errors import OptionError, check_choice
+from quant.manifest import Entry
 from quant.readers import FORMATS
+from quant.registry import ModelSpec
 
 __all__ = [
     "BatchNum",
@@ -34,6 +36,7 @@ __all__ = [
     "Isa",
     "Json",
     "Labels",
+    "ManifestPath",
     "Model",
     "OpIds",
     "OpTypes",
@@ -41,6 +44,7 @@ __all__ = [
     "app",
     "bar",
     "counts_of",
+    "entries_of",
     "err",
     "executor_of",
     "ids",
@@ -50,6 +54,7 @@ __all__ = [
     "precision_of",
     "print_json",
     "shapes_of",
+    "specs_of",
     "warn_below_avx512",
 ]
 
@@ -94,6 +99,9 @@ ClusterAt = Annotated[
     str | None, typer.Option("--cluster", help="Run on the workers of dask's scheduler at tcp://host:port.")
 ]
 ClusterWait = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the scheduler, and for a worker.")]
+ManifestPath = Annotated[
+    Path | None, typer.Option("--manifest", help="Instead of the embedded models, those that a quant.toml lists.")
+]
 HistoryDir = Annotated[Path, typer.Option("--history", help="The directory of runs.")]
 OpTypes = Annotated[str, typer.Option("--ops-to-quantize", help="Comma-separated op types; empty: all quantizable.")]
 OpIds = Annotated[str, typer.Option("--op-ids-to-skip", help="Comma-separated op ids (see --debug) to keep in FP32.")]
@@ -118,6 +126,21 @@ def executor_of(text: str) -> str:
 def precision_of(text: str) -> str:
     check_choice("precision", text, ("fp32", "quant", "int8", "bf16"))
     return text
+
+
+def specs_of(names: Sequence[str]) -> list[ModelSpec]:
+    """The registry's rows of these names, all without."""
+    return [registry.find(name) for name in names] or list(registry.MODELS)
+
+
+def entries_of(path: Path, names: Sequence[str]) -> list[Entry]:
+    """A manifest's entries of these names, all without. What it names of Python can be imported from now on."""
+    found = manifest.read(path)
+    manifest.importable(found)
+    known = {entry.name: entry for entry in found.models}
+    for name in names:
+        check_choice(f"model in {path}", name, known)
+    return [known[name] for name in names] or list(found.models)
 
 
 def shapes_of(specs: Sequence[str]) -> dict[str, list[int]]:

@@ -10,9 +10,21 @@ from typing import Annotated
 
 import typer
 
-from quant import cpu, history, manifest, manifest_suite, pipeline, registry, report, zoo_report, zoo_suite
-from quant.cli.shared import HistoryDir, Json, app, bar, err, out, print_json, warn_below_avx512
-from quant.errors import OptionError, check_choice
+from quant import cpu, history, manifest_suite, pipeline, registry, report, zoo_report, zoo_suite
+from quant.cli.shared import (
+    HistoryDir,
+    Json,
+    ManifestPath,
+    app,
+    bar,
+    entries_of,
+    err,
+    out,
+    print_json,
+    specs_of,
+    warn_below_avx512,
+)
+from quant.errors import OptionError
 from quant.isolate import Progress
 from quant.manifest import Entry
 from quant.places import writable_dir, write_text
@@ -81,7 +93,8 @@ def _published(directory: Path, specs: Sequence[ModelSpec], full: bool, tell: _T
     found, lacks = zoo_suite.sort_out([spec.name for spec in specs], directory, progress)
     exact, timed = zoo_suite.suite(found, full=full, tell=tell, progress=progress)
     tables = zoo_report.tables(exact, timed, lacks, cpu.cores())
-    return _Outcome(specs, [*exact, *timed], tables, zoo_report.misses(exact, timed), zoo_report.passed(exact, timed))
+    rows = [zoo_report.recorded(spec) for spec in specs]
+    return _Outcome(rows, [*exact, *timed], tables, zoo_report.misses(exact, timed), zoo_report.passed(exact, timed))
 
 
 def _own(entries: Sequence[Entry], tell: _Tell, progress: Progress) -> _Outcome:
@@ -94,46 +107,30 @@ def _own(entries: Sequence[Entry], tell: _Tell, progress: Progress) -> _Outcome:
     return replace(judged, missed=missed, passed=judged.passed and not found.failed, skipped=found.skipped)
 
 
-def _specs(names: Sequence[str]) -> list[ModelSpec]:
-    return [registry.find(name) for name in names] or list(registry.MODELS)
-
-
-def _entries(path: Path, names: Sequence[str]) -> list[Entry]:
-    """A manifest's entries, those of these names if there are any."""
-    found = manifest.read(path)
-    manifest.importable(found)
-    known = {entry.name: entry for entry in found.models}
-    for name in names:
-        check_choice(f"model in {path}", name, known)
-    return [known[name] for name in names] or list(found.models)
-
-
 @app.command()
 def suite(
     model: Annotated[list[str] | None, typer.Option("--model", help="Only these rows (repeatable).")] = None,
     zoo_dir: Annotated[
         Path | None, typer.Option("--zoo", help="Instead of the embedded models, those that `quant fetch` put there.")
     ] = None,
-    manifest_path: Annotated[
-        Path | None, typer.Option("--manifest", help="Instead of the embedded models, those that a quant.toml lists.")
-    ] = None,
+    manifest_path: ManifestPath = None,
     full: Annotated[bool, typer.Option("--full", help="Accuracy on all the data there is: 50,000 images.")] = False,
-    output_dir: Annotated[Path, typer.Option(help="Where report.md and report.json go.")] = Path("out"),
+    output_dir: Annotated[Path, typer.Option(help="Where report.md, report.json and report.html go.")] = Path("out"),
     history_dir: HistoryDir = history.DEFAULT,
 ) -> None:
-    """Accuracy and speed of the embedded models, of published ones, or of one's own; report.md and report.json."""
+    """Accuracy and speed of the embedded models, of published ones, or of one's own; report.md, report.json, report.html."""
     if zoo_dir is not None and manifest_path is not None:
         raise OptionError("give --zoo or --manifest, not both")
     names, command = list(dict.fromkeys(model or [])), "quant suite"
     measure: Callable[[_Tell, Progress], _Outcome]
     if manifest_path is not None:
         command += f" --manifest {shlex.quote(str(manifest_path))}"
-        measure = partial(_own, _entries(manifest_path, names))
+        measure = partial(_own, entries_of(manifest_path, names))
     elif zoo_dir is not None:
         command += f" --zoo {shlex.quote(str(zoo_dir))}"
-        measure = partial(_published, zoo_dir, _specs(names), full)
+        measure = partial(_published, zoo_dir, specs_of(names), full)
     else:
-        measure = partial(_embedded, _specs(names), full)
+        measure = partial(_embedded, specs_of(names), full)
     writable_dir(output_dir)
     writable_dir(history_dir)
     watch = Watch("suite", command)
@@ -152,6 +149,7 @@ def suite(
     write_text(output_dir / "report.md", report.markdown(run.machine, found.tables, found.missed))
     write_text(output_dir / "report.json", run.to_json())
     history.append(history_dir, run)
+    write_text(output_dir / "report.html", page(run, history_dir))
     for line in (*report.skipped_tiers(run.machine), *found.skipped, *(f"missed: {line}" for line in found.missed)):
         out.print(line)
     if not found.passed:

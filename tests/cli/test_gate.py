@@ -55,7 +55,7 @@ def test_a_missing_baseline_is_recorded(tmp_path: Path, call: Call) -> None:
     [
         (("--run", "{tmp}/none.json"), "none.json: can't be read (No such file or directory)"),
         (("--run", "{tmp}/broken.json"), "broken.json: schema None, this version reads"),
-        (("--run", "{tmp}/a.json", "--model", "gru"), "--run: compares what was measured; no --model, no --accept"),
+        (("--run", "{tmp}/a.json", "--model", "gru"), "--run: compares what was measured; no --model, --manifest, --threads or --accept"),
         (("--run", "{tmp}/a.json", "--baseline", "nonsense"), "--baseline: 'nonsense' is no file, and no commit"),
         (("--run", "{tmp}/a.json", "--summary", "{tmp}/no/s.md"), "no/s.md: can't be written: no such directory"),
         (("--model", "resnet51"), "did you mean 'resnet50'?"),
