@@ -8,11 +8,19 @@ from collections.abc import Sequence
 
 import typer
 
-from quant.cli import gating, make, measure, profiling, suites
+from quant.cli import gating, make, measure, profiling, reporting, suites
 from quant.cli.shared import app, err
 from quant.errors import QuantError
 
-__all__ = ["gating", "main", "make", "measure", "profiling", "suites"]  # the commands add themselves to the app
+__all__ = [
+    "gating",
+    "main",
+    "make",
+    "measure",
+    "profiling",
+    "reporting",
+    "suites",
+]  # the commands add themselves to the app
 
 
 def _spelled(argv: Sequence[str]) -> list[str]:
