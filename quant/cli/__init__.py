@@ -12,15 +12,8 @@ from quant.cli import gating, make, measure, profiling, reporting, suites
 from quant.cli.shared import app, err
 from quant.errors import QuantError
 
-__all__ = [
-    "gating",
-    "main",
-    "make",
-    "measure",
-    "profiling",
-    "reporting",
-    "suites",
-]  # the commands add themselves to the app
+# The commands add themselves to the app.
+__all__ = ["gating", "main", "make", "measure", "profiling", "reporting", "suites"]
 
 
 def _spelled(argv: Sequence[str]) -> list[str]:

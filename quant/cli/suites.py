@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from quant import cpu, history, manifest_suite, pipeline, registry, report, zoo_report, zoo_suite
+from quant.cli.reporting import page
 from quant.cli.shared import (
     HistoryDir,
     Json,
@@ -118,7 +119,7 @@ def suite(
     output_dir: Annotated[Path, typer.Option(help="Where report.md, report.json and report.html go.")] = Path("out"),
     history_dir: HistoryDir = history.DEFAULT,
 ) -> None:
-    """Accuracy and speed of the embedded models, of published ones, or of one's own; report.md, report.json, report.html."""
+    """Accuracy and speed of the embedded models, of published ones, or of one's own, and a report of them."""
     if zoo_dir is not None and manifest_path is not None:
         raise OptionError("give --zoo or --manifest, not both")
     names, command = list(dict.fromkeys(model or [])), "quant suite"
