@@ -10,6 +10,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from quant import cpu, pipeline
+from quant.benchmark_files import extra_info
 from quant.evaluation import signature
 from quant.graph import load_dir, model_size
 from quant.jobs import sample_input
@@ -68,20 +69,7 @@ def check_ratio(benchmark: BenchmarkFixture, row: Row, measure: Callable[..., li
     when it doesn't (see Pair.result) or INT8 is slower.
     """
     [pair] = pairs(benchmark.pedantic(settled, (row, measure), rounds=1), {row.name: row})
-    benchmark.extra_info.update(
-        model=pair.row.name,
-        isa=pair.int8.isa,
-        threads=pair.int8.threads,
-        batch=pair.int8.batch,
-        repeat=pair.int8.repeat,
-        by_length=pair.int8.by_length,
-        ratio=pair.ratio,
-        ratio_low=pair.low,
-        ratio_high=pair.high,
-        fp32_s=list(pair.fp32.latency_s),
-        int8_s=list(pair.int8.latency_s),
-        fp32_variant=pair.fp32.variant,
-    )
+    benchmark.extra_info.update(extra_info(pair.row, (pair.fp32, pair.int8), "pytest bench"))
     told = f"FP32 / INT8 is {pair.ratio:.2f} [{pair.low:.2f}, {pair.high:.2f}], due {pair.due}"
     assert pair.result != "FAILED", told
     assert pair.high >= 1.0, told

@@ -6,10 +6,12 @@ A file is whole or absent, and never changed. pytest-benchmark's own files can b
 cases store there is the same records.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from quant.benchmark_files import from_benchmark, is_benchmark
 from quant.errors import DataError, OptionError
 from quant.places import writable_dir, write_text
 from quant.record import Run
@@ -44,7 +46,9 @@ def append(directory: Path, run: Run) -> Path:
 def load(path: Path) -> Run:
     """One run. Raises DataError naming the file and what is wrong."""
     try:
-        return Run.from_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        return from_benchmark(content) if is_benchmark(content) else Run.from_json(text)
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror})") from error
     except ValueError as error:

@@ -35,7 +35,7 @@ _TIMED_BATCHES = 8  # of the test data: sequences differ in length, and a turn r
 
 
 def check(entry: Entry, progress: Progress | None = None) -> dict[str, Any]:
-    """What there is to say of an entry's data, before anything is measured on it; see quant.checks.check_data.
+    """What there is to say of an entry's data, before anything is measured on it; see quant.data_check.check_data.
 
     Raises DataError for labels out of range, and for test samples that the calibration data holds too.
     """
@@ -46,7 +46,7 @@ def check(entry: Entry, progress: Progress | None = None) -> dict[str, Any]:
         "format": entry.format,
         "labels": entry.labels and str(entry.labels),
     }
-    found: dict[str, Any] = isolate.call("quant.checks:check_data", arguments, progress=progress)
+    found: dict[str, Any] = isolate.call("quant.data_check:check_data", arguments, progress=progress)
     return found
 
 
@@ -90,9 +90,8 @@ def accuracy(entry: Entry, models: Models, *, isa: str | None = None, progress: 
 
     bfloat16 too, where the entry names it and the CPU has it. Parts of earlier runs count (quant.outcomes).
     """
-    wanted = {"fp32": True, "quant": models.quant is not None, "int8": True, "bf16": has_bf16(isa)}
-    needed = ("fp32", "int8")
-    precisions = [name for name, can in wanted.items() if can and (name in needed or name in entry.precisions)]
+    lacking = {"quant": models.quant is None, "bf16": not has_bf16(isa)}
+    precisions = [name for name in entry.precisions if not lacking.get(name)]
     with _naming(entry, models):
         runs = evaluated(
             models,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from quant.errors import OutputError
 
-__all__ = ["cache_root", "cached", "digest", "fresh_dir", "writable_dir", "write_text"]
+__all__ = ["cache_root", "cached", "digest", "fresh_dir", "locked", "writable_dir", "write_text"]
 
 
 def writable_dir(path: Path) -> Path:
@@ -80,18 +80,29 @@ def digest(parts: Iterable[str | bytes | Path]) -> str:
     return total.hexdigest()[:16]
 
 
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Only one process at a time is inside, of all that use this cache. Raises OutputError when it can't be written."""
+    root = cache_root()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / f".{name}.lock").open("w")
+    except OSError as error:
+        raise OutputError(f"{root}: can't be written ({error.strerror}); QUANT_CACHE names another place") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def cached(name: str, parts: Iterable[str | bytes | Path], build: Callable[[Path], None]) -> Path:
     """The directory `name`-HASH, built by `build(directory)` unless it is there already.
 
     It appears by one rename, so it is whole or absent; a lock keeps two processes from building it twice.
     """
-    root = cache_root()
-    root.mkdir(parents=True, exist_ok=True)
-    target = root / f"{name}-{digest(parts)}"
+    target = cache_root() / f"{name}-{digest(parts)}"
     if target.exists():
         return target
-    with (root / f".{target.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(target.name):
         if not target.exists():
             with fresh_dir(target) as staging:
                 build(staging)

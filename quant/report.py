@@ -72,22 +72,27 @@ class Comparison:
         """Whether the metric is the row's own."""
         return self.metric == self.row.metric
 
-    def missed(self) -> list[str]:
-        """What this row's own thresholds say was missed."""
-        row, found = self.row, []
+    def faults(self) -> dict[str, str]:
+        """What this row's own thresholds say was missed: drop, engine, floor or share -> a phrase."""
+        row, found = self.row, {}
         limit = row.max_drop[self.metric]
         if self.drop.drop > limit + 1e-12:
-            found.append(f"drop {100 * self.drop.drop:.2f} points, limit {100 * limit:.2f}")
+            found["drop"] = f"drop {100 * self.drop.drop:.2f} points, limit {100 * limit:.2f}"
         if self.engine and abs(self.engine.drop) > row.max_engine_gap + 1e-12:
-            found.append(f"INT8 against simulation {100 * self.engine.drop:+.2f}, limit {100 * row.max_engine_gap:.2f}")
+            gap, limit = 100 * self.engine.drop, 100 * row.max_engine_gap
+            found["engine"] = f"INT8 against simulation {gap:+.2f}, limit {limit:.2f}"
         if self.first and self.fp32.score(self.metric) < row.floor:
-            found.append(f"FP32 {self.fp32.score(self.metric):.2%} is below its floor {row.floor:.0%}")
+            found["floor"] = f"FP32 {self.fp32.score(self.metric):.2%} is below its floor {row.floor:.0%}"
         share, due = self.int8.int8_share or 0, row.int8_share_due(self.int8.variant)
         if self.first and not share:
-            found.append("not one INT8 kernel ran")
+            found["share"] = "not one INT8 kernel ran"
         elif self.first and share < due:
-            found.append(f"INT8 share {share:.1%}, expected {due:.0%}")
+            found["share"] = f"INT8 share {share:.1%}, expected {due:.0%}"
         return found
+
+    def missed(self) -> list[str]:
+        """The phrases alone."""
+        return list(self.faults().values())
 
 
 def comparisons(records: Sequence[Record], rows: Mapping[str, Row]) -> list[Comparison]:

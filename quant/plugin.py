@@ -1,0 +1,337 @@
+"""A manifest's models as pytest cases, in users' own repositories: no test code of theirs is needed.
+
+    quant.toml::resnet50::data                  labels in range, calibration and test data apart
+    quant.toml::resnet50::floor                 FP32 is as good as it should be
+    quant.toml::resnet50::drop[top1]            INT8 against FP32, by each metric with a limit
+    quant.toml::resnet50::simulation[top1]      INT8 against its simulation
+    quant.toml::resnet50::kernels               INT8 kernels did the work
+    quant.toml::resnet50::latency[int8-b1-1t]   each precision, batch size and number of threads
+    quant.toml::resnet50::ratio[b1-1t]          FP32 / INT8 against what is due on this CPU
+
+A model is measured once a session, in child processes. Its accuracy goes into a run of quant.history; its times into
+pytest-benchmark's storage (quant.benchmark_files). `pytest_quant` registers the plugin when --manifest is given.
+
+With pytest-xdist the workers share what is on disk, and --dist loadscope keeps a model's cases on one of them. Timed
+cases need the machine to themselves, and are skipped there.
+"""
+
+import os
+import shlex
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+
+from quant import history, manifest, manifest_suite, report
+from quant.benchmark_files import extra_info, machine_info
+from quant.errors import OutputError, QuantError
+from quant.manifest import Entry
+from quant.models import Models
+from quant.places import digest, locked
+from quant.ratios import Pair, pairs, settled
+from quant.record import Record
+from quant.report import Comparison, comparisons
+from quant.surroundings import Watch
+
+__all__ = ["Plugin"]
+
+T = TypeVar("T")
+
+
+class Plugin:
+    """The hooks of a session with a manifest. Raises pytest.UsageError for a manifest that is wrong."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        path = Path(config.getoption("quant_manifest"))
+        try:
+            self.manifest = manifest.read(path)
+        except QuantError as error:
+            raise pytest.UsageError(str(error)) from error
+        manifest.importable(self.manifest)
+        self.history = Path(config.getoption("quant_history"))
+        self.is_worker = hasattr(config, "workerinput")
+        self.command = f"quant suite --manifest {shlex.quote(str(path))}"
+        self.watch = Watch("pytest", self.command)
+        self.records: list[Record] = []
+        self.failed = False
+        self.told = ""  # what became of the run's file
+        self.why_untimed = _why_untimed(config)
+        if not any(_is_manifest(argument.partition("::")[0], self.manifest.path) for argument in config.args):
+            config.args.append(str(path))
+
+    def pytest_report_header(self) -> str:
+        return f"quant: {self.manifest.path}, {len(self.manifest.models)} model(s)"
+
+    def pytest_collect_file(self, file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        if not _is_manifest(file_path, self.manifest.path):
+            return None
+        found: pytest.Collector = _File.from_parent(parent, path=file_path)
+        return found
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """What a case measured goes with its report, from an xdist worker to the process that writes the run."""
+        made = yield
+        if isinstance(item, _Case):
+            made.quant_records = [asdict(record) for record in item.subject.take_records()]  # type: ignore[attr-defined]
+        return made
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        found = getattr(report, "quant_records", None)
+        if found is not None:
+            self.failed |= report.failed
+            self.records.extend(map(Record.from_json, found))
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if self.is_worker or not self.records:
+            return
+        # Workers of xdist that had cases of one model have both told its records.
+        records = {(one.model, one.precision, one.isa, one.variant): one for one in self.records}.values()
+        known = {entry.name: entry.row() for entry in self.manifest.models}
+        exact = list(records)
+        rows = [row for name, row in known.items() if any(record.model == name for record in exact)]
+        missed = report.misses(exact, (), known)
+        run = self.watch.run(rows, exact, missed=missed, passed=not self.failed)
+        try:
+            self.told = f"accuracy written to {history.append(self.history, run)}"
+        except OutputError as error:
+            self.told = f"accuracy not written: {error}"
+            session.exitstatus = exitstatus or pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self.told:
+            terminalreporter.write_line(f"quant: {self.told}")
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_benchmark_update_machine_info(self, machine_info: dict[str, Any]) -> None:
+        machine_info.update(_machine_info())
+
+
+_machine_info = machine_info
+
+
+def _is_manifest(path: str | Path, known: Path) -> bool:
+    return os.path.basename(path) == known.name and os.path.exists(path) and os.path.samefile(path, known)
+
+
+def _why_untimed(config: pytest.Config) -> str:
+    """Why no case of this session is timed; "" when they are."""
+    if not config.pluginmanager.has_plugin("benchmark"):
+        return "needs pytest-benchmark"
+    if hasattr(config, "workerinput"):
+        return "timed cases need the machine to themselves: run them without -n"
+    if config.getoption("benchmark_disable") and not config.getoption("benchmark_enable"):
+        return "--benchmark-disable"
+    return ""
+
+
+# --- what is measured, once
+
+
+class _Subject:
+    """A manifest's model. What is measured of it is kept, and so is the error when it can't be measured."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self._kept: dict[object, Any] = {}
+        self._told: set[object] = set()
+        self._fresh: list[Record] = []
+
+    def _once(self, key: object, work: Callable[[], T]) -> T:
+        if key not in self._kept:
+            try:
+                self._kept[key] = work()
+            except QuantError as error:
+                self._kept[key] = error
+        found = self._kept[key]
+        if isinstance(found, QuantError):
+            told = f"{self.entry.title}: could not be measured: {found}"
+            if key in self._told:
+                pytest.skip(told)  # it has failed once
+            self._told.add(key)
+            pytest.fail(told, pytrace=False)
+        return found  # type: ignore[no-any-return]
+
+    def data(self) -> dict[str, Any]:
+        return self._once("data", partial(manifest_suite.check, self.entry))
+
+    def models(self) -> Models:
+        self.data()
+        return self._once("models", partial(manifest_suite.models_of, self.entry))
+
+    def comparisons(self) -> dict[str, Comparison]:
+        """Metric with a limit -> INT8 against FP32 and simulation."""
+        records = self._once("accuracy", self._accuracy)
+        found = comparisons(records, {self.entry.name: self.entry.row()})
+        return {comparison.metric: comparison for comparison in found}
+
+    def _accuracy(self) -> list[Record]:
+        with locked(f"manifest-{digest([self.entry.name])}"):  # the next xdist worker finds the outcomes on disk
+            records = manifest_suite.accuracy(self.entry, self.models())
+        self._fresh = records
+        return records
+
+    def take_records(self) -> list[Record]:
+        """The accuracy records that nobody has taken yet."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
+
+    def pair(self, batch: int, threads: int) -> Pair:
+        """FP32 and INT8 timed against each other."""
+        row, models, samples = self.entry.row(), self.models(), self.data()["samples"]
+        measure = partial(manifest_suite.speed, self.entry, models, batch, threads, samples=samples)
+        records = self._once(("pair", batch, threads), lambda: settled(row, measure))
+        [found] = pairs(records, {row.name: row})
+        return found
+
+    def timed(self, precision: str, batch: int, threads: int) -> Record:
+        if precision == "bf16":
+            models, samples = self.models(), self.data()["samples"]
+            work = partial(manifest_suite.speed_bf16, self.entry, models, batch, threads, samples=samples)
+            return self._once((precision, batch, threads), work)
+        pair = self.pair(batch, threads)
+        return pair.int8 if precision == "int8" else pair.fp32
+
+
+# --- cases
+
+
+def _data(subject: _Subject) -> None:
+    subject.data()
+
+
+def _floor(subject: _Subject) -> None:
+    _judge(subject, subject.entry.metrics[0], "floor")
+
+
+def _drop(subject: _Subject, metric: str) -> None:
+    found = subject.comparisons()[metric]
+    if "drop" in found.faults():
+        drop, limit = found.drop, found.row.max_drop[metric]
+        pytest.fail(
+            f"{subject.entry.title}: {metric} drops by {100 * drop.drop:.2f} points [{100 * drop.low:.2f}, "
+            f"{100 * drop.high:.2f}], limit {100 * limit:.2f}: FP32 {found.fp32.score(metric):.2%}, INT8 "
+            f"{found.int8.score(metric):.2%} of {drop.samples:,} samples; {drop.lost:,} lost, {drop.won:,} won",
+            pytrace=False,
+        )
+
+
+def _simulation(subject: _Subject, metric: str) -> None:
+    _judge(subject, metric, "engine")
+
+
+def _kernels(subject: _Subject) -> None:
+    _judge(subject, subject.entry.metrics[0], "share")
+
+
+def _judge(subject: _Subject, metric: str, kind: str) -> None:
+    """Fail with one line when a threshold was missed; see Comparison.faults."""
+    fault = subject.comparisons()[metric].faults().get(kind)
+    if fault:
+        pytest.fail(f"{subject.entry.title}, {metric}: {fault}", pytrace=False)
+
+
+class _Clock:
+    """In place of pytest-benchmark's timer: shows what a child measured, round by round, without the way there."""
+
+    __name__ = "clock of the child process"
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def show(self, benchmark: Any, seconds: Sequence[float]) -> None:
+        left = iter(seconds)
+
+        def round_of_the_child() -> None:
+            self.now += next(left, 0.0)
+
+        benchmark.pedantic(round_of_the_child, rounds=len(seconds))
+
+
+def _latency(subject: _Subject, precision: str, batch: int, threads: int, clock: _Clock, benchmark: Any) -> None:
+    record = subject.timed(precision, batch, threads)
+    clock.show(benchmark, record.latency_s)
+    told = {"model": record.model, "precision": precision, "threads": threads, "batch": batch}
+    benchmark.extra_info.update(told, isa=record.isa, variant=record.variant)
+
+
+def _ratio(subject: _Subject, batch: int, threads: int, clock: _Clock, command: str, benchmark: Any) -> None:
+    """What pytest-benchmark shows is INT8's time."""
+    pair = subject.pair(batch, threads)
+    clock.show(benchmark, pair.int8.latency_s)
+    benchmark.extra_info.update(extra_info(pair.row, (pair.fp32, pair.int8), command))
+    fp32, int8 = (1e3 * float(np.median(record.latency_s)) for record in (pair.fp32, pair.int8))
+    told = (
+        f"{pair.title}: FP32 / INT8 is {pair.ratio:.2f} [{pair.low:.2f}, {pair.high:.2f}], due {pair.due:.2f} on "
+        f"{pair.int8.isa}, batch {batch}, {threads} thread(s): {fp32:.3f} and {int8:.3f} ms a batch"
+    )
+    if pair.result == "FAILED":
+        pytest.fail(told, pytrace=False)
+    if pair.result == "MISSED":
+        pytest.xfail(told)
+
+
+class _Case(pytest.Function):
+    """A case: a function that takes fixtures, as users' own do; it is shown at its model's line of the manifest."""
+
+    subject: _Subject
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return self.path, self.subject.entry.line - 1, f"{self.subject.entry.name} {self.name}"
+
+
+class _Model(pytest.Collector):
+    subject: _Subject
+    plugin: Plugin
+
+    def collect(self) -> Iterator[pytest.Item]:
+        entry, first = self.subject.entry, self.subject.entry.metrics[0]
+        yield self._case("data", _data)
+        yield self._case("floor", _floor)
+        for metric in entry.max_drop:
+            yield self._case(f"drop[{metric}]", _drop, metric=metric)
+        if "quant" in entry.precisions:
+            yield self._case(f"simulation[{first}]", _simulation, metric=first)
+        yield self._case("kernels", _kernels)
+        for threads in entry.threads:
+            for batch in entry.batch_sizes:
+                yield from self._timed_cases(batch, threads)
+
+    def _timed_cases(self, batch: int, threads: int) -> Iterator[pytest.Item]:
+        why = self.plugin.why_untimed or manifest_suite.too_many_threads(threads)
+        where = f"b{batch}-{threads}t"
+        for precision in ("fp32", "int8", "bf16"):
+            if precision != "bf16" or precision in self.subject.entry.precisions:
+                lacks = "this CPU lacks avx512_bf16" if precision == "bf16" and not manifest_suite.has_bf16() else ""
+                given = {"precision": precision, "batch": batch, "threads": threads}
+                yield self._timed(f"latency[{precision}-{where}]", _latency, why or lacks, given)
+        given = {"batch": batch, "threads": threads, "command": self.plugin.command}
+        yield self._timed(f"ratio[{where}]", _ratio, why, given)
+
+    def _timed(self, name: str, judge: Callable[..., None], why: str, given: Mapping[str, Any]) -> pytest.Item:
+        clock = _Clock()
+        case = self._case(name, judge, clock=clock, **given)
+        case.add_marker(pytest.mark.skip(reason=why) if why else pytest.mark.benchmark(timer=clock, group=self.name))
+        return case
+
+    def _case(self, name: str, judge: Callable[..., None], **given: Any) -> pytest.Item:
+        case: _Case = _Case.from_parent(self, name=name, callobj=partial(judge, self.subject, **given))
+        case.subject = self.subject
+        return case
+
+
+class _File(pytest.File):
+    def collect(self) -> Iterator[pytest.Collector]:
+        plugin = self.config.pluginmanager.get_plugin("quant-manifest")
+        assert isinstance(plugin, Plugin)
+        for entry in plugin.manifest.models:
+            model: _Model = _Model.from_parent(self, name=entry.name)
+            model.subject, model.plugin = _Subject(entry), plugin
+            yield model
