@@ -127,6 +127,26 @@ class Plan:
         except IndexError as error:
             raise DataError(f"an id is not in the embedding table: {error}") from error
 
+    def trace(self, seen: Callable[[str, str, Array], None]) -> None:
+        """Run, with `seen(op type, variable, values)` called when a variable is written: its memory is used again.
+
+        Not told of: what a kernel does together with the op behind it, and views of the inputs.
+        """
+        written: dict[int, list[tuple[str, str]]] = {}
+        for op, place in self.ends.items():
+            last = self.work.followers.get(op, op)
+            written.setdefault(place, []).extend((last.type, name) for name in last.writes if self._readable(name))
+        for place, (function, arguments) in enumerate(self.steps):
+            if function(*arguments):
+                raise ModelError("oneDNN failed to run a kernel")
+            for type, name in written.get(place, ()):
+                seen(type, name, np.array(self.work.value(name), order="C"))
+
+    def _readable(self, name: str) -> bool:
+        """Whether memory of this plan holds a variable: an input lies wherever it was fed from."""
+        array = self.work.values.get(name)
+        return array is not None and not any(np.may_share_memory(array, fed) for fed in self.work.inputs.values())
+
     def watch(self, seen: Callable[[str, str], None]) -> None:
         """Have `seen(op type, variable)` called in later runs when the last kernel of an op is done.
 

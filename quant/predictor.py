@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quant.direct import Plan, Program
 from quant.errors import DataError, ModelError, UnsupportedError
@@ -20,12 +21,13 @@ from quant.sequences import Column, Ragged, values_of
 os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's C++ log would drown ours
 
 import paddle.inference as engine
-from paddle import CPUPlace
+from paddle import CPUPlace, assign
 from paddle.base.core import DenseTensor
 
 __all__ = ["BROKEN_ONEDNN", "EXECUTORS", "PRECISIONS", "Executor", "Precision", "Predictor", "Settings", "log_kernels"]
 
 Arrays = Mapping[str, Column]
+Seen = Callable[[str, str, NDArray[Any]], None]  # op type, variable, values
 Precision = Literal["fp32", "quant", "int8", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "quant", "int8", "bf16")
 
@@ -135,6 +137,13 @@ class Predictor:
         """
         self._engine.watch(seen)
 
+    def trace(self, seen: Seen) -> None:
+        """Run on what `feed` set, with `seen(op type, variable, values)` called when an op has written a variable.
+
+        The values are a copy, whatever their layout in memory. Not on a predictor that is watched.
+        """
+        self._engine.trace(seen)
+
     def read(self) -> dict[str, Any]:
         """The outputs of the last run, copied: arrays, or Ragged for sequences."""
         return self._engine.read()
@@ -190,6 +199,14 @@ class _Direct:
     def watch(self, seen: Callable[[str, str], None]) -> None:
         assert self.plan is not None
         self.plan.watch(seen)
+
+    def trace(self, seen: Seen) -> None:
+        assert self.plan is not None
+        set_threads(self.settings.threads)
+        try:
+            self.plan.trace(seen)
+        except ModelError as error:
+            raise ModelError(f"{self.directory}: {error}") from error
 
     def read(self) -> dict[str, Any]:
         assert self.plan is not None
@@ -250,6 +267,16 @@ class _Paddle:
     def watch(self, seen: Callable[[str, str], None]) -> None:
         self._engine.native.register_output_hook(lambda op, variable, tensor: seen(op, variable))
 
+    def trace(self, seen: Seen) -> None:
+        if not self._engine.hooked:  # for good: a hook can't be taken off again
+            self._engine.native.register_output_hook(self._engine.told)
+            self._engine.hooked = True
+        self._engine.seen = seen
+        try:
+            self.run()
+        finally:
+            self._engine.seen = None
+
     def read(self) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for name, handle in self._engine.fetches.items():
@@ -300,6 +327,18 @@ class _Engine:
         self.feeds = {name: self.native.get_input_handle(name) for name in self.inputs}
         self.fetches = {name: self.native.get_output_handle(name) for name in self.outputs}
         self.lengths: set[int] = set()
+        self.hooked = False
+        self.seen: Seen | None = None  # who is told of variables in this run
+
+    def told(self, op: str, variable: str, tensor: Any) -> None:
+        """Paddle's hook. What lies in a layout of oneDNN's, `assign` copies to a plain one."""
+        if self.seen is None or not tensor._is_initialized():
+            return
+        try:
+            values = assign(tensor).numpy()
+        except RuntimeError:  # scratch memory of recurrent kernels, which has less memory than its shape says
+            return
+        self.seen(op, variable, values)
 
 
 def log_kernels(on: bool) -> None:

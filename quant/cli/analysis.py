@@ -1,0 +1,71 @@
+"""The command that says which op of an INT8 model loses accuracy."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quant import report
+from quant.analyze import Subject, subject_of
+from quant.analyze import analyze as analyzed
+from quant.analyze_report import as_json, chart, standalone, tables
+from quant.cli.shared import (
+    Executor,
+    Format,
+    Isa,
+    Json,
+    Threads,
+    app,
+    bar,
+    executor_of,
+    out,
+    print_json,
+)
+from quant.errors import OptionError
+from quant.places import write_text
+
+__all__ = ["analyze"]
+
+
+@app.command()
+def analyze(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An INT8 model directory, or a row of `quant suite`.")],
+    fp32_model: Annotated[Path | None, typer.Option(help="The FP32 model that it was made of.")] = None,
+    quant_model: Annotated[Path | None, typer.Option(help="The fake-quantized model that it was made of.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Samples in one of the formats of --format.")] = None,
+    format: Format = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many of them, from the first.")] = 64,
+    executor: Executor = "auto",
+    threads: Threads = 1,
+    isa: Isa = None,
+    each: Annotated[bool, typer.Option("--each", help="List all ops in the order of execution.")] = False,
+    chart_file: Annotated[
+        Path | None, typer.Option("--chart", help="Also draw SQNR over the ops: an .svg file.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
+    json: Json = False,
+) -> None:
+    """Why did accuracy drop? Each executed INT8 op against the simulation and the FP32 model, worst first."""
+    executor = executor_of(executor)
+    given = {"--fp32-model": fp32_model, "--quant-model": quant_model, "--data": data}
+    if chart_file is not None and not chart_file.absolute().parent.is_dir():
+        raise OptionError(f"--chart: {chart_file.parent} is not a directory")
+    with bar() as tell:
+        if fp32_model is not None and quant_model is not None and data is not None:
+            subject = Subject(Path(model), fp32_model, quant_model, data, format)
+        elif any(given.values()):
+            missing = next(option for option, value in given.items() if value is None)
+            raise OptionError(f"{model}: {missing} is missing; a row of `quant suite` needs none of {', '.join(given)}")
+        else:
+            subject = subject_of(model, samples, isa, tell)
+        found = analyzed(subject, samples=samples, executor=executor, isa=isa, threads=threads, progress=tell)
+    if chart_file is not None:
+        write_text(chart_file, standalone(chart(found)))
+    if json:
+        print_json(as_json(found))
+        return
+    for table in tables(found, each=each):
+        if markdown:
+            print(report.section(table))
+        else:
+            out.print(report.rich_table(table))
