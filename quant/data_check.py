@@ -11,6 +11,7 @@ from quant.errors import DataError
 from quant.evaluation import opened
 from quant.graph import Graph, load_dir
 from quant.isolate import report_progress
+from quant.passes import drop_judges
 from quant.readers import Dataset, batches, check_labels
 from quant.sequences import Column, Padded, Ragged, values_of
 
@@ -29,7 +30,7 @@ def check_data(
     that the model tells apart, None where labels are no classes or the model doesn't show how many; most_frequent:
     label and share; repeated: samples that an earlier one equals; calibration: its samples, or None; summary: a line.
     """
-    graph = load_dir(Path(model))
+    graph = drop_judges(load_dir(Path(model)))
     tested = opened(graph, data, format, labels, scored=True)
     classes = _classes(graph)
     found = check_labels(tested, 1 << 31 if classes is None else classes)

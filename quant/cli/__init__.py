@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import typer
 
-from quant.cli import gating, make, measure, profiling, reporting, suites
+from quant.cli import analysis, gating, make, manifest, measure, profiling, reporting, suites
 from quant.cli.shared import app, err
 from quant.errors import QuantError
 
 # The commands add themselves to the app.
-__all__ = ["gating", "main", "make", "measure", "profiling", "reporting", "suites"]
+__all__ = ["analysis", "gating", "main", "make", "manifest", "measure", "profiling", "reporting", "suites"]
 
 
 def _spelled(argv: Sequence[str]) -> list[str]:
