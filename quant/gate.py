@@ -8,12 +8,12 @@ measurements of one model differ by in the same minutes (the A/A run). What pass
 so noisy a machine nobody knows. What passes all three is measured once more before it counts.
 
 Sources: Mann and Whitney, Annals of Mathematical Statistics 18 (1947); McNemar, Psychometrika 12 (1947); Benjamini and
-Hochberg, Journal of the Royal Statistical Society B 57 (1995).
+Hochberg, Journal of the Royal Statistical Society B 57 (1995); Tarone, Biometrics 46 (1990).
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,13 +74,14 @@ class Change:
     p_value: float = 1.0
     least: float = 0.0
     note: str = ""
+    differs: bool = True  # False: every sample's outcome is as before
 
 
 def compare(before: Run | None, after: Run) -> list[Change]:
     """Every case of `after`, against `before`; without, all of it is recorded, and nothing else."""
     changes = [*_accuracy(before, after), *_shares(before, after), *_speed(before, after)]
-    corrected = _benjamini_hochberg([change.p_value for change in changes])
-    return [_decided(change, p_value) for change, p_value in zip(changes, corrected, strict=True)]
+    corrected = _corrected(changes)
+    return [_decided(change, corrected.get(change.key, change.p_value)) for change in changes]
 
 
 def suspects(changes: Iterable[Change]) -> list[Key]:
@@ -136,9 +137,18 @@ def _accuracy(before: Run | None, after: Run) -> list[Change]:
             one_sided = drop.p_value / 2 if drop.drop > 0 else 1 - drop.p_value / 2
             found.append(
                 Change(
-                    key, "same", score, old.score(metric), drop.drop, drop.low, drop.high, one_sided, LEAST_DROP
+                    key,
+                    "same",
+                    score,
+                    old.score(metric),
+                    drop.drop,
+                    drop.low,
+                    drop.high,
+                    one_sided,
+                    LEAST_DROP,
+                    differs=not np.array_equal(old.counts(metric), record.counts(metric)),
                 )
-            )  # fmt: skip
+            )
     return found
 
 
@@ -232,9 +242,15 @@ def _medians(values: Array, seed: int = 0) -> Array:
     return medians
 
 
-def _benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number, in the same order."""
-    if not p_values:
-        return []
-    adjusted: Any = stats.false_discovery_control(np.clip(p_values, 0, 1), method="bh")
-    return [float(value) for value in adjusted]
+def _corrected(changes: Sequence[Change]) -> dict[Key, float]:
+    """p-values corrected for their number: those of accuracy and those of speed, by Benjamini and Hochberg.
+
+    A model that answers every sample as before is no test that chance could pass or fail, so it doesn't count (Tarone).
+    """
+    found: dict[Key, float] = {}
+    for kind in ("accuracy", "speed"):
+        some = [c for c in changes if c.key.what.startswith(kind) and c.result != "recorded" and c.differs]
+        if some:
+            adjusted = stats.false_discovery_control([min(change.p_value, 1.0) for change in some], method="bh")
+            found.update(zip((change.key for change in some), map(float, adjusted), strict=True))
+    return found

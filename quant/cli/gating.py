@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from quant import gate, gate_report, gating, history, manifest_suite, report
+from quant import gate, gate_report, gating, history, history_report, manifest_suite, report
 from quant.cli.shared import (
     HistoryDir,
     Json,
@@ -24,15 +24,15 @@ from quant.cli.shared import (
     print_json,
     specs_of,
 )
-from quant.errors import OptionError, OutputError
+from quant.errors import OptionError, OutputError, check_choice
 from quant.gate import Key
 from quant.outcomes import Store, default_root
-from quant.places import writable_dir
+from quant.places import writable_dir, write_text
 from quant.record import Record, Run
 from quant.rows import Case
 from quant.surroundings import Watch
 
-__all__ = ["gate_command"]
+__all__ = ["gate_command", "history_command"]
 
 
 @app.command("gate")
@@ -105,6 +105,28 @@ def gate_command(
         out.print("passed" if passed else "FAILED")
     if not passed:
         raise typer.Exit(1)
+
+
+@app.command("history")
+def history_command(
+    model: Annotated[str | None, typer.Argument(help="One model's course; default: the list of runs.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the model's course into this SVG file.")] = None,
+    history_dir: HistoryDir = history.DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """The runs that suites and gates recorded, or what became of one model from run to run."""
+    if plot is not None and model is None:
+        raise OptionError("--plot: draws one model's course; name the model")
+    found = list(history.runs(history_dir, err.print))
+    if model is not None:
+        check_choice(f"model in {history_dir}", model, {name for _, run in found for name in run.models()})
+    shown = history_report.overview(found) if model is None else history_report.course(model, found)
+    if plot is not None and model is not None:
+        write_text(plot, history_report.plot(model, found))
+    if as_json:
+        print_json([dict(zip(shown.columns, row, strict=True)) for row in shown.rows])
+    else:
+        out.print(report.rich_table(shown))
 
 
 def _measured(

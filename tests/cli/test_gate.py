@@ -55,7 +55,10 @@ def test_a_missing_baseline_is_recorded(tmp_path: Path, call: Call) -> None:
     [
         (("--run", "{tmp}/none.json"), "none.json: can't be read (No such file or directory)"),
         (("--run", "{tmp}/broken.json"), "broken.json: schema None, this version reads"),
-        (("--run", "{tmp}/a.json", "--model", "gru"), "--run: compares what was measured; no --model, --manifest, --threads or --accept"),
+        (
+            ("--run", "{tmp}/a.json", "--model", "gru"),
+            "--run: compares what was measured; no --model, --manifest, --threads or --accept",
+        ),
         (("--run", "{tmp}/a.json", "--baseline", "nonsense"), "--baseline: 'nonsense' is no file, and no commit"),
         (("--run", "{tmp}/a.json", "--summary", "{tmp}/no/s.md"), "no/s.md: can't be written: no such directory"),
         (("--model", "resnet51"), "did you mean 'resnet50'?"),
@@ -129,3 +132,43 @@ def test_what_is_meant_to_be_slower_becomes_the_baseline(
     newest = max(history.runs(tmp_path), key=lambda found: found[1].started)[1]
     assert isinstance(newest, Run) and newest.machine == Machine.here()
     assert call(*options)[0] == 0  # against the accepted one, though the first is there as well
+
+
+def test_the_runs_and_the_course_of_a_model(tmp_path: Path, call: Call) -> None:
+    place = tmp_path / "h"
+    for day, slower in ((1, 1.0), (2, 1.3)):
+        started = f"2026-11-0{day}T00:00:00+00:00"
+        history.append(place, runs.suite_run(["resnet50", "gru"], started=started, commit=f"{day}cd", slower=slower))
+    history.append(place, runs.run(runs.accuracy("vgg16"), started="2026-11-03T00:00:00+00:00", passed=False))
+    (place / "broken.json").write_text("{")
+    options = ("--history", str(place))
+    code, out, err = call("history", *options, "--json")
+    assert code == 0 and "left out: " in err and "broken.json" in err
+    listed = json.loads(out)
+    assert [row["Commit"] for row in listed] == ["1cd", "2cd", "19e416a"]
+    assert [row["Models"] for row in listed] == ["2", "2", "1"]
+    assert [row["Result"] for row in listed] == ["passed", "passed", "FAILED"]
+    plot = tmp_path / "course.svg"
+    code, out, _ = call("history", "gru", *options, "--plot", str(plot), "--json")
+    first, second = json.loads(out)  # the third run didn't measure it
+    case = "FP32 / INT8 batch 50, 1 thread(s)"
+    assert float(first[case]) / float(second[case]) == pytest.approx(1.3, abs=0.02)
+    assert first["Drop f1"].startswith("+") and "Drop tags" in first
+    assert plot.read_text().startswith("<?xml") and "batch 50, 1 thread(s)" in plot.read_text()
+    assert "Worst drop" in call("history", *options)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--history", "{tmp}/none"), "none: no such directory; `quant suite` or `quant gate` makes it"),
+        (("--history", "{tmp}/h", "--plot", "{tmp}/x.svg"), "--plot: draws one model's course; name the model"),
+        (("gruu", "--history", "{tmp}/h"), "gruu'; did you mean 'gru'?"),
+        (("gru", "--history", "{tmp}/h", "--plot", "{tmp}/no/x.svg"), "x.svg: can't be written"),
+    ],
+)
+def test_bad_input_of_history(
+    arguments: tuple[str, ...], told: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    history.append(tmp_path / "h", runs.suite_run(["gru"]))
+    assert told in refused("history", *[argument.format(tmp=tmp_path) for argument in arguments])
