@@ -8,7 +8,7 @@ from quant.gate import Change
 from quant.history import Baseline
 from quant.report import Table, plain, section
 
-__all__ = ["as_json", "summary", "table", "verdict"]
+__all__ = ["as_json", "outcome", "summary", "table", "verdict"]
 
 _ORDER = ("REGRESSED", "INVALID", "better", "recorded", "same")
 
@@ -53,6 +53,16 @@ def table(changes: Sequence[Change]) -> Table:
     )
 
 
+def outcome(passed: bool, changes: Sequence[Change]) -> str:
+    """FAILED, passed, or what is neither: nothing to compare with, or cases that such a machine can't tell."""
+    results = {change.result for change in changes}
+    if not passed:
+        return "FAILED"
+    if "INVALID" in results:
+        return "INVALID where said so; passed elsewhere"
+    return "recorded" if results <= {"recorded"} else "passed"
+
+
 def verdict(changes: Sequence[Change], missed: Sequence[str], baseline: Baseline | None) -> list[str]:
     """Sentences: what regressed, by how much; what couldn't be told; what it was compared with."""
     against = "recorded: there is no comparable run to compare with"
@@ -77,7 +87,7 @@ def verdict(changes: Sequence[Change], missed: Sequence[str], baseline: Baseline
 def summary(passed: bool, lines: Sequence[str], changes: Sequence[Change]) -> str:
     """Markdown for a pull request or a step summary."""
     found = "\n".join(f"- {plain(line)}" for line in lines)
-    return f"# INT8 gate: {'passed' if passed else 'FAILED'}\n\n{found}\n\n{section(table(changes))}\n"
+    return f"# INT8 gate: {outcome(passed, changes)}\n\n{found}\n\n{section(table(changes))}\n"
 
 
 def as_json(
@@ -85,6 +95,7 @@ def as_json(
 ) -> dict[str, Any]:
     return {
         "passed": passed,
+        "outcome": outcome(passed, changes),
         "baseline": None if baseline is None else str(baseline.path),
         "unlike": [] if baseline is None else list(baseline.unlike),
         "missed": list(missed),

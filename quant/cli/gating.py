@@ -102,7 +102,7 @@ def gate_command(
         out.print(report.rich_table(gate_report.table(changes)))
         for line in lines:
             out.print(line)
-        out.print("passed" if passed else "FAILED")
+        out.print(gate_report.outcome(passed, changes))
     if not passed:
         raise typer.Exit(1)
 

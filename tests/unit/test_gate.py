@@ -68,6 +68,10 @@ def test_noise_that_the_twin_shows_makes_a_loss_invalid() -> None:
     change = only(gate.compare(before, after))
     assert change.result == "INVALID" and change.least > 0.15
     assert "INVALID: resnet50, speed" in "\n".join(gate_report.verdict([change], [], None))
+    assert gate_report.outcome(True, [change]) == "INVALID where said so; passed elsewhere"
+    assert gate_report.outcome(False, [change]) == "FAILED"
+    assert gate_report.outcome(True, gate.compare(before, before)) == "passed"
+    assert gate_report.outcome(True, gate.compare(None, before)) == "recorded"
 
 
 def test_stolen_time_makes_a_loss_invalid_and_leaves_the_rest_alone() -> None:
