@@ -8,12 +8,14 @@ differ in shape or hatching, not in colour alone.
 import io
 import math
 import re
-import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # loaded where it draws: it takes half a second, which no other command should wait for
     from matplotlib.axes import Axes
@@ -53,10 +55,10 @@ _XLINK = "{http://www.w3.org/1999/xlink}href"
 _NOT_IN_XML = re.compile("[^\\t\\n\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
 
 
-def plain(text: str, width: int, lines: int = 1) -> str:
-    """Text of unknown origin as a label: what XML can't hold is replaced, and what is too long is cut off."""
-    held = _NOT_IN_XML.sub("\ufffd", text)
-    return "\n".join(textwrap.wrap(held, width, max_lines=lines, placeholder=" …"))
+def plain(text: str, width: int) -> str:
+    """Text of unknown origin as a label of one line: what XML can't hold is replaced, what is too long cut off."""
+    held = " ".join(_NOT_IN_XML.sub("\ufffd", text).split())
+    return held if len(held) <= width else held[: width - 1] + "…"
 
 
 def figure(height: float) -> "tuple[Figure, Axes]":
@@ -109,7 +111,9 @@ def _adapt(element: ElementTree.Element, name: str) -> None:
     """An SVG file's element -> one for a page that has several drawings: ids, colours, fonts."""
     element.tag = element.tag.removeprefix(_NAMESPACE)
     for key, value in list(element.attrib.items()):
-        if key == "id":
+        if key == "id" and element.tag == "g":  # nothing refers to groups
+            del element.attrib[key]
+        elif key == "id":
             element.set(key, f"{name}-{value}")
         elif key == _XLINK:
             del element.attrib[key]
@@ -156,8 +160,10 @@ class Bar:
         return ", ".join(filter(None, (self.label, self.detail)))
 
 
-def _finite(values: Sequence[float | None]) -> list[float]:
-    return [value for value in values if value is not None and math.isfinite(value)]
+def _drawn(values: Iterable[float | None]) -> NDArray[np.float64]:
+    """Values to draw; what isn't a finite number becomes a gap."""
+    found = np.array([math.nan if value is None else value for value in values], np.float64)
+    return np.where(np.isfinite(found), found, math.nan)
 
 
 def bars(entries: Sequence[Bar], name: str, message: str, *, axis: str, base: float | None = None) -> str:
@@ -166,29 +172,32 @@ def bars(entries: Sequence[Bar], name: str, message: str, *, axis: str, base: fl
     A value that isn't finite has no bar, and its text all the same.
     """
     labels = ["\n".join(filter(None, (plain(e.label, 20), plain(e.detail, 20)))) for e in entries]
-    two = any("\n" in label for label in labels)
+    values, low, high, marks, others = (
+        _drawn(getattr(entry, key) for entry in entries) for key in ("value", "low", "high", "mark", "other")
+    )
+    places = np.arange(len(entries))
     with styled():
-        drawn, axes = figure(0.62 + (0.36 if two else 0.29) * len(entries))
-        places = range(len(entries))
+        drawn, axes = figure(0.62 + (0.36 if any("\n" in label for label in labels) else 0.29) * len(entries))
+        axes.barh(
+            places, values, 0.62,
+            color=[BAD_SOFT if entry.beyond else ACCENT_SOFT for entry in entries],
+            edgecolor=[BAD if entry.beyond else ACCENT for entry in entries],
+            hatch=["////" * entry.beyond for entry in entries],
+        )  # fmt: skip
+        reach = np.maximum([values - low, high - values], 0)
+        axes.errorbar(values, places, xerr=reach, fmt="o", ms=3, color=INK, lw=1.2, capsize=2.5)
+        axes.plot(marks, places, "|", ms=15, color=INK, mew=2, zorder=4)
+        axes.plot(others, places, "D", ms=4.5, color=INK, mew=1, mfc=PANEL, zorder=4)
         for place, entry in enumerate(entries):
-            if math.isfinite(entry.value):
-                soft, full = (BAD_SOFT, BAD) if entry.beyond else (ACCENT_SOFT, ACCENT)
-                axes.barh(place, entry.value, 0.62, color=soft, edgecolor=full, hatch="////" * entry.beyond)
-            if len(_finite((entry.value, entry.low, entry.high))) == 3:
-                reach = [[max(entry.value - entry.low, 0)], [max(entry.high - entry.value, 0)]]
-                axes.errorbar(entry.value, place, xerr=reach, fmt="o", ms=3, color=INK, lw=1.2, capsize=2.5)
-            for value, marker, size, width in ((entry.mark, "|", 15, 2.0), (entry.other, "D", 4.5, 1.0)):
-                for found in _finite([value]):
-                    axes.plot(found, place, marker, ms=size, mec=INK, mew=width, mfc=PANEL, zorder=4)
             axes.annotate(
                 entry.text, (1.0, place), (50, 0), ("axes fraction", "data"), "offset points",
                 ha="right", va="center", color=BAD if entry.beyond else INK,
                 weight="bold" if entry.beyond else "normal",
             )  # fmt: skip
-        shown = _finite([value for e in entries for value in (e.value, e.low, e.high, e.mark, e.other, base)])
-        low, high = min([0.0, *shown]), max([0.0, *shown])
-        room = (high - low or 1.0) * 0.04
-        axes.set_xlim(low - room * (low < 0), high + room)
+        shown = np.concatenate([values, low, high, marks, others, _drawn([0.0, base])])
+        least, most = float(np.nanmin(shown)), float(np.nanmax(shown))
+        room = (most - least or 1.0) * 0.04
+        axes.set_xlim(least - room * (least < 0), most + room)
         axes.set_ylim(len(entries) - 0.45, -0.55)
         axes.set_yticks(places, labels)
         axes.tick_params("y", length=0)
@@ -222,23 +231,24 @@ def trends(found: Sequence[Trend], moments: Sequence[str], name: str, message: s
 
     The axis spans at least 0.2, so that lines that hardly move don't look as if they did.
     """
+    lines = [_drawn(trend.values) for trend in found]
     with styled():
         drawn, axes = figure(2.3 + 0.17 * len(found))
-        for place, trend in enumerate(found):
-            values = [value if value is not None and math.isfinite(value) else math.nan for value in trend.values]
+        for place, values in enumerate(lines):
             axes.plot(
-                range(len(values)), values, marker=_MARKERS[place % len(_MARKERS)], ms=4.5, lw=1.4,
-                ls=_DASHES[place % len(_DASHES)], color=ACCENT if place % 2 == 0 else INK, mfc=PANEL,
+                values, marker=_MARKERS[place % len(_MARKERS)], ms=4.5, lw=1.4, mfc=PANEL,
+                ls=_DASHES[place % len(_DASHES)], color=ACCENT if place % 2 == 0 else INK,
             )  # fmt: skip
         step = math.ceil(len(moments) / _LABELLED)
         last = len(moments) - 1
         axes.set_xticks(range(last % step, len(moments), step), moments[last % step :: step])
         axes.set_xlim(-0.5, last + 0.5)
         axes.tick_params("x", length=3)
-        shown = _finite([value for trend in found for value in trend.values])
-        low, high = min(shown, default=0.0), max(shown, default=0.0)
-        room = max(0.15 * (high - low), _LEAST_SPAN / 2 - (high - low) / 2)
-        axes.set_ylim(low - room, high + room)
+        shown = np.concatenate(lines)
+        shown = shown[np.isfinite(shown)] if np.isfinite(shown).any() else np.zeros(1)
+        least, most = float(shown.min()), float(shown.max())
+        room = max(0.15 * (most - least), (_LEAST_SPAN - (most - least)) / 2)
+        axes.set_ylim(least - room, most + room)
         axes.ticklabel_format(axis="y", useOffset=False)
         axes.grid(axis="y", color=LINE, lw=0.6)
         axes.set_ylabel(axis)

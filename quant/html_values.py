@@ -283,7 +283,7 @@ def _drops(isa: str, found: Sequence[Comparison]) -> Chart:
             )
         )
     over = [entry for entry in entries if entry.beyond]
-    verdict = f"{len(over)} beyond their limit: {_named(over)}." if over else "none beyond its limit."
+    verdict = f"{len(over)} beyond their limit: {_named(over)}." if over else "none beyond a limit."
     message = (
         f"Drop from FP32 to INT8 on {isa} of {_count(len(entries), 'score')}, {_span(entries, ' points')}; {verdict}"
     )

@@ -108,7 +108,7 @@ def speed(
 
     `spread`: standard deviation of the logarithm of each timing; `rounds` in each of the `processes`.
     """
-    random = np.random.default_rng([seed, *name.encode(), threads, batch])
+    random = np.random.default_rng([seed, *map(ord, name), threads, batch])
     found = []
     for precision, variant, typical in (("fp32", "oneDNN direct", ratio * ms), ("int8", "direct", ms)):
         seconds = typical / 1e3 * np.exp(spread * random.standard_normal(rounds * processes))
