@@ -29,8 +29,7 @@ def browser() -> Iterator[Browser]:
             pytest.fail("no `chromium` on this machine, and QUANT_REQUIRE_BROWSER=1 demands it")
         pytest.skip("no `chromium` on this machine")
     with sync_playwright() as playwright:
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)  # without its sandbox, which root can't have
         yield browser
         browser.close()
 
