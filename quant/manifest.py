@@ -8,6 +8,7 @@ import os
 import re
 import reprlib
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -229,45 +230,74 @@ class FileKeys(_Strict):
 
 @dataclass(frozen=True)
 class _Text:
-    """A manifest's text, and where in it keys are."""
+    """A manifest's file, what it says, and the lines, counted from 1, where its keys begin."""
 
     path: Path
-    lines: tuple[str, ...]
     content: Mapping[str, Any]
+    lines: Mapping[Location, int]
 
     def line(self, location: Location) -> int:
-        """The line, counted from 1, where a key begins; of a key that isn't there, where what should hold it begins.
-
-        There is no TOML parser here that tells lines: a key begins behind the longest run of whole lines that is TOML
-        and doesn't hold the key yet. Runs that end within a value aren't TOML, and are made longer until they are.
-        """
-        while location and not _holds(self.content, location):
+        """Where a key begins; of one that isn't there, where what should hold it begins."""
+        while location and location not in self.lines:
             location = location[:-1]
-        if not location:
-            return 1
-        before, at = 0, len(self.lines)  # before: lines that don't hold it; at: lines that do
-        while at - before > 1:
-            middle = (before + at) // 2
-            before, at = (before, middle) if _holds(self._first(middle), location) else (middle, at)
-        return at
-
-    def _first(self, count: int) -> Mapping[str, Any]:
-        """What the first lines say, `count` of them, or as many more as it takes to end a value."""
-        for end in range(count, len(self.lines)):
-            try:
-                return tomllib.loads("\n".join(self.lines[:end]) + "\n")
-            except tomllib.TOMLDecodeError:
-                continue
-        return self.content
+        return self.lines.get(location, 1)
 
 
-def _holds(content: Any, location: Location) -> bool:
-    for key in location:
+def _lines_of(text: str) -> dict[Location, int]:
+    """The line of every key of a text that is TOML.
+
+    There is no parser here that tells lines. The text is cut into statements instead, each the fewest whole lines that
+    are TOML by themselves: a header, or a key and its value.
+    """
+    found: dict[Location, int] = {}
+    lines = text.split("\n")
+    table: Location = ()  # which the keys below a header belong to
+    tables: Counter[Location] = Counter()  # of each array of tables
+    start = 0
+    while start < len(lines):
+        statement, stop = _statement(lines, start)
+        if lines[start].lstrip().startswith("["):
+            table = ()
+            names, array = _header(statement)
+            for number, name in enumerate(names, 1):
+                table = (*table, name)
+                tables[table] += array and number == len(names)
+                found.setdefault(table, start + 1)
+                if tables[table]:
+                    table = (*table, tables[table] - 1)
+                    found.setdefault(table, start + 1)
+        else:
+            for key in _keys_in(statement, table):
+                found.setdefault(key, start + 1)
+        start = stop
+    return found
+
+
+def _statement(lines: Sequence[str], start: int) -> tuple[dict[str, Any], int]:
+    """The statement that begins in a line, and the line behind it."""
+    for stop in range(start + 1, len(lines)):
         try:
-            content = content[key]
-        except (KeyError, IndexError, TypeError):
-            return False
-    return True
+            return tomllib.loads("\n".join(lines[start:stop]) + "\n"), stop
+        except tomllib.TOMLDecodeError:
+            continue
+    return tomllib.loads("\n".join(lines[start:])), len(lines)
+
+
+def _header(statement: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """The names in a table's header, and whether it is one of an array of tables."""
+    names: list[str] = []
+    node: Any = statement
+    while isinstance(node, dict) and node:
+        [(name, node)] = node.items()
+        names.append(name)
+    return names, isinstance(node, list)
+
+
+def _keys_in(value: Any, location: Location) -> Iterator[Location]:
+    """Where everything in a value is."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*location, key)
+        yield from _keys_in(inner, (*location, key))
 
 
 # --- what is wrong, in words
@@ -358,15 +388,16 @@ def _error(text: _Text, faults: Sequence[_Fault]) -> OptionError:
 def read(path: Path) -> Manifest:
     """The manifest in a file. Raises DataError when it can't be read, OptionError for what it says wrong."""
     try:
-        content = path.read_bytes()
+        raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror})") from error
     try:
-        lines = content.decode()
+        written = raw.decode()
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}:{line}: not UTF-8") from error
-    text = _Text(path, tuple(lines.split("\n")), _parsed(path, lines))
+    content = _parsed(path, written)
+    text = _Text(path, content, _lines_of(written))
     try:
         keys = FileKeys.model_validate(text.content)
     except ValidationError as error:

@@ -1,5 +1,6 @@
 """Data that a user's own function reads: what it may give, and what of that a model can be fed."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import numpy as np
 
 from quant import custom
 from quant.errors import DataError
-from quant.sequences import Array, Column, Dataset, Padded, Ragged, Signature
+from quant.sequences import Array, Column, Dataset, Padded, Ragged, Signature, offsets_of
 
-__all__ = ["check_fit", "read_own"]
+__all__ = ["check_fit", "files_below", "read_own"]
 
 
 def check_fit(path: Path, name: str, array: Array, shape: tuple[int, ...], dtype: str) -> None:
@@ -24,6 +25,21 @@ def check_fit(path: Path, name: str, array: Array, shape: tuple[int, ...], dtype
 
 def _fits(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return len(given) == len(wanted) and all(w in (-1, g) for w, g in zip(wanted, given, strict=True))
+
+
+def files_below(directory: Path) -> list[Path]:
+    """All files in a directory, sorted; links to directories are followed, once each."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, inside, names in os.walk(directory, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            inside.clear()
+            continue
+        seen.add(real)
+        inside.sort()
+        found.extend(Path(place, name) for name in names)
+    return sorted(file for file in found if file.is_file())
 
 
 def read_own(path: Path, signature: Signature, name: str) -> Dataset:
@@ -85,10 +101,14 @@ def _own_labels(path: Path, given: object) -> Column:
     if isinstance(given, list) and given and all(isinstance(one, (list, np.ndarray)) for one in given):
         arrays = [_numbers(path, "labels", one) for one in given]
         if len({one.shape for one in arrays}) > 1:
-            if any(one.ndim != arrays[0].ndim or one.shape[1:] != arrays[0].shape[1:] for one in arrays):
+            filled = [one for one in arrays if one.size]  # what is empty has no type of its own
+            if len({one.shape[1:] for one in filled}) > 1 or any(one.ndim != filled[0].ndim for one in arrays):
                 raise DataError(f"{path}: labels differ in more than their length")
-            return Ragged(_whole(np.concatenate(arrays)), Ragged.of(arrays).offsets)
-    return _whole(_numbers(path, "labels", given))
+            return Ragged(_whole(np.concatenate(filled)), offsets_of([len(one) for one in arrays]))
+    array = _whole(_numbers(path, "labels", given))
+    if not array.ndim:
+        raise DataError(f"{path}: labels are one number, not one a sample")
+    return array
 
 
 def _numbers(path: Path, name: str, given: object) -> Array:

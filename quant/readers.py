@@ -14,7 +14,7 @@ import numpy as np
 from quant import custom
 from quant.errors import DataError
 from quant.formats import labels_beside, read_handwriting, read_lac, read_lac_bin, read_pairs
-from quant.own_data import check_fit, read_own
+from quant.own_data import check_fit, files_below, read_own
 from quant.sequences import Array, Column, Dataset, Padded, Ragged, Signature, staged, values_of
 
 __all__ = [
@@ -133,8 +133,9 @@ def files_behind(path: Path, format: str | None = None, labels: Path | None = No
     name = format_of(path, format)
     if ":" in name:
         _no_label_file(path, labels)
-        inside = sorted(file for file in path.rglob("*") if file.is_file())
-        data = {f"data/{file.relative_to(path)}": file for file in inside} if path.is_dir() else {"data": path}
+        data = (
+            {f"data/{file.relative_to(path)}": file for file in files_below(path)} if path.is_dir() else {"data": path}
+        )
         return {**data, "reader": custom.source_of(name)}
     beside: dict[str, Path | None] = {}
     if name == "pairs":

@@ -168,6 +168,11 @@ def test_a_reader_of_a_directory(module: str, tmp_path: Path) -> None:
         "reader": "own_module.py",
     }
     assert files_behind(place / "x.npy", name).keys() == {"data", "reader"}
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "linked").write_text("part of it too")
+    (place / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "round").symlink_to(place)
+    assert files_behind(place, name).keys() - files.keys() == {"data/link/linked"}
     with pytest.raises(DataError, match="carries its labels itself"):
         open_data(place, {"x": ((8,), "float32")}, name, labels=place / "y.npy")
     with pytest.raises(DataError, match="absent: no such data file"):
@@ -207,6 +212,8 @@ def test_sequences_become_what_the_model_reads(module: str, monkeypatch: pytest.
     assert opened([np.arange(4)] * 3, (4,)).inputs["ids"].shape == (3, 4)
     tags = opened(IDS, (1,), labels=[[1, 2, 3], [4], [5, 6]]).labels
     assert isinstance(tags, Ragged) and tags.sequence(2).tolist() == [5, 6]
+    tags = opened(IDS, (1,), labels=[[1, 2, 3], [], [5]]).labels
+    assert tags.values.dtype == np.int64 and tags.lengths.tolist() == [3, 0, 1]
     assert opened(IDS, (1,), labels=[1, 2, 3]).labels.tolist() == [1, 2, 3]
     boxes = opened(IDS, (1,), labels=[[0.5, 1.5]] * 3).labels
     assert boxes.shape == (3, 2)
@@ -230,6 +237,7 @@ def test_sequences_become_what_the_model_reads(module: str, monkeypatch: pytest.
         (({"x": [np.zeros((2, 4), "f"), np.zeros((0, 4), "f")]}, None), "sample 1 of 'x' is empty"),
         (({"x": [np.zeros((2, 4), "f"), np.zeros((1, 4))]}, None), "sample 1 of 'x' is float64, but"),
         (({"x": np.zeros((2, 4), np.float32)}, [[1, 2], [[3]]]), "labels differ in more than their length"),
+        (({"x": np.zeros((2, 4), np.float32)}, 3), "labels are one number, not one a sample"),
         (({"x": np.zeros((2, 4), np.float32)}, ["cat", "dog"]), "'labels' is <U3, not numbers"),
     ],
 )  # fmt: skip

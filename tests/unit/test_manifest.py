@@ -1,14 +1,20 @@
 """quant.toml: what comes out of it, and one line for whatever is wrong in it, with the line of the file and the key."""
 
+import re
+import time
+import tomllib
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quant.errors import DataError, OptionError, QuantError
 from quant.manifest import FileKeys, ModelKeys, ThresholdKeys, read
+from quant.metrics import metric_of
+from quant.readers import open_data
 from quant.rows import Case
 
 ROOT = Path(__file__).parents[2]
@@ -317,8 +323,38 @@ def test_whatever_a_manifest_holds_is_read_or_told(shop: Path, data: st.DataObje
     assert "\n" not in told and told.startswith(f"{path}:"[: len(told)])
 
 
+def test_lines_of_a_long_manifest_are_found_in_time(shop: Path) -> None:
+    """By one pass: parsing the beginning of the file anew for each line took minutes."""
+    text = "".join(LEAST.replace("least", f"m{number}") for number in range(300))
+    numbers = "".join(f"{number},\n" for number in range(500))
+    text = text.replace('"m150"\n', f'"m150"\nop_ids_to_skip = [\n{numbers}]\n')
+    begun = time.process_time()
+    manifest = read(written(shop, text))
+    assert time.process_time() - begun < 10
+    assert [entry.line for entry in manifest.models[149:152]] == [896, 902, 1410]
+
+
+DOCS = (ROOT / "docs" / "manifest.md").read_text(encoding="utf-8")
+
+
+def test_the_documentation_is_true(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its manifest is one, and its functions are a metric and a reader."""
+    blocks = re.findall(r"```(\w+)\n(.*?)```", DOCS, re.DOTALL)
+    [manifest] = [text for kind, text in blocks if kind == "toml"]
+    FileKeys.model_validate(tomllib.loads(manifest))
+    code = "import numpy as np\n" + "".join(text for kind, text in blocks if kind == "python")
+    (tmp_path / "documented.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    counts = metric_of("documented:f1").counts([np.eye(2)[[0, 1, 1]]], np.array([1, 1, 0]))
+    assert counts.tolist() == [[0, 1], [2, 2], [0, 1]]
+    (tmp_path / "images").mkdir()
+    for number, count in ((7, 2), (10, 1)):
+        np.save(tmp_path / "images" / f"{number}.npy", np.zeros((count, 3, 4, 4)))
+    data = open_data(tmp_path / "images", {"image": ((3, 4, 4), "float32")}, "documented:read")
+    assert sorted(np.asarray(data.labels).tolist()) == [7, 7, 10]
+
+
 def test_every_key_is_in_the_documentation() -> None:
-    text = (ROOT / "docs" / "manifest.md").read_text(encoding="utf-8")
     for table in (FileKeys, ModelKeys, ThresholdKeys):
         for key in table.model_fields:
-            assert f"`{key}`" in text, key
+            assert f"`{key}`" in DOCS, key
