@@ -397,9 +397,12 @@ def _order_for(array: Array, shape: Sequence[int]) -> list[int]:
 
 
 def _viewable(array: Array, shape: Sequence[int]) -> bool:
-    """Whether an array can be looked at in another shape without a copy."""
-    stand_in = np.lib.stride_tricks.as_strided(np.empty(1, np.int8), array.shape, array.strides)
-    return np.may_share_memory(stand_in, stand_in.reshape(shape))
+    """Whether an array can be looked at in another shape without a copy.
+
+    Asked of the array itself: a copy never lies between its ends. It may lie between those of a smaller array that
+    only claims these strides.
+    """
+    return np.may_share_memory(array, array.reshape(shape))
 
 
 def _slice(work: Workspace, op: Op) -> None:

@@ -13,6 +13,7 @@ import pytest
 from quant.calibrate import calibrate
 from quant.convert import convert
 from quant.direct import Plan, Program
+from quant.direct_ops import _viewable
 from quant.errors import DataError, ModelError, UnsupportedError
 from quant.graph import Graph, Op, Var, run_passes, save_dir
 from quant.passes import NORMALISE, fuse_kernels
@@ -203,3 +204,38 @@ def test_the_ops_of_a_run_can_be_watched(saved: Path) -> None:
         predictor.watch(lambda type, variable: seen.append(type))
         predictor.run()
     assert seen[0] == "quantize" and seen.count("fused_conv2d") == 5 and seen[-1] == "fc"
+
+
+def test_the_values_of_a_run_can_be_traced(saved: Path) -> None:
+    """On both executors, and the same: what lies in memory that is used again, and in oneDNN's layouts."""
+    found: list[dict[str, np.ndarray]] = []
+    for settings in (DIRECT, PADDLE):
+        with Predictor(saved, settings) as predictor:
+            for batch in (3, 1, 3):
+                predictor.feed(images(batch))
+                found.append({})
+                predictor.trace(lambda type, variable, values, into=found[-1]: into.update({variable: values}))
+            [out] = predictor.read().values()
+            np.testing.assert_array_equal(found[-1][predictor.outputs[0]], out)
+            assert predictor(images(3))[predictor.outputs[0]].tolist() == out.tolist(), "and is run as before"
+    direct, paddle = found[:3], found[3:]
+    for mine, its in zip(direct, paddle, strict=True):
+        shared = mine.keys() & its.keys()
+        assert len(shared) > 9
+        for name in shared:
+            np.testing.assert_array_equal(mine[name], its[name], name)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (0, 1, 3, 2)])
+@pytest.mark.parametrize("shape", [(4, 6, 2, 3), (4, 36), (24, 6), (4, 2, 3, 6), (4, 1, 6, 6), (4, 6, 6)])
+def test_what_can_be_looked_at_in_another_shape(order: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Whatever lies around the array in memory: a layout that needs a copy and got none was read uninitialised."""
+    dense = np.zeros([(4, 6, 2, 3)[dim] for dim in order], np.uint8)
+    array = dense.transpose(np.argsort(order))
+    looked_at = array.view()
+    try:
+        looked_at.shape = shape
+        expected = True
+    except AttributeError:
+        expected = False
+    assert all(_viewable(array, shape) == expected for _ in range(50))
