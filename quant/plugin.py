@@ -1,7 +1,7 @@
 """A manifest's models as pytest cases, in users' own repositories: no test code of theirs is needed.
 
     quant.toml::resnet50::data                  labels in range, calibration and test data apart
-    quant.toml::resnet50::floor                 FP32 is as good as it should be
+    quant.toml::resnet50::floor                 FP32 is as good as it should be, where the manifest says so
     quant.toml::resnet50::drop[top1]            INT8 against FP32, by each metric with a limit
     quant.toml::resnet50::simulation[top1]      INT8 against its simulation
     quant.toml::resnet50::kernels               INT8 kernels did the work
@@ -200,8 +200,8 @@ class _Subject:
 # --- cases
 
 
-def _data(subject: _Subject) -> None:
-    subject.data()
+def _data(subject: _Subject, record_property: Callable[[str, object], None]) -> None:
+    record_property("data", subject.data()["summary"])
 
 
 def _floor(subject: _Subject) -> None:
@@ -294,7 +294,8 @@ class _Model(pytest.Collector):
     def collect(self) -> Iterator[pytest.Item]:
         entry, first = self.subject.entry, self.subject.entry.metrics[0]
         yield self._case("data", _data)
-        yield self._case("floor", _floor)
+        if entry.floor:
+            yield self._case("floor", _floor)
         for metric in entry.max_drop:
             yield self._case(f"drop[{metric}]", _drop, metric=metric)
         if "quant" in entry.precisions:
