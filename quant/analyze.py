@@ -284,11 +284,11 @@ _RULES: tuple[tuple[str, Callable[[OpError], str]], ...] = (
 
 @dataclass(frozen=True)
 class Subject:
-    """An INT8 model, what it was made of, and the data to run it on."""
+    """An INT8 model, what it was made of (`quant`: its simulation, None if there is none), and data to run it on."""
 
     model: Path
     fp32: Path
-    quant: Path
+    quant: Path | None
     data: Path
     format: str | None = None
     labels: Path | None = None
@@ -300,7 +300,7 @@ def subject_of(name: str, samples: int, isa: str | None = None, progress: isolat
     Raises OptionError, with the nearest row, for another name.
     """
     if Path(name).exists() or len(Path(name).parts) != 1:
-        raise OptionError(f"{name}: --fp32-model, --quant-model and --data say what it was made of and is run on")
+        raise OptionError(f"{name}: --fp32-model and --data say what it was made of and is run on")
     spec = find(name)
     models = small_of(spec, progress)
     suffix = "" if weight_levels(isa) == SIGNED else "-7bit"
@@ -325,7 +325,7 @@ def analyze(
     arguments = {
         "model": str(subject.model),
         "fp32_model": str(subject.fp32),
-        "quant_model": str(subject.quant),
+        "quant_model": str(subject.quant) if subject.quant else None,
         "data": str(subject.data),
         "format": subject.format,
         "labels": str(subject.labels) if subject.labels else None,

@@ -53,7 +53,7 @@ _INTEGERS = ("int8", "uint8")
 def analyze_model(
     model: str,
     fp32_model: str,
-    quant_model: str,
+    quant_model: str | None,
     data: str,
     *,
     format: str | None = None,
@@ -69,15 +69,19 @@ def analyze_model(
     to those of the simulation as given; `unseen`, the variables inside of kernels; `ops`, one for each variable that an
     op wrote, in the order of execution (see quant.analyze.OpError, whose fields these are).
     Without `local` only what the models make of the samples is compared, not what each op makes of its own inputs.
+    Without a simulation nothing is compared with one.
     Raises ModelError when the models don't belong together.
     """
-    converted, exported, given = (load_dir(Path(path)) for path in (model, fp32_model, quant_model))
+    converted, exported = load_dir(Path(model)), load_dir(Path(fp32_model))
+    given = load_dir(Path(quant_model)) if quant_model else None
     if not any(map(int8_op, converted.ops)):
         raise ModelError(f"{model}: holds no INT8 op: not a converted model")
     for path, other in ((fp32_model, exported), (quant_model, given)):
-        if missing := [name for name in other.feeds if name not in converted.feeds]:
+        if missing := [name for name in (other.feeds if other else ()) if name not in converted.feeds]:
             raise ModelError(f"{path}: reads the input {missing[0]!r}, which {model} doesn't: not of the same model")
-    placed, normal = run_passes(given, PLACE), run_passes(exported, NORMALISE)
+    normal = run_passes(exported, NORMALISE)
+    placed = run_passes(given, PLACE) if given else normal
+    local = local and given is not None
     dataset = opened(converted, data, format, labels)
     dataset = head(dataset, min(samples, len(dataset)))
     with ExitStack() as stack:
@@ -86,22 +90,24 @@ def analyze_model(
         first = next(iter(batches(dataset, 1)))
         seen = _traced(predictor, first)
         twins = twins_of(converted, placed, normal, exported, seen)
-        if not any(twin.name for twin in twins):
-            raise ModelError(f"{quant_model}: has no tensor of {model} by name: not the simulation it was made of")
+        if not any(twin.name for twin in twins if int8_op(twin.op)):
+            raise ModelError(f"{quant_model or fp32_model}: has no tensor of {model} by name: not what it was made of")
         size = int(np.clip(_VALUES // max(sum(array.size for array in seen.values()), 1), 1, _BATCH))
-        lowered = lower_quantizers(placed)
-        simulation = stack.enter_context(_Reference(lowered, {twin.name for twin in twins}, threads))
+        wanted = {twin.name for twin in twins} if given else set()
+        simulation = stack.enter_context(_Reference(lower_quantizers(placed), wanted, threads))
         reference = stack.enter_context(_Reference(normal, {twin.fp32 for twin in twins}, threads))
-        as_read = _as_read(stack, given, simulation, first, threads) if local else None
+        as_read = _as_read(stack, given, simulation, first, threads) if local and given else None
         cut, feeds, fetches = apart(placed, twins) if local else (placed, {}, {})
         alone = stack.enter_context(_Reference(cut, set(fetches.values()), threads)) if fetches else None
         state = _State(converted, placed, twins, feeds, fetches)
         for number, batch in enumerate(batches(dataset, size)):
             report_progress("analyze", number * size, len(dataset))
-            state.add(batch, _traced(predictor, batch), simulation(batch), reference(batch), alone)
+            simulated = simulation(batch) if given else {}
+            state.add(batch, _traced(predictor, batch), simulated, reference(batch), alone)
         used = predictor.executor
     writers = converted.writers()
-    inside = [name for twin in twins for op in twin.ops[:-1] for name in op.writes if name not in seen]
+    read = {name for op in converted.ops for name in op.reads} - seen.keys()
+    inside = [name for twin in twins for op in twin.ops[:-1] for name in op.writes if name in read]
     return {
         "executor": used,
         "samples": len(dataset),
@@ -216,7 +222,7 @@ class _State:
             sums.of_fp32(fp32.get(twin.fp32), real[name])
             if twin.name in simulated:
                 sums.of_quant(rounded(simulated[twin.name]), real[name])
-            if twin.inner == () and len(twin.inputs) == 1:
+            if alone and twin.inner == () and len(twin.inputs) == 1:
                 due = {**due, name: real[twin.inputs[0]]}
             if name in due:
                 sums.of_own(rounded(due[name]), real[name], self.bounds(twin, written[name]), real.get(twin.residual))
@@ -341,6 +347,8 @@ class _State:
         sums = self.sums[twin.variable]
         if sums.own is not None:
             return ""
+        if not self.fetches:
+            return "not asked for, or without a simulation"
         if not twin.name:
             return "the simulation has no tensor of this name"
         if twin.inner is None:

@@ -43,8 +43,8 @@ def _ops(analysis: Analysis, each: bool) -> Table:
     place = {op.variable: number for number, op in enumerate(analysis.ops, 1)}
     rows = tuple((str(place[op.variable]), *_row(analysis, op)) for op in chosen)
     columns = (
-        *("", "Output", "Executed op", "Of the FP32 model", "Stored", "Own error dB", "Rounding dB", "To sim. dB"),
-        *("To FP32 dB", "Cosine to FP32", "Drop dB", "FP32 range", "Threshold", "Saturated", "At the ends"),
+        *("", "Output", "Executed op", "Stored", "Of the FP32 model", "Own error dB", "Rounding dB", "To sim. dB"),
+        *("To FP32 dB", "Drop dB", "FP32 range", "Threshold", "Beyond", "At ends"),
     )
     title = (
         f"{analysis.model} {analysis.isa}, executor {analysis.executor}, threads {analysis.threads}, "
@@ -65,14 +65,13 @@ def _row(analysis: Analysis, op: OpError) -> tuple[str, ...]:
     return (
         op.output,
         op.type,
-        " + ".join(op.sources) or "-",
         shown.get(op.stored, op.stored),
+        " + ".join(source.removeprefix("elementwise_") for source in op.sources) or "-",
         _db(op.local_db) if op.local_db is not None else op.unmeasured,
         *map(_db, (op.local_fp32_db, op.quant_db, op.fp32_db)),
-        "-" if op.fp32_cosine is None else f"{op.fp32_cosine:.5f}",
         _db(analysis.drop_db(op)),
         seen,
-        "-" if op.grid is None else f"{op.grid[0]:.3g} / {op.grid[1]}",
+        "-" if op.grid is None else f"{op.grid[0]:.3g}/{op.grid[1]}",
         _share(op.saturated),
         _share(op.ends),
     )

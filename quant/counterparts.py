@@ -32,6 +32,8 @@ __all__ = [
 
 # What the INT8 emitter puts behind a variable's name (quant.convert), and Graph.fresh behind that.
 _STORED = re.compile(r"\.(flat\.int8|int8|u8)(\.\d+)?$")
+# The name of a rounded tensor (quant.rounding, quant.passes.hoist_quantizers), which a model without quantizers lacks.
+_ROUNDED = re.compile(r"(\.quantized|\.above\..+)(\.\d+)?$")
 
 # Op type -> slot of an int8 input -> the attribute that says what a unit of its integers is, levels / threshold.
 SCALES: Mapping[str, Mapping[str, str]] = {
@@ -96,7 +98,7 @@ def _constants_of(graph: Graph) -> set[str]:
 def stem(variable: str, names: Collection[str]) -> str:
     """The tensor whose stored form a variable is; "" if there is none of that name."""
     bare = _STORED.sub("", variable)
-    return variable if variable in names else bare if bare in names else ""
+    return next((name for name in (variable, bare, _ROUNDED.sub("", bare)) if name in names), "")
 
 
 def forms_of(graph: Graph) -> dict[str, Form]:
@@ -176,12 +178,14 @@ def twins_of(
     """A twin for each variable in `seen` that an op of a converted graph writes, constants apart.
 
     An input that isn't seen lies inside a kernel: then its op belongs to the twin. `placed`: the fake-quantized graph
-    after quant.passes.PLACE; `exported`: the FP32 model, and `normal`: that after quant.passes.NORMALISE.
+    after quant.passes.PLACE, or `normal` where there is none; `exported`: the FP32 model, and `normal`: that after
+    quant.passes.NORMALISE.
     """
     constants, writers = _constants_of(converted), converted.writers()
     grids, names = grids_of(placed), set(placed.vars) - set(placed.params)
     inside, before = placed.writers(), exported.writers()
     settled = _constants_of(exported)
+    used = {*(name for op in converted.ops for name in op.reads), *converted.fetches}  # not what is only scratch memory
 
     def visible(name: str) -> tuple[tuple[str, ...], tuple[Op, ...]]:
         """What is seen of an input: itself, or what its op reads; and the ops between."""
@@ -209,9 +213,7 @@ def twins_of(
         if not inputs:
             continue
         stems = [stem(name, names) for name in inputs]
-        own = {name: stem(name, names) for name in op.writes if name in seen}
-        if any(own.values()):  # scratch memory beside an output has no counterpart, and needs none
-            own = {variable: name for variable, name in own.items() if name}
+        own = {name: stem(name, names) for name in op.writes if name in seen and name in used}
         for variable, name in own.items():
             inner = _between(placed, inside, name, set(stems)) if name and all(stems) else None
             fp32 = in_fp32(name)

@@ -31,7 +31,9 @@ __all__ = ["analyze"]
 def analyze(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="An INT8 model directory, or a row of `quant suite`.")],
     fp32_model: Annotated[Path | None, typer.Option(help="The FP32 model that it was made of.")] = None,
-    quant_model: Annotated[Path | None, typer.Option(help="The fake-quantized model that it was made of.")] = None,
+    quant_model: Annotated[
+        Path | None, typer.Option(help="The fake-quantized model it was made of; without, only FP32 is compared.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Samples in one of the formats of --format.")] = None,
     format: Format = None,
     samples: Annotated[int, typer.Option(min=1, help="How many of them, from the first.")] = 64,
@@ -51,10 +53,10 @@ def analyze(
     if chart_file is not None and not chart_file.absolute().parent.is_dir():
         raise OptionError(f"--chart: {chart_file.parent} is not a directory")
     with bar() as tell:
-        if fp32_model is not None and quant_model is not None and data is not None:
+        if fp32_model is not None and data is not None:
             subject = Subject(Path(model), fp32_model, quant_model, data, format)
         elif any(given.values()):
-            missing = next(option for option, value in given.items() if value is None)
+            missing = "--fp32-model" if fp32_model is None else "--data"
             raise OptionError(f"{model}: {missing} is missing; a row of `quant suite` needs none of {', '.join(given)}")
         else:
             subject = subject_of(model, samples, isa, tell)

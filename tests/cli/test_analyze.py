@@ -1,0 +1,95 @@
+"""`quant analyze` end to end, and the anatomy of a model for reports: of a small model, and of bad input."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from quant import analyze as analyze_module
+from quant.analyze import subject_of
+from quant.anatomy import anatomy_of
+from quant.errors import OptionError
+from quant.record import Anatomy
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+def arguments(place: Path) -> tuple[object, ...]:
+    models = ("--fp32-model", place / "fp32", "--quant-model", place / "quant")
+    return ("analyze", place / "int8", *models, "--data", place / "data.npz", "--samples", 20)
+
+
+def test_json_and_chart(place: Path, call: Call, tmp_path: Path) -> None:
+    code, out, err = call(*arguments(place), "--json", "--chart", tmp_path / "chart.svg", "--executor", "paddle")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (found["executor"], found["samples"]) == ("paddle", 20)
+    assert [finding for finding in found["findings"] if finding["kind"] == "engine"] == []
+    assert all(op["local_db"] > 60 for op in found["ops"])
+    assert sorted(op["place"] for op in found["ops"]) == list(range(1, len(found["ops"]) + 1))
+    assert ElementTree.parse(tmp_path / "chart.svg").getroot().tag.endswith("svg")
+
+
+def test_markdown_without_a_simulation(place: Path, call: Call) -> None:
+    models = ("--fp32-model", place / "fp32", "--data", place / "data.npz")
+    code, out, _ = call("analyze", place / "int8", *models, "--samples", 5, "--markdown", "--each")
+    assert code == 0
+    assert out.startswith("## Findings")
+    assert "| fused_conv2d | u8 | conv2d + batch_norm + relu | not asked for, or without a simulation |" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("resnet5",), "unknown model 'resnet5'; did you mean 'resnet50'?"),
+        (("{place}/int8",), "--fp32-model and --data say what it was made of"),
+        (("{place}/int8", "--data", "{place}/data.npz"), "--fp32-model is missing"),
+        (("{place}/int8", "--fp32-model", "{place}/fp32"), "--data is missing"),
+        (("resnet50", "--quant-model", "{place}/quant"), "--fp32-model is missing"),
+        (("{place}/int8", "--fp32-model", "{place}/fp32", "--data", "{place}/none.npz"), "none.npz: no such data file"),
+        (("{place}/fp32", "--fp32-model", "{place}/fp32", "--data", "{place}/data.npz"), "fp32: holds no INT8 op"),
+        (("{place}/int8", "--fp32-model", "{place}/none", "--data", "{place}/data.npz"), "no such model directory"),
+        (("resnet50", "--chart", "{place}/none/chart.svg"), "none is not a directory"),
+        (("resnet50", "--executor", "other"), "unknown executor 'other'"),
+        (("resnet50", "--samples", "0"), "--samples"),
+    ],
+)
+def test_bad_input_is_one_line(
+    place: Path, refused: Callable[..., str], options: tuple[str, ...], message: str
+) -> None:
+    assert message in refused("analyze", *(option.format(place=place) for option in options))
+
+
+def test_a_row_knows_its_models_and_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(analyze_module, "small_of", lambda spec, progress: Path("small") / spec.name)
+    monkeypatch.setattr(analyze_module, "data_of", lambda spec, which, progress: Path(f"{spec.format}-{which}"))
+    subject = subject_of("ernie", 64, "avx512_core_vnni")
+    assert (subject.model, subject.quant) == (Path("small/ernie/int8"), Path("small/ernie/quant"))
+    assert (subject.fp32, subject.format) == (Path("small/ernie/fp32"), "pairs")
+    assert subject.data == Path("pairs-('test', 64)")
+    below = subject_of("ernie", 64, "avx2")
+    assert (below.model, below.quant) == (Path("small/ernie/int8-7bit"), Path("small/ernie/quant-7bit"))
+    with pytest.raises(OptionError, match="unknown model"):
+        subject_of("nothing-like-it", 1)
+
+
+def test_an_anatomy(place: Path) -> None:
+    int8 = place / "int8"
+    found = anatomy_of(int8, {}, place / "fp32", place / "quant", int8, place / "data.npz", samples=20)
+    assert found.int8["fused_conv2d"] == 5
+    assert [(kept.type, "average" in kept.why) for kept in found.fp32] == [("pool2d", True)]
+    assert sum(kernel.share for kernel in found.kernels) == pytest.approx(1)
+    assert found.kernels[0].ms > 0 and any("s8" in kernel.types for kernel in found.kernels)
+    db = [layer.fp32_db for layer in found.layers]
+    assert db == sorted(db) and len(db) == 7
+    assert all(layer.quant_db and layer.quant_db > 35 for layer in found.layers)
+    assert {layer.type for layer in found.layers} == {"fused_conv2d", "pool2d", "fc"}
+    assert Anatomy.from_json(json.loads(json.dumps(found, default=vars))) == found
+
+
+def test_an_anatomy_without_data_or_a_simulation(place: Path) -> None:
+    int8 = place / "int8"
+    found = anatomy_of(int8, {}, place / "fp32", None, int8, None)
+    assert (found.layers, found.int8["fc"]) == ((), 1)
