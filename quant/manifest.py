@@ -10,7 +10,7 @@ import reprlib
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -112,6 +112,13 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, (str, int)) else value
 
 
+def _by_metric(value: object) -> object:
+    """A bare number is the first metric's, whichever that is."""
+    if isinstance(value, dict) and "" in value:
+        raise ValueError("a metric has a name")
+    return value if isinstance(value, dict) else {"": value}
+
+
 def _printable(text: str) -> str:
     if not text.strip() or not text.isprintable():
         raise ValueError("must be printable text, not empty")
@@ -174,7 +181,7 @@ class ThresholdKeys(_Strict):
 
     drop: Annotated[
         dict[str, _Share],
-        BeforeValidator(lambda value: value if isinstance(value, dict) else {"": value}),
+        BeforeValidator(_by_metric),
     ] = {}
     floor: _Share = 0.0
     int8_share: _Share = 0.0
@@ -340,7 +347,8 @@ def _shown(value: object) -> str:
 def _faults(error: ValidationError) -> Iterator[_Fault]:
     for found in error.errors(include_url=False):
         location = tuple(found["loc"])
-        location = tuple(key for key in location if key not in ("", "[key]"))
+        if location[-1:] == ("[key]",) or location[-2:] == ("drop", ""):
+            location = location[:-1]  # pydantic's mark of a key that is wrong itself; what `_by_metric` adds
         kind, context = found["type"], found.get("ctx", {})
         if kind == "extra_forbidden":
             try:
@@ -439,10 +447,10 @@ class _Whole:
     root: Path
     location: Location
     keys: ModelKeys
-    given: frozenset[str] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "given", frozenset(self.keys.model_fields_set))
+    @property
+    def given(self) -> set[str]:
+        return self.keys.model_fields_set
 
     def faults(self) -> Iterator[_Fault]:
         for parts, message in (*self._paths(), *self._format(), *self._sources(), *self._thresholds()):

@@ -159,7 +159,11 @@ BAD = [
     bad("thresholds.flor = 1", "7: model 'least', key thresholds: unknown key 'flor'; did you mean 'floor'?"),
     bad('name = "least" -> nam = "x"', "2: model 1, key name: is required; and 1 more"),
     bad(FILE + " -> ", "2: model 'least', key data: is required"),
+    (f'"" = 1\n{LEAST}', "1: unknown key ''; valid: model"),
+    bad('"" = 1', "7: model 'least': unknown key ''; valid: name, title"),
     # types and ranges
+    bad('thresholds.drop = {"" = 0.1}', "7: model 'least', key thresholds.drop: a metric has a name"),
+    bad("thresholds.drop = [0.1]", "7: model 'least', key thresholds.drop: must be a number, not [0.1]"),
     bad('name = "least" -> name = 3', "3: model 1, key name: must be a string, not 3"),
     bad('name = "least" -> name = ""', "3: model '', key name: must be printable text, not empty"),
     bad('name = "least" -> name = "a\\nb"', r"3: model 'a\nb', key name: must be printable text, not empty"),
