@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from quant.chains import CONVS, Chain
 from quant.errors import ConversionError, DataError, check_choice
-from quant.graph import Graph, run_passes, save_dir
+from quant.graph import Graph, Op, run_passes, save_dir
 from quant.numerics import SIGNED
 from quant.observers import ALGORITHMS, BEST, Choice, Observer, Sample, choose
 from quant.passes import CALIBRATE
@@ -24,10 +24,11 @@ from quant.predictor import Predictor, Settings
 from quant.rounding import Plan, plan_of, roundable, simulate
 from quant.sequences import Column, values_of
 
-__all__ = ["calibrate"]
+__all__ = ["Calibration", "calibrate"]
 
 Batches = Iterable[Mapping[str, Column]]
 Samples = dict[str, list[tuple[Sample, int]]]  # tensor -> for each op that multiplies it a sample, and channels' axis
+_Observed = tuple[tuple[str, ...], int, tuple[str, ...]]  # tensors of a group, its levels, what reads them
 
 
 def calibrate(
@@ -50,29 +51,102 @@ def calibrate(
     ConversionError when nothing can be quantised.
     """
     check_choice("calibration algorithm", algo, (*ALGORITHMS, BEST))
-    graph = run_passes(graph, CALIBRATE)
-    chains = roundable(graph, ops_to_quantize, op_ids_to_skip, weight_levels)
-    if not chains:
-        raise ConversionError(
-            "nothing to quantise: the model has no convolution or product with a constant weight left"
-        )
-    plan = plan_of(graph, chains)
-    names = tuple(ALGORITHMS) if algo == BEST else (algo,)
-    groups = dict.fromkeys(plan.group.values())
-    observers = {group: {name: ALGORITHMS[name](plan.levels[group]) for name in names} for group in groups}
-    samples = _samples(graph, chains.values(), plan) if algo == BEST else {}
-    _observe(graph, batches, plan, observers, samples, progress)
-    chosen: dict[str, Choice] = {}
-    for group in groups:
-        seen = {name: observer.threshold() for name, observer in observers[group].items()}
-        if group in plan.known:
-            chosen[group] = Choice("known", plan.known[group])
-        elif algo == BEST:
-            read = [sample for name in samples if plan.group[name] == group for sample, _ in samples[name]]
-            chosen[group] = choose(seen, read, plan.levels[group])
-        else:
-            chosen[group] = Choice(algo, seen[algo])
-    return simulate(graph, chains, plan, chosen, weight_levels)
+    seen = Calibration(
+        graph,
+        lambda: batches,
+        algorithms=tuple(ALGORITHMS) if algo == BEST else (algo,),
+        sampled=algo == BEST,
+        ops_to_quantize=ops_to_quantize,
+        weight_levels=weight_levels,
+        progress=progress,
+    )
+    return seen.simulated(algo, op_ids_to_skip)
+
+
+class Calibration:
+    """A graph and its calibration batches: simulations with any of several algorithms, of any choice of ops.
+
+    What was observed of a set of tensors that share a threshold is kept, so most simulations need no run of the model.
+    `batches` gives all of them anew each time. `algorithms`: keys of ALGORITHMS; BEST too, of these, when `sampled`.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        batches: Callable[[], Batches],
+        *,
+        algorithms: Collection[str],
+        sampled: bool,
+        ops_to_quantize: Collection[str] = (),
+        weight_levels: int = SIGNED,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.graph = run_passes(graph, CALIBRATE)
+        self.batches, self.algorithms, self.sampled = batches, tuple(algorithms), sampled
+        self.types, self.weight_levels, self.progress = ops_to_quantize, weight_levels, progress
+        self.seen: dict[_Observed, dict[str, Choice]] = {}
+
+    def simulated(
+        self, algo: str, op_ids_to_skip: Collection[int] = (), tensors: Mapping[str, str] | None = None
+    ) -> Graph:
+        """The simulation by one algorithm, but for `tensors` (name -> its algorithm, and of all that share its grid).
+
+        Raises as `calibrate` does.
+        """
+        chains = roundable(self.graph, self.types, op_ids_to_skip, self.weight_levels)
+        if not chains:
+            raise ConversionError(
+                "nothing to quantise: the model has no convolution or product with a constant weight left"
+            )
+        plan = plan_of(self.graph, chains)
+        choices = self._choices(chains, plan)
+        own = {plan.group[name]: other for name, other in (tensors or {}).items() if name in plan.group}
+        chosen = {
+            group: Choice("known", plan.known[group]) if group in plan.known else found[own.get(group, algo)]
+            for group, found in choices.items()
+        }
+        return simulate(self.graph, chains, plan, chosen, self.weight_levels)
+
+    def thresholds(self, op_ids_to_skip: Collection[int] = ()) -> dict[str, dict[str, Choice]]:
+        """Tensor that ops multiply -> algorithm -> its threshold; without those that need no data."""
+        chains = roundable(self.graph, self.types, op_ids_to_skip, self.weight_levels)
+        plan = plan_of(self.graph, chains)
+        choices = self._choices(chains, plan)
+        read = dict.fromkeys(name for chain in chains.values() for name in chain.operands)
+        return {name: choices[plan.group[name]] for name in read if plan.group[name] not in plan.known}
+
+    def operands(self, op_ids_to_skip: Collection[int] = ()) -> dict[str, tuple[str, ...]]:
+        """Output of each op that is rounded -> the tensors that it multiplies."""
+        chains = roundable(self.graph, self.types, op_ids_to_skip, self.weight_levels)
+        return {chain.op.writes[0]: chain.operands for chain in chains.values()}
+
+    def _choices(self, chains: Mapping[Op, Chain], plan: Plan) -> dict[str, dict[str, Choice]]:
+        """Group -> algorithm -> threshold, from earlier runs or one over the batches."""
+        members: dict[str, list[str]] = defaultdict(list)
+        for name, group in plan.group.items():
+            members[group].append(name)
+        readers: dict[str, list[str]] = defaultdict(list)
+        for chain in chains.values():
+            for name in chain.operands:
+                readers[plan.group[name]].append(f"{name} {chain.op.writes[0]}")
+        keys = {group: (tuple(names), plan.levels[group], tuple(readers[group])) for group, names in members.items()}
+        left = {group for group, key in keys.items() if key not in self.seen}
+        if left:
+            part = replace(plan, group={name: group for name, group in plan.group.items() if group in left})
+            observers = {
+                group: {name: ALGORITHMS[name](plan.levels[group]) for name in self.algorithms} for group in left
+            }
+            samples = _samples(self.graph, chains.values(), plan) if self.sampled else {}
+            samples = {name: found for name, found in samples.items() if name in part.group}
+            _observe(self.graph, self.batches(), part, observers, samples, self.progress)
+            for group in left:
+                seen = {name: observer.threshold() for name, observer in observers[group].items()}
+                found = {name: Choice(name, threshold) for name, threshold in seen.items()}
+                if self.sampled and group not in plan.known:
+                    read = [sample for name in samples if plan.group[name] == group for sample, _ in samples[name]]
+                    found[BEST] = choose(seen, read, plan.levels[group])
+                self.seen[keys[group]] = found
+        return {group: self.seen[key] for group, key in keys.items()}
 
 
 def _samples(graph: Graph, chains: Iterable[Chain], plan: Plan) -> Samples:

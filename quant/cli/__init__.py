@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import typer
 
-from quant.cli import analysis, gating, make, manifest, measure, profiling, reporting, suites
+from quant.cli import analysis, gating, make, manifest, measure, profiling, reporting, suites, tuning
 from quant.cli.shared import app, err
 from quant.errors import QuantError
 
 # The commands add themselves to the app.
-__all__ = ["analysis", "gating", "main", "make", "manifest", "measure", "profiling", "reporting", "suites"]
+__all__ = ["analysis", "gating", "main", "make", "manifest", "measure", "profiling", "reporting", "suites", "tuning"]
 
 
 def _spelled(argv: Sequence[str]) -> list[str]:

@@ -1,0 +1,207 @@
+"""The child of `quant tune`: a model that stays in memory with what calibration saw, and INT8 models made of it.
+
+One job, told what to do by its parent; every request has one event as its answer. A request that fails as a QuantError
+is answered with {"failed": message}; a crash of Paddle ends the child, and the parent starts another.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quant.calibrate import Calibration
+from quant.chains import numbered
+from quant.convert import convert
+from quant.errors import ModelError, QuantError, UnsupportedError
+from quant.evaluation import opened
+from quant.graph import Graph, load_dir, run_passes, save_dir
+from quant.isolate import report_event, report_progress, requests
+from quant.metrics import metric_of
+from quant.observers import ALGORITHMS
+from quant.op_costs import Clock, Costs, Feed, op_times
+from quant.optimise import units
+from quant.passes import PLACE, lower_quantizers
+from quant.passes.quantizers import without_quantizers
+from quant.predictor import Predictor, Settings
+from quant.readers import Dataset, batches, take
+from quant.sequences import Column, joined, values_of
+from quant.tuning import Kernel, Setup, sample_errors
+
+__all__ = ["CALIBRATION_BATCH", "OFFERED", "serve"]
+
+Json = dict[str, Any]
+CALIBRATION_BATCH = 32  # as in quant.jobs.ptq, whose result with the same options has to be this one
+OFFERED = tuple(name for name in ALGORITHMS if name != "min_max")  # which is abs_max on symmetric grids
+
+
+def serve(
+    model: str,
+    calibration: str,
+    data: str,
+    *,
+    format: str | None,
+    labels: str | None,
+    metric: str,
+    weight_levels: int,
+    ops_to_quantize: Sequence[str],
+    batch_size: int,
+    threads: int,
+) -> None:
+    """Answer the parent's requests:
+
+    {"survey": setup}    {"kernels": [quant.tuning.Kernel...], "thresholds": tensor -> algorithm -> threshold}
+    {"focus": [sample]}  {"focused": n}: guesses are made on these samples from now on
+    {"guess": setup}     {"error", "counts": what each of those samples adds to the metric}
+    {"save": setup, "place": directory}  {"saved": directory}, which holds `quant` and `int8` then
+    """
+    with tempfile.TemporaryDirectory(prefix="quant-tune-") as scratch:
+        workshop = _Workshop(
+            load_dir(Path(model)), calibration, data, format, labels, metric, Path(scratch), batch_size, threads
+        )
+        workshop.calibrate(weight_levels, ops_to_quantize)
+        for request in requests():
+            try:
+                report_event(workshop.answer(request))
+            except QuantError as error:
+                report_event({"failed": str(error)})
+
+
+class _Workshop:
+    def __init__(
+        self,
+        graph: Graph,
+        calibration: str,
+        data: str,
+        format: str | None,
+        labels: str | None,
+        metric: str,
+        scratch: Path,
+        batch_size: int,
+        threads: int,
+    ) -> None:
+        self.graph, self.metric, self.scratch = graph, metric_of(metric), scratch
+        self.batch_size, self.threads = batch_size, threads
+        self.calibration = opened(graph, calibration, format)
+        self.data = opened(graph, data, format, labels, scored=True)
+        self.types: Collection[str] = ()
+        self.seen: Calibration | None = None
+        self.focused: Dataset = self.data
+        self.reference: list[Column] = []
+
+    def calibrate(self, weight_levels: int, ops_to_quantize: Collection[str]) -> None:
+        total = len(self.calibration)
+        self.types = ops_to_quantize
+        self.seen = Calibration(
+            self.graph,
+            lambda: batches(self.calibration, CALIBRATION_BATCH),
+            algorithms=OFFERED,
+            sampled=True,
+            ops_to_quantize=ops_to_quantize,
+            weight_levels=weight_levels,
+            progress=lambda done: report_progress("calibrate", done, total),
+        )
+
+    def answer(self, request: Mapping[str, Any]) -> Json:
+        if "focus" in request:
+            return self.focus(request["focus"])
+        [(kind, told)] = [(kind, request[kind]) for kind in ("survey", "guess", "save") if kind in request]
+        setup = Setup(told["algo"], tuple(told["op_ids"]), tuple((name, algo) for name, algo in told["tensors"]))
+        if kind == "survey":
+            return self.survey(setup)
+        return self.guess(setup) if kind == "guess" else self.save(setup, Path(request["place"]))
+
+    def simulated(self, setup: Setup) -> Graph:
+        assert self.seen is not None
+        return self.seen.simulated(setup.algo, setup.op_ids, dict(setup.tensors))
+
+    def focus(self, samples: Sequence[int]) -> Json:
+        """In the order given: `quant.tuning.predicted_drop` counts on it."""
+        self.focused = take(self.data, np.array(samples, np.int64))
+        place = self.fresh("fp32")
+        save_dir(self.graph, place)
+        self.reference = self.outputs(place, "fp32")
+        return {"focused": len(samples)}
+
+    def guess(self, setup: Setup) -> Json:
+        begin = time.monotonic()
+        place = self.fresh("int8")
+        save_dir(convert(self.simulated(setup), ops_to_quantize=self.types, op_ids_to_skip=setup.op_ids)[0], place)
+        found = self.outputs(place, "int8")
+        if not all(np.isfinite(values_of(column)).all() for column in found if values_of(column).dtype.kind == "f"):
+            raise ModelError("NaN or Inf in an output")
+        assert self.focused.labels is not None
+        counts = self.metric.counts(found, self.focused.labels)
+        error = float(sample_errors(self.reference, found).mean())
+        return {"error": error, "counts": counts.tolist(), "seconds": time.monotonic() - begin}
+
+    def outputs(self, place: Path, precision: Any) -> list[Column]:
+        collected: dict[str, list[Column]] = {}
+        with Predictor(place, Settings(precision, self.threads)) as predictor:
+            for number, batch in enumerate(batches(self.focused, self.batch_size)):
+                for name, value in predictor(batch).items():
+                    collected.setdefault(name, []).append(value)
+                report_progress("worst samples", number, 0)
+        return [joined(parts) for parts in collected.values()]
+
+    def save(self, setup: Setup, place: Path) -> Json:
+        """As `quant ptq` and `quant convert` would write them."""
+        for name in ("quant", "int8"):
+            (place / name).mkdir()
+        save_dir(lower_quantizers(self.simulated(setup)), place / "quant")
+        graph, coverage = convert(load_dir(place / "quant"), ops_to_quantize=self.types, op_ids_to_skip=setup.op_ids)
+        save_dir(graph, place / "int8")
+        return {"saved": str(place), "int8_ops": coverage.int8.total()}
+
+    def survey(self, setup: Setup) -> Json:
+        assert self.seen is not None
+        placed = run_passes(self.simulated(setup), PLACE)
+        converted, coverage = convert(placed, ops_to_quantize=self.types, op_ids_to_skip=setup.op_ids)
+        ids = numbered(placed)
+        chains = units(placed, set(ids.values()) - {entry.op_id for entry in coverage.kept})
+        shares = self.costs(placed, converted, chains)
+        thresholds, operands = self.seen.thresholds(setup.op_ids), self.seen.operands(setup.op_ids)
+        kernels = [
+            Kernel(
+                tuple(ids[op] for op in chain.ops if op in ids),
+                chain.op.type,
+                chain.op.writes[0],
+                share,
+                tuple(name for name in operands.get(chain.op.writes[0], ()) if name in thresholds),
+            )
+            for chain, share in zip(chains, shares, strict=True)
+        ]
+        told = {name: {algo: choice.threshold for algo, choice in found.items()} for name, found in thresholds.items()}
+        return {"kernels": [asdict(kernel) for kernel in kernels], "thresholds": told}
+
+    def costs(self, placed: Graph, converted: Graph, chains: Sequence[Any]) -> list[float]:
+        """What each chain takes longer in FP32, as a share of the INT8 model's time; see quant.optimise."""
+        clock: Clock = time.thread_time if self.threads == 1 else time.perf_counter
+        feed: Feed = next(batches(self.data, 1))
+        int8, fp32 = self.fresh("costs-int8"), self.fresh("costs-fp32")
+        save_dir(converted, int8)
+        save_dir(without_quantizers(placed), fp32)
+        with Predictor(int8, Settings("int8", self.threads)) as predictor:
+            int8_ms = op_times(predictor, feed, clock)
+            executor = predictor.executor
+        try:
+            with Predictor(fp32, Settings("fp32", self.threads, executor=executor)) as predictor:
+                fp32_ms = op_times(predictor, feed, clock)
+        except UnsupportedError:
+            with Predictor(fp32, Settings("fp32", self.threads)) as predictor:
+                fp32_ms = op_times(predictor, feed, clock)
+        found = Costs.of(placed.vars, converted, int8_ms, fp32_ms)
+        times = [found.of_chain(chain) for chain in chains]
+        whole = sum(int8_ms.values())
+        return [max((slow or fast) - fast, 0.0) / whole for fast, slow in times]
+
+    def fresh(self, name: str) -> Path:
+        """An empty directory; the one of that name before is gone."""
+        place = self.scratch / name
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        return place

@@ -1,0 +1,517 @@
+"""`quant tune`: the search of `quant.tuning` on a user's model, its checkpoint, the latency of what it found, OUTPUT.
+
+OUTPUT.part lies beside OUTPUT while a run lasts, and stays when its time ends before the search does:
+
+    state.json      schema; of: what the run is about; survey; trials in order. Written anew, whole, after each trial
+    models/HASH/    `quant` and `int8` of each setup that was run on the whole set
+    lock            held by the run that works here
+
+To resume is to search again from the start with the measures of `trials`; the whole set's outputs are kept part by part
+(quant.outcomes). So the resumed search goes the way it went, and a run that is killed loses the trial it was in.
+
+OUTPUT holds `quant` and `int8`, the chosen model and its simulation; `quant.toml`, a manifest of it; and `tuning.json`:
+
+    schema      1
+    metric, max_drop, samples, fp32: score and median_ms
+    met         whether the chosen point's drop is within max_drop, by its estimate; `verdict`: by its interval
+    finished    false when the time budget ended the search
+    points      each that was run on the whole set: algo, op_ids, tensors (name -> algorithm), ops in FP32 (op_id,
+                op_type, output), score, drop, low, high (95%), lost, won, p_value, verdict, met, median_ms, speedup
+                over FP32 with its 95% interval (null where it wasn't timed), chosen, pareto: no other is as good in
+                drop and time, and better in one
+    trials      in order: kind "guess" (on the worst samples: error, predicted drop) or "point", setup, seconds, failed
+    cpu         tier, isa, threads; batch: samples of a timed run
+    budget_s, spent_s   of this call
+"""
+
+import contextlib
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quant import cpu, isolate, pipeline
+from quant.collect import Evaluated, evaluate
+from quant.errors import ChildError, OptionError, OutputError, QuantError
+from quant.manifest import Entry
+from quant.metrics import metric_of, paired, ratio_interval, verdict
+from quant.outcomes import Store, data_digests, default_root, model_digest, versions
+from quant.places import digest, fresh_dir, write_text
+from quant.readers import files_behind
+from quant.tuning import (
+    Focus,
+    Guess,
+    Kernel,
+    Point,
+    Setup,
+    chosen_point,
+    predicted_drop,
+    sample_errors,
+    search,
+    worst_samples,
+)
+from quant.tuning_entry import entry_text
+from quant.tuning_jobs import OFFERED
+
+__all__ = ["ALGORITHMS", "Subject", "tune"]
+
+Json = dict[str, Any]
+SCHEMA = 1
+ALGORITHMS = ("best", *OFFERED)  # tried for all tensors
+_TIMEOUT_S = 600.0
+_CRASHES = 3  # children that died one after the other, after which the search ends
+_TIMED = 8  # models that are timed against each other, FP32 among them
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is tuned, as a manifest's entry tells it (fp32, calibration and data are there), and how it is run."""
+
+    entry: Entry
+    max_drop: float
+    threads: int = 1
+    isa: str | None = None
+
+    @property
+    def metric(self) -> str:
+        return self.entry.metrics[0]
+
+    @property
+    def given(self) -> Setup:
+        return Setup(self.entry.algo, self.entry.op_ids_to_skip)
+
+    def job(self) -> Json:
+        """Arguments of quant.tuning_jobs.serve."""
+        entry = self.entry
+        return {
+            "model": str(entry.fp32),
+            "calibration": str(entry.calibration),
+            "data": str(entry.data),
+            "format": entry.format,
+            "labels": entry.labels and str(entry.labels),
+            "metric": self.metric,
+            "weight_levels": pipeline.weight_levels(self.isa),
+            "ops_to_quantize": list(entry.ops_to_quantize),
+            "batch_size": entry.batch_size,
+            "threads": self.threads,
+        }
+
+    def identity(self, progress: isolate.Progress | None) -> Json:
+        """What must be the same for a run to go on: contents of files, options, versions."""
+        entry, notes = self.entry, Store(default_root()).notes
+        assert entry.fp32 is not None and entry.calibration is not None
+        options = {name: value for name, value in self.job().items() if name not in ("model", "calibration", "data")}
+        return {
+            "model": model_digest(entry.fp32, notes, progress),
+            "calibration data": data_digests(files_behind(entry.calibration, entry.format), notes, progress),
+            "data": data_digests(files_behind(entry.data, entry.format, entry.labels), notes, progress),
+            "options": {
+                **{name: value for name, value in options.items() if name != "labels"},
+                "algo": entry.algo,
+                "op_ids_to_skip": list(entry.op_ids_to_skip),
+                "max_drop": self.max_drop,
+                "isa": self.isa,
+            },
+            "version": dict(versions()),
+        }
+
+
+# --- the place of a run
+
+
+@contextmanager
+def _place(output: Path, resume: bool) -> Iterator[Path]:
+    """OUTPUT.part, held by this process. Raises OutputError before anything is measured."""
+    part = output.with_name(f"{output.name}.part")
+    ours = (output / "tuning.json").is_file()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not (resume and ours):
+        raise OutputError(f"{output}: exists and is not an empty directory; nothing was written")
+    if part.exists() and not resume:
+        raise OutputError(f"{part}: left by a run that didn't end; --resume goes on with it, or delete it")
+    if resume and not (part / "state.json").is_file():
+        raise OutputError(f"{part}: no run to resume")
+    try:
+        (part / "models").mkdir(parents=True, exist_ok=True)
+        lock = (part / "lock").open("w")
+    except OSError as error:
+        raise OutputError(f"{part}: can't be written ({error.strerror})") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputError(f"{part}: another run works here") from error
+        yield part
+
+
+class _State:
+    """The checkpoint: what has been measured."""
+
+    def __init__(self, part: Path, identity: Json, resume: bool) -> None:
+        self.file = part / "state.json"
+        self.content: Json = {"schema": SCHEMA, "of": json.loads(json.dumps(identity)), "survey": None, "trials": []}
+        if resume:
+            try:
+                found = json.loads(self.file.read_text(encoding="utf-8"))
+                was = {**dict.fromkeys(identity), **found["of"]}
+                if found["schema"] != SCHEMA or not isinstance(found["trials"], list):
+                    raise ValueError
+            except (OSError, ValueError, KeyError, TypeError):
+                raise OutputError(f"{self.file}: damaged, the run can't be resumed; delete {part}") from None
+            for what, now in self.content["of"].items():
+                if was[what] != now:
+                    raise OptionError(f"{part}: the run to resume had other {what}; another --output begins anew")
+            self.content = found
+        self.write()
+
+    def write(self) -> None:
+        write_text(self.file, json.dumps(self.content))
+
+    @property
+    def trials(self) -> list[Json]:
+        trials: list[Json] = self.content["trials"]
+        return trials
+
+    def find(self, kind: str, setup: Setup, focus: str = "") -> Json | None:
+        wanted = (kind, setup.key, focus)
+        return next((trial for trial in self.trials if (trial["kind"], trial["key"], trial["focus"]) == wanted), None)
+
+    def add(self, kind: str, setup: Setup, focus: str = "", **more: Any) -> Json:
+        told = {"algo": setup.algo, "op_ids": sorted(setup.op_ids), "tensors": dict(setup.tensors)}
+        self.trials.append({"kind": kind, "key": setup.key, "focus": focus, "setup": told, **more})
+        self.write()
+        return self.trials[-1]
+
+
+# --- measuring
+
+
+class _Bench:
+    """quant.tuning.Bench by children: one that holds the model for guesses, one for each run over the whole set."""
+
+    def __init__(
+        self, subject: Subject, part: Path, state: _State, budget_s: float, progress: isolate.Progress | None
+    ) -> None:
+        self.subject, self.part, self.state, self.progress = subject, part, state, progress
+        self.budget_s, self.begun = budget_s, time.monotonic()
+        self.timing_s = float(np.clip(0.1 * budget_s, 1.0, 30.0))
+        self.whole_s = 0.0  # the longest run over the whole set
+        self.ended = False
+        self.crashes = 0
+        self.metric = metric_of(subject.metric)
+        self.stack = ExitStack()
+        self.child: isolate.Child | None = None
+        self.child_focus = ""
+        self.fp32: Evaluated | None = None
+        self.runs: dict[str, Evaluated] = {}  # of the focus alone
+        self.focused: tuple[Point, Focus] | None = None
+        self.what, self.done, self.trials = "", 0, 0
+        self.drop: float | None = None  # the smallest so far
+
+    def spent_s(self) -> float:
+        return time.monotonic() - self.begun
+
+    def close(self) -> None:
+        self.stack.close()
+        self.child = None
+
+    # what quant.tuning.search asks for
+
+    def searching(self) -> bool:
+        if self.spent_s() + self.whole_s + self.timing_s >= self.budget_s or self.crashes >= _CRASHES:
+            self.ended = True
+        return not self.ended
+
+    def phase(self, what: str, trials: int) -> None:
+        self.what, self.done, self.trials = what, 0, trials
+        self.tell()
+
+    def tell(self) -> None:
+        if self.progress and self.trials:
+            best = "" if self.drop is None else f", smallest drop so far {100 * self.drop:.2f} points"
+            spent = f"{self.spent_s():.0f} of at most {self.budget_s:.0f} s"
+            self.progress(f"trying {self.what}{best}, {spent}", min(self.done, self.trials), self.trials)
+
+    def guess(self, setup: Setup) -> Guess | None:
+        assert self.focused and self.fp32
+        point, focus = self.focused
+        found = self.state.find("guess", setup, point.setup.key)
+        if found is None:
+            begin = time.monotonic()
+            try:
+                if self.child is None or self.child_focus != point.setup.key:
+                    self.ask({"focus": focus.samples.tolist()})
+                    self.child_focus = point.setup.key
+                answer = self.ask({"guess": asdict(setup)})
+                before, after = (run.counts(self.subject.metric) for run in (self.fp32, self.runs[point.setup.key]))
+                drop = predicted_drop(self.metric, before, after, focus, np.array(answer["counts"]))
+                measured: Json = {"error": answer["error"], "drop": drop, "failed": None}
+            except _TrialError as error:
+                measured = {"error": None, "drop": None, "failed": str(error)}
+            seconds = time.monotonic() - begin
+            found = self.state.add("guess", setup, point.setup.key, **measured, seconds=seconds)
+        self.done += 1
+        self.tell()
+        return None if found["failed"] else Guess(found["error"], found["drop"])
+
+    def confirm(self, setup: Setup) -> Point | None:
+        found, begin = self.state.find("point", setup), time.monotonic()
+        if found is not None and found["failed"]:
+            return None
+        try:
+            run = self.whole(setup)
+        except (_TrialError, ChildError) as error:
+            self.state.add("point", setup, failed=str(error), seconds=time.monotonic() - begin)
+            return None
+        assert self.fp32
+        drop = paired(self.fp32.counts(self.subject.metric), run.counts(self.subject.metric), self.subject.metric)
+        score = float(self.metric.score(run.counts(self.subject.metric).sum(0)))
+        if found is None:
+            found = self.state.add("point", setup, failed=None, seconds=time.monotonic() - begin, drop=drop.drop)
+        self.whole_s = max(self.whole_s, found["seconds"])
+        self.drop = drop.drop if self.drop is None else min(self.drop, drop.drop)
+        self.runs = {key: kept for key, kept in self.runs.items() if self.focused and key == self.focused[0].setup.key}
+        self.runs[setup.key] = run
+        return Point(setup, score, drop, self.state.trials.index(found))
+
+    def focus(self, point: Point) -> None:
+        assert self.fp32
+        run = self.runs[point.setup.key] if point.setup.key in self.runs else self.whole(point.setup)
+        before, after = self.fp32.counts(self.subject.metric), run.counts(self.subject.metric)
+        self.focused = point, worst_samples(self.metric, before, after, sample_errors(self.fp32.outputs, run.outputs))
+        self.runs = {point.setup.key: run}
+
+    def kernels(self) -> Sequence[Kernel]:
+        return [
+            Kernel(**{**kernel, "op_ids": tuple(kernel["op_ids"]), "tensors": tuple(kernel["tensors"])})
+            for kernel in self.survey()["kernels"]
+        ]
+
+    def thresholds(self) -> Mapping[str, Mapping[str, float]]:
+        found: Mapping[str, Mapping[str, float]] = self.survey()["thresholds"]
+        return found
+
+    # how
+
+    def survey(self) -> Json:
+        """What can be moved, looked up once: of the given setup, whose ops in INT8 are a superset of all others'."""
+        if self.state.content["survey"] is None:
+            try:
+                self.state.content["survey"] = self.ask({"survey": asdict(self.subject.given)})
+            except _TrialError:
+                self.ended = True
+                return {"kernels": [], "thresholds": {}}
+            self.state.write()
+        found: Json = self.state.content["survey"]
+        return found
+
+    def models(self, setup: Setup) -> Path:
+        """A directory with `quant` and `int8` of a setup."""
+        place = self.part / "models" / digest([setup.key])
+        if not place.exists():
+            with fresh_dir(place) as staging:
+                self.ask({"save": asdict(setup), "place": str(staging)})
+        return place
+
+    def whole(self, setup: Setup) -> Evaluated:
+        """The whole set, in parts that are kept."""
+        entry = self.subject.entry
+        runs = [{"model": str(self.models(setup) / "int8"), "precision": "int8"}]
+        if self.fp32 is None:
+            runs.insert(0, {"model": str(entry.fp32), "precision": "fp32"})
+        found = evaluate(
+            runs,
+            entry.data,
+            format=entry.format,
+            labels=entry.labels,
+            isa=self.subject.isa,
+            batch_size=entry.batch_size,
+            threads=self.subject.threads,
+            store=Store(default_root()),
+            progress=self.progress,
+        )
+        if self.fp32 is None:
+            self.fp32 = found[0]
+        return found[-1]
+
+    def ask(self, request: Json) -> Json:
+        """The child's answer. Raises _TrialError for a request that can't be done, or that ended the child."""
+        if self.child is None:
+            self.child_focus = ""
+            self.child = self.stack.enter_context(
+                isolate.Child(
+                    "quant.tuning_jobs:serve", self.subject.job(), isa=self.subject.isa, threads=self.subject.threads
+                )
+            )
+        child = self.child
+        child.tell(request)
+        try:
+            while "event" not in (message := child.hear(_TIMEOUT_S)):
+                if self.progress and "progress" in message and message["progress"][2]:
+                    self.progress(*message["progress"])
+        except ChildError as error:
+            self.crashes += 1
+            self.close()
+            raise _TrialError(str(error)) from error
+        except QuantError:
+            self.close()
+            raise
+        self.crashes = 0
+        answer: Json = message["event"]
+        if "failed" in answer:
+            raise _TrialError(answer["failed"])
+        return answer
+
+    def timed(self, points: Sequence[Point]) -> dict[str, list[float]]:
+        """Seconds of rounds in alternation: "fp32", and the key of each setup; empty when that fails."""
+        entry = self.subject.entry
+        keys = [point.setup.key for point in points]
+        int8 = [[{"model": str(self.models(point.setup) / "int8"), "precision": "int8"}] for point in points]
+        with contextlib.suppress(ChildError):
+            found = pipeline.bench(
+                [pipeline.fp32_variants(Path(str(entry.fp32))), *int8],
+                isa=self.subject.isa,
+                threads=self.subject.threads,
+                budget_s=self.timing_s,
+                progress=self.progress,
+                data=str(entry.data),
+                format=entry.format,
+                samples=1,
+            )
+            return {key: timing["seconds"] for key, timing in zip(["fp32", *keys], found, strict=True)}
+        return {}
+
+
+class _TrialError(QuantError):
+    """A trial that didn't come to a result; the search goes on."""
+
+
+# --- all of it
+
+
+def tune(
+    subject: Subject,
+    output: Path,
+    *,
+    budget_s: float = 600.0,
+    resume: bool = False,
+    progress: isolate.Progress | None = None,
+) -> Json:
+    """Search, and write OUTPUT; the content of `tuning.json`. The budget is this call's, in seconds.
+
+    What was begun when it ends is finished: a run over the whole set, and the timing. Raises QuantError for bad input.
+    """
+    entry = subject.entry
+    with _place(output, resume) as part:
+        state = _State(part, subject.identity(progress), resume)
+        kept = False
+        try:
+            if not resume:
+                checked = {"model": str(entry.fp32), "calibration": str(entry.calibration), "data": str(entry.data)}
+                more = {"format": entry.format, "labels": entry.labels and str(entry.labels)}
+                isolate.call("quant.data_check:check_data", {**checked, **more}, progress=progress)
+            bench = _Bench(subject, part, state, budget_s, progress)
+            try:
+                points = search(bench, subject.given, subject.max_drop, ALGORITHMS)
+                if not points:
+                    raise ChildError(f"{entry.fp32}: {state.trials[-1]['failed']}")
+                kept = True
+                timed = bench.timed(_to_time(points, subject.max_drop))
+                chosen = chosen_point(points, timed, subject.max_drop)
+                content = _content(subject, bench, points, timed, chosen)
+                models = bench.models(chosen.setup)
+            finally:
+                bench.close()
+        except QuantError:
+            if not kept and not resume:  # bad input leaves nothing behind
+                shutil.rmtree(part, ignore_errors=True)
+            raise
+        if output.exists() and any(output.iterdir()):
+            output.rename(part / f"replaced-{time.time_ns()}")
+        with fresh_dir(output) as staging:
+            for name in ("quant", "int8"):
+                shutil.copytree(models / name, staging / name)
+            tuned = replace(entry, algo=chosen.setup.algo, op_ids_to_skip=tuple(sorted(chosen.setup.op_ids)))
+            simulation = output.absolute() / "quant" if chosen.setup.tensors else None
+            text = entry_text(tuned, subject.max_drop, simulation)
+            (staging / "quant.toml").write_text(text, encoding="utf-8")
+            (staging / "tuning.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        if content["finished"]:
+            shutil.rmtree(part, ignore_errors=True)
+    return content
+
+
+def _to_time(points: Sequence[Point], max_drop: float) -> list[Point]:
+    """The given setup, then those that meet the target, then the smallest drops; each once."""
+    first, *others = points
+    others.sort(key=lambda point: (not point.meets(max_drop), len(point.setup.op_ids), point.drop.drop))
+    return [first, *others[: _TIMED - 2]]
+
+
+def _content(
+    subject: Subject, bench: _Bench, points: Sequence[Point], timed: Mapping[str, Sequence[float]], chosen: Point
+) -> Json:
+    assert bench.fp32
+    seconds = {key: np.array(found) for key, found in timed.items()}
+    known = {
+        number: kernel
+        for kernel in (bench.kernels() if bench.state.content["survey"] else ())
+        for number in kernel.op_ids
+    }
+
+    def told(point: Point) -> Json:
+        setup, drop = point.setup, point.drop
+        rounds = seconds.get(setup.key)
+        speedup = None
+        if rounds is not None:
+            speedup = dict(zip(("ratio", "low", "high"), ratio_interval(seconds["fp32"], rounds), strict=True))
+        in_fp32 = [(number, known[number]) for number in sorted(setup.op_ids) if number in known]
+        return {
+            "algo": setup.algo,
+            "op_ids": sorted(setup.op_ids),
+            "tensors": dict(setup.tensors),
+            "ops": [{"op_id": number, "op_type": op.op_type, "output": op.output} for number, op in in_fp32],
+            "score": point.score,
+            **{name: getattr(drop, name) for name in ("drop", "low", "high", "lost", "won", "p_value")},
+            "verdict": verdict(drop, subject.max_drop).result,
+            "met": point.meets(subject.max_drop),
+            "median_ms": None if rounds is None else 1e3 * float(np.median(rounds)),
+            "speedup": speedup,
+            "chosen": point is chosen,
+        }
+
+    rows = [told(point) for point in points]
+    for row in rows:
+        row["pareto"] = row["median_ms"] is not None and not any(_beats(other, row) for other in rows)
+    score = float(bench.metric.score(bench.fp32.counts(subject.metric).sum(0)))
+    ms = 1e3 * float(np.median(seconds["fp32"])) if "fp32" in seconds else None
+    tier = cpu.tier_of(subject.isa).name
+    return {
+        "schema": SCHEMA,
+        "metric": subject.metric,
+        "max_drop": subject.max_drop,
+        "samples": bench.fp32.result["samples"],
+        "fp32": {"score": score, "median_ms": ms},
+        "met": chosen.meets(subject.max_drop),
+        "verdict": verdict(chosen.drop, subject.max_drop).result,
+        "finished": not bench.ended,
+        "points": rows,
+        "trials": bench.state.trials,
+        "cpu": {"tier": tier, "isa": subject.isa, "threads": subject.threads, "batch": 1},
+        "budget_s": bench.budget_s,
+        "spent_s": bench.spent_s(),
+    }
+
+
+def _beats(one: Json, other: Json) -> bool:
+    """Whether one is as good as the other in drop and time, and better in one."""
+    if one["median_ms"] is None:
+        return False
+    pairs = [(one[name], other[name]) for name in ("drop", "median_ms")]
+    return all(mine <= its for mine, its in pairs) and any(mine < its for mine, its in pairs)
