@@ -200,8 +200,8 @@ class _Subject:
 # --- cases
 
 
-def _data(subject: _Subject, record_property: Callable[[str, object], None]) -> None:
-    record_property("data", subject.data()["summary"])
+def _data(subject: _Subject) -> None:
+    print(subject.data()["summary"])
 
 
 def _floor(subject: _Subject) -> None:
