@@ -21,6 +21,7 @@ from scipy import stats
 
 from quant.metrics import paired
 from quant.record import Record, Run
+from quant.rows import Case
 
 __all__ = ["ALPHA", "LEAST_DROP", "LEAST_LOSS", "Change", "Key", "Result", "compare", "confirmed", "suspects"]
 
@@ -51,8 +52,8 @@ class Key(NamedTuple):
     def __str__(self) -> str:
         if self.what != "speed":
             return " ".join(filter(None, (self.what, self.isa, self.variant)))
-        extra = f" x{self.repeat}" * (self.repeat > 1) + " by length" * self.by_length
-        return f"speed {self.isa}, batch {self.batch}{extra}, {self.threads} thread(s)"
+        case = Case(self.batch, repeat=self.repeat, by_length=self.by_length)
+        return f"speed {self.isa}, {case.words(self.threads)}"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from quant.record import Record, Run
 from quant.report import Table
+from quant.rows import Case
 
 __all__ = ["course", "overview", "plot"]
 
@@ -116,9 +117,8 @@ def _figures(run: Run, name: str) -> tuple[Figures, Figures]:
     ratios = {}
     for before, after in zip(run.timed[::2], run.timed[1::2], strict=True):
         if _own(after, run, name):
-            extra = f" x{after.repeat}" * (after.repeat > 1) + " by length" * after.by_length
-            case = f"batch {after.batch}{extra}, {after.threads} thread(s)"
-            ratios[case] = float(np.median(np.divide(before.latency_s, after.latency_s)))
+            case = Case(after.batch, repeat=after.repeat, by_length=after.by_length)
+            ratios[case.words(after.threads)] = float(np.median(np.divide(before.latency_s, after.latency_s)))
     return drops, ratios
 
 

@@ -1,36 +1,35 @@
 """Users' own models as cases: a manifest's entries checked, made, judged and timed as the embedded models are."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any, TypeVar
+from functools import cached_property, partial
+from typing import Any
 
 from quant import cpu, isolate, pipeline
+from quant.anatomy import anatomy_of
+from quant.cases import Subject, Timing
 from quant.collect import data_digest
-from quant.errors import OptionError, QuantError
-from quant.gating import Subject, timings_of
+from quant.errors import OptionError
 from quant.manifest import Entry
 from quant.models import Given, Models, alike, evaluated, made_of, naming, paired, records_of
 from quant.ratios import settled
-from quant.record import Record
+from quant.record import Anatomy, Record
 from quant.rows import Case
 
 __all__ = [
-    "Measured",
     "accuracy",
     "check",
+    "gated",
     "has_bf16",
     "models_of",
+    "skipped",
     "speed",
     "speed_bf16",
-    "subject_of",
-    "suite",
     "too_many_threads",
+    "whole",
 ]
 
 Progress = isolate.Progress
-T = TypeVar("T")
 _TIMED_BATCHES = 8  # of the test data: sequences differ in length, and a turn runs them all
 
 
@@ -162,105 +161,88 @@ def speed_bf16(
         return record
 
 
-def subject_of(entry: Entry) -> Subject:
-    """What a gate measures of an entry. Its data are looked over, and its models made, when they are first needed."""
-    row, isa = entry.row(), cpu.detect().cap.lower()
+class _Ready:
+    """An entry's data looked over, and its models made, when they are first needed."""
 
-    @cache
-    def ready() -> tuple[int, Models]:
-        return check(entry)["samples"], models_of(entry)
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
 
-    def exact(progress: Progress | None) -> list[Record]:
-        return accuracy(entry, ready()[1], isa=isa, progress=progress)
+    @cached_property
+    def samples(self) -> int:
+        found: int = check(self.entry)["samples"]
+        return found
 
-    def timed(case: Case, threads: int, progress: Progress | None) -> list[Record]:
-        samples, models = ready()
-        feed = {"batch": case.batch, **_feed(entry, case.batch, samples)}
-        int8 = {"model": str(models.int8), "precision": "int8"}
+    @cached_property
+    def models(self) -> Models:
+        _ = self.samples  # data first: calibration and test samples are apart
+        return models_of(self.entry)
+
+    def feed(self, batch: int) -> dict[str, Any]:
+        return {"batch": batch, **_feed(self.entry, batch, self.samples)}
+
+
+def whole(entry: Entry) -> Subject:
+    """All of an entry: accuracy, speed at all its threads and batch sizes in one process, what INT8 consists of."""
+    row, ready = entry.row(), _Ready(entry)
+
+    def exact(progress: Progress) -> list[Record]:
+        return accuracy(entry, ready.models, progress=progress)
+
+    def timed(timing: Timing, progress: Progress) -> list[Record]:
+        measure = partial(
+            speed, entry, ready.models, timing.case.batch, timing.threads, samples=ready.samples, progress=progress
+        )
+        return settled(row, measure)
+
+    def anatomy(progress: Progress) -> Anatomy:
+        models = ready.models
         with _naming(entry, models):
-            return pipeline.in_processes(
-                entry.name,
-                [pipeline.fp32_variants(models.fp32), [int8]],
-                feed,
-                case,
-                isa=isa,
-                threads=threads,
+            return anatomy_of(
+                models.int8,
+                {"batch": entry.batch_sizes[0], "data": str(entry.data), "format": entry.format},
+                models.fp32,
+                models.quant,
+                models.int8,
+                entry.data,
+                entry.format,
+                entry.labels,
                 progress=progress,
             )
 
-    return Subject(row, exact, timed, timings_of(row.cases, entry.threads))
+    return Subject(row, exact, timed, _timings(entry), lambda _: ready.models, anatomy)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Accuracy records, speed records, and a line for each entry that failed and for each case that was left out."""
+def gated(entry: Entry) -> Subject:
+    """What the gate looks at: accuracy on this machine's own tier, speed in fresh processes."""
+    row, ready, isa = entry.row(), _Ready(entry), cpu.detect().cap.lower()
 
-    exact: tuple[Record, ...]
-    timed: tuple[Record, ...]
-    failed: tuple[str, ...]
-    skipped: tuple[str, ...]
+    def exact(progress: Progress) -> list[Record]:
+        return accuracy(entry, ready.models, isa=isa, progress=progress)
 
+    def timed(timing: Timing, progress: Progress) -> list[Record]:
+        models = ready.models
+        with _naming(entry, models):
+            return pipeline.in_processes(
+                entry.name,
+                models.fp32,
+                models.int8,
+                ready.feed(timing.case.batch),
+                timing.case,
+                isa=isa,
+                threads=timing.threads,
+                progress=progress,
+            )
 
-class _Attempts:
-    """What is done for entries: an error is kept, and ends nothing else."""
-
-    def __init__(self) -> None:
-        self.errors: dict[Entry, QuantError] = {}
-
-    def __call__(self, entry: Entry, work: Callable[[], list[T]]) -> list[T]:
-        """What `work` gives, nothing where it fails."""
-        try:
-            return work()
-        except QuantError as error:
-            self.errors[entry] = error
-            return []
-
-
-def suite(
-    entries: Sequence[Entry],
-    *,
-    tell: Callable[[Record], None],
-    progress: Progress | None = None,
-) -> Measured:
-    """Data and models of all entries, their accuracy, then their speed at all threads and batch sizes.
-
-    An entry that fails is left alone from then on, and the others go on.
-    """
-    cases = [(entry, batch, threads) for entry in entries for batch in entry.batch_sizes for threads in entry.threads]
-    timings = [case for case in cases if not too_many_threads(case[2])]
-    steps = isolate.Steps(2 * len(entries) + len(timings), progress)
-    attempt = _Attempts()
-
-    def prepare(entry: Entry) -> list[tuple[int, Models]]:
-        found = attempt(entry, lambda: [(check(entry)["samples"], models_of(entry))])
-        steps.begin()
-        steps("data and models", steps.step, len(entries))
-        return found
-
-    ready = dict(zip(entries, pipeline.each(entries, prepare), strict=True))
-    exact: list[Record] = []
-    timed: list[Record] = []
-    for entry in entries:
-        steps.begin()
-        for _, models in ready[entry]:
-            records = attempt(entry, partial(accuracy, entry, models, progress=steps))
-            exact.extend(records)
-            for record in records:
-                tell(record)
-    for entry, batch, threads in timings:
-        steps.begin()
-        if entry not in attempt.errors:
-            [(samples, models)] = ready[entry]
-            measure = partial(speed, entry, models, batch, threads, samples=samples, progress=steps)
-            pair = attempt(entry, partial(settled, entry.row(), measure))
-            timed.extend(pair)
-            for record in pair[1:]:
-                tell(record)
-    failed = [f"{entry.title}: could not be measured: {error}" for entry, error in attempt.errors.items()]
-    return Measured(tuple(exact), tuple(timed), tuple(failed), tuple(_skipped(entries)))
+    return Subject(row, exact, timed, _timings(entry), lambda _: ready.models)
 
 
-def _skipped(entries: Sequence[Entry]) -> Iterator[str]:
+def _timings(entry: Entry) -> tuple[Timing, ...]:
+    counts = [count for count in entry.threads if not too_many_threads(count)]
+    return tuple(Timing(case, count, cpu.detect().name) for case in entry.row().cases for count in counts)
+
+
+def skipped(entries: Sequence[Entry]) -> Iterator[str]:
+    """What of entries can't be measured on this machine, a line each."""
     for entry in entries:
         for why in filter(None, map(too_many_threads, entry.threads)):
             yield f"{entry.title}: not timed: {why}"

@@ -4,7 +4,6 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +15,6 @@ from quant.metrics import agreement, cosine, sqnr
 from quant.numerics import REDUCED, SIGNED, bits_of
 from quant.outcomes import Store
 from quant.places import cached
-from quant.ratios import settled
 from quant.record import Record, columns
 from quant.registry import MODELS, ModelSpec
 from quant.rows import Case, Row
@@ -42,7 +40,6 @@ __all__ = [
     "small_of",
     "sources",
     "speed",
-    "suite",
     "timed_of",
     "timed_records",
     "tune",
@@ -377,7 +374,8 @@ def speed(
 
 def in_processes(
     name: str,
-    contenders: Sequence[Sequence[Mapping[str, Any]]],
+    fp32: Path,
+    int8: Path,
     feed: Mapping[str, Any],
     case: Case,
     *,
@@ -386,12 +384,13 @@ def in_processes(
     progress: Progress | None = None,
     **how: Any,
 ) -> list[Record]:
-    """FP32 and INT8 records of `contenders` (the variants of each), the INT8 one with a twin, in fresh processes.
+    """FP32 and INT8 records of two models, the INT8 one with a twin, in fresh processes.
 
     `how`: rounds, laps and job; see quant.turns.in_fresh_processes.
     """
-    fp32, int8 = contenders
-    timed = turns.in_fresh_processes([fp32, int8, int8], threads=threads, isa=isa, progress=progress, **how, **feed)
+    quick = variants(int8, "int8")
+    contenders = [fp32_variants(fp32), quick, quick]
+    timed = turns.in_fresh_processes(contenders, threads=threads, isa=isa, progress=progress, **how, **feed)
     rounds = how.get("rounds", turns.ROUNDS)
     records = timed_records(name, timed[:2], case, cpu.tier_of(isa), threads)
     before, after = (replace(record, processes=rounds) for record in records)
@@ -453,50 +452,3 @@ def _variant(run: Mapping[str, Any]) -> str:
     if run.get("executor") == "direct":
         return "oneDNN direct"
     return ("oneDNN" if run.get("onednn", True) else "native") + ("" if run.get("optimise", True) else " unfused")
-
-
-def suite(
-    specs: Sequence[ModelSpec],
-    *,
-    samples: int | None = None,
-    tell: Callable[[Record], None],
-    progress: Progress | None = None,
-) -> tuple[list[Record], list[Record]]:
-    """All rows: accuracy on every reachable tier, then speed.
-
-    A row's first case is timed on each tier at one thread, and on the best at two; its other cases on the best alone.
-    """
-    tiers = cpu.reachable()
-    timings = [
-        (spec, case, tier, threads)
-        for spec in specs
-        for case in spec.cases
-        for tier, threads in [*((tier, 1) for tier in tiers), *([(tiers[0], 2)] if cpu.cores() > 1 else [])]
-        if case is spec.cases[0] or (tier is tiers[0] and threads == 1)
-    ]
-    timed = []
-    step, steps = 0, len(specs) + len(timings)
-
-    def numbered(what: str, done: int, total: int) -> None:
-        if progress:
-            progress(f"[{step}/{steps}] {what}", done, total)
-
-    def row(spec: ModelSpec) -> list[Record]:
-        nonlocal step
-        full_of(spec)
-        records = accuracy(spec, samples=samples)
-        step += 1
-        numbered("accuracy", step, len(specs))
-        for record in records:
-            tell(record)
-        return records
-
-    numbered("accuracy", 0, len(specs))
-    exact = [record for records in each(specs, row) for record in records]
-    for spec, case, tier, threads in timings:
-        step += 1
-        timed.extend(
-            settled(spec, partial(speed, spec, case, isa=tier.cap.lower(), threads=threads, progress=numbered))
-        )
-        tell(timed[-1])
-    return exact, timed

@@ -30,6 +30,11 @@ class Case:
         """What has to be reached on a tier: never less than FP32, anywhere."""
         return self.due.get(tier, 1.0) if threads in self.threads else 1.0
 
+    def words(self, threads: int) -> str:
+        """The case at a number of threads."""
+        extra = f", each {self.repeat} times" * (self.repeat > 1) + ", by length" * self.by_length
+        return f"batch {self.batch}{extra}, {threads} thread(s)"
+
 
 @dataclass(frozen=True, eq=False)
 class Row:

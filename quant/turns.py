@@ -3,6 +3,7 @@
 Loads no Paddle; what the children do is in `quant.timing`.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -83,13 +84,15 @@ def in_fresh_processes(
     """As `quant.timing.bench`, but each contender in a process of its own, and all of these new in each round.
 
     How a process came to lie in memory changes its speed for as long as it lives, so only several processes show what
-    a model's speed is. In a round the processes load at once, are pinned to the same physical cores, one for each
-    thread, and then take `laps` turns. Which variant of a contender is the fastest is found out in the first round.
+    a model's speed is. In a round the processes load at once, are pinned to the same cores, one for each thread, and
+    then take `laps` turns. Which variant of a contender is the fastest is found out in the first round.
     "seconds" are those of all rounds, one round after the other.
     """
     timed: list[Json] = []
     asked = [list(runs) for runs in contenders]
-    shared = {"threads": threads, "cpus": physical_cores()[:threads], **feed}
+    physical = physical_cores()
+    siblings = sorted(os.sched_getaffinity(0) - {*physical})
+    shared = {"threads": threads, "cpus": [*physical, *siblings][:threads], **feed}
     environment = {"KMP_BLOCKTIME": str(round(1000 * BLOCK_S))}
     for number in range(rounds):
         with ExitStack() as stack:

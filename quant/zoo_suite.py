@@ -5,21 +5,23 @@ lies beside these: the image binary, LAC's TSV, and DIR/calibration/ROW for a mo
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from quant import cpu, fetch, isolate, pipeline
+from quant import cpu, fetch, isolate
+from quant.cases import Subject, Timing
 from quant.collect import data_digest
 from quant.errors import OptionError
 from quant.models import Given, Models, alike, evaluated, made_of, paired, records_of
 from quant.ratios import settled
 from quant.record import Record
 from quant.registry import ModelSpec, find
-from quant.rows import Case
-from quant.zoo import ROWS, Source, Timing, ZooRow, find_artefact
+from quant.rows import Case, Row
+from quant.zoo import ROWS, Source, ZooRow, find_artefact
+from quant.zoo import Timing as Printed
 
 __all__ = [
     "ORIGIN",
@@ -33,7 +35,7 @@ __all__ = [
     "models_of",
     "sort_out",
     "speed",
-    "suite",
+    "subject_of",
 ]
 
 ORIGIN = "zoo"  # of these records
@@ -205,16 +207,16 @@ def accuracy(
     return records_of(found.spec, models, runs, row.metrics, isa=isa, fp32_variant=PUBLISHED, **about)
 
 
-def cases_of(row: ZooRow) -> list[Timing]:
+def cases_of(row: ZooRow) -> list[Printed]:
     """What is timed: every way that a document prints, once. Without one, a batch of 1 on one thread."""
     unique = {(timing.batch, timing.repeat, timing.threads): timing for timing in reversed(row.timings)}
-    return list(reversed(unique.values())) or [Timing("", 0, 0, "images/s", 0)]
+    return list(reversed(unique.values())) or [Printed("", 0, 0, "images/s", 0)]
 
 
 def speed(
     found: Found,
     models: Models,
-    timing: Timing,
+    timing: Printed,
     *,
     isa: str | None = None,
     budget_s: float = 2.5,
@@ -230,34 +232,26 @@ def speed(
     return [replace(record, origin=ORIGIN) for record in paired(found.spec, models, case, **how, **feed)]
 
 
-def suite(
-    rows: Sequence[Found],
-    *,
-    full: bool = False,
-    tell: Callable[[Record], None],
-    progress: Progress | None = None,
-) -> tuple[list[Record], list[Record]]:
-    """Models of all rows, their accuracy, then their speed as the documents print it, where there are as many cores."""
-    timings = [(found, timing) for found in rows for timing in cases_of(found.row) if timing.threads <= cpu.cores()]
-    steps = isolate.Steps(2 * len(rows) + len(timings), progress)
-    models: dict[Found, Models] = {}
-    exact: list[Record] = []
+def subject_of(found: Found, *, full: bool = False) -> Subject:
+    """A published model: its accuracy, and its speed as the documents print it, where there are as many cores."""
 
-    def prepare(found: Found) -> None:
-        models[found] = models_of(found)
-        steps.begin()
-        steps("models", len(models), len(rows))
+    @cache
+    def models() -> Models:
+        return models_of(found)
 
-    pipeline.each(rows, prepare)
-    for found in rows:
-        steps.begin()
-        records = accuracy(found, models[found], full=full, progress=steps)
-        for record in records:
-            tell(record)
-        exact.extend(records)
-    timed = []
-    for found, timing in timings:
-        steps.begin()
-        timed.extend(settled(found.spec, partial(speed, found, models[found], timing, progress=steps)))
-        tell(timed[-1])
-    return exact, timed
+    def exact(progress: Progress) -> list[Record]:
+        return accuracy(found, models(), full=full, progress=progress)
+
+    cases = {_case(timing): timing for timing in cases_of(found.row) if timing.threads <= cpu.cores()}
+
+    def timed(timing: Timing, progress: Progress) -> list[Record]:
+        printed = cases[timing.case.batch, timing.case.repeat, timing.threads]
+        return settled(found.spec, partial(speed, found, models(), printed, progress=progress))
+
+    tier = cpu.detect().name
+    timings = tuple(Timing(Case(batch, repeat=repeat), threads, tier) for batch, repeat, threads in cases)
+    return Subject(Row.of(found.spec), exact, timed, timings, lambda _: models())
+
+
+def _case(timing: Printed) -> tuple[int, int, int]:
+    return timing.batch, timing.repeat, timing.threads

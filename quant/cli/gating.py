@@ -10,7 +10,9 @@ from typing import Annotated
 
 import typer
 
-from quant import gate, gate_report, gating, history, history_report, manifest_suite, report
+from quant import cpu, gate, gate_report, history, history_report, manifest_suite, report
+from quant import subjects as subjects_of
+from quant.cases import Subject, Timing, measure
 from quant.cli.shared import (
     HistoryDir,
     Json,
@@ -29,7 +31,6 @@ from quant.gate import Key
 from quant.outcomes import Store, default_root
 from quant.places import writable_dir, write_text
 from quant.record import Record, Run
-from quant.rows import Case
 from quant.surroundings import Watch
 
 __all__ = ["gate_command", "history_command"]
@@ -79,14 +80,19 @@ def gate_command(
         names, counts = list(dict.fromkeys(model or [])), counts_of("--threads", threads) if threads else None
         if manifest_path is None:
             store = Store(default_root())
-            subjects = [gating.subject_of(spec, counts or [1], store) for spec in specs_of(names)]
+            for count in counts or []:
+                if count > cpu.cores():
+                    err.print(f"not timed: {count} threads, but only {cpu.cores()} cores")
+            subjects = [subjects_of.gated(spec, counts or [1], store) for spec in specs_of(names)]
             command = "quant gate"
         else:
             entries = entries_of(manifest_path, names)
             own = [replace(entry, threads=tuple(counts)) if counts else entry for entry in entries]
-            subjects = list(map(manifest_suite.subject_of, own))
+            for line in manifest_suite.skipped(own):
+                err.print(line)
+            subjects = list(map(manifest_suite.gated, own))
             command = f"quant gate --manifest {shlex.quote(str(manifest_path))}"
-        run, found, changes, failed = _measured(subjects, command, history_dir, baseline)
+        run, found, changes, failed = _measured(subjects, command, history_dir, baseline, at_once=manifest_path is None)
     missed = [*report.misses(run.exact, run.timed, run.rows), *failed]
     regressed = any(change.result == "REGRESSED" for change in changes)
     passed = report.passed(run.exact, run.timed, run.rows) and not failed and (accept or not regressed)
@@ -130,32 +136,32 @@ def history_command(
 
 
 def _measured(
-    subjects: Sequence[gating.Subject], command: str, history_dir: Path, reference: str | None
+    subjects: Sequence[Subject], command: str, history_dir: Path, reference: str | None, *, at_once: bool
 ) -> tuple[Run, history.Baseline | None, list[gate.Change], list[str]]:
     """A new run, its baseline, what changed, and what failed; losses of speed are measured once more."""
     writable_dir(history_dir)
     rows = [subject.row for subject in subjects]
     watch = Watch("gate", command)
     found = history.baseline(history_dir, reference, watch.run(rows, []), err.print)
-    for count in sorted({count for subject in subjects for _, count in subject.timings if not gating.fits(count)}):
-        err.print(f"not measured: speed at {count} threads; this machine has fewer cores to pin them to")
     with bar() as progress:
-        records, failed = gating.measure(subjects, tell=_tell, progress=progress)
-        run = watch.run(rows, records)
+        measured = measure(subjects, at_once=at_once, tell=_tell, progress=progress)
+        run = watch.run(rows, [*measured.exact, *measured.timed])
         changes = gate.compare(found.run if found else None, run)
         suspects = gate.suspects(changes)
+        failed = list(measured.failed)
         if found and suspects:
             err.print(f"measured once more: {', '.join(f'{key.model}, {key}' for key in suspects)}")
             again = Watch("gate", command)
-            records, also = gating.measure(subjects, only=partial(_is_one, suspects), tell=_tell, progress=progress)
-            changes = gate.confirmed(changes, found.run, again.run(rows, records))
-            failed += also
+            second = measure(subjects, at_once=at_once, only=partial(_is_one, suspects), tell=_tell, progress=progress)
+            changes = gate.confirmed(changes, found.run, again.run(rows, second.timed))
+            failed += second.failed
     return run, found, changes, failed
 
 
-def _is_one(keys: Sequence[Key], model: str, case: Case, threads: int) -> bool:
-    wanted = (model, threads, case.batch, case.repeat, case.by_length)
-    return wanted in [(key.model, key.threads, key.batch, key.repeat, key.by_length) for key in keys]
+def _is_one(keys: Sequence[Key], model: str, timing: Timing) -> bool:
+    case = timing.case
+    wanted = (model, timing.isa, timing.threads, case.batch, case.repeat, case.by_length)
+    return wanted in [(key.model, key.isa, key.threads, key.batch, key.repeat, key.by_length) for key in keys]
 
 
 def _tell(record: Record) -> None:

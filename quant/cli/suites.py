@@ -3,14 +3,16 @@
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from quant import cpu, history, manifest_suite, pipeline, registry, report, zoo_report, zoo_suite
+from quant import subjects as subjects_of
+from quant.cases import Measured, Subject, measure
 from quant.cli.reporting import page
 from quant.cli.shared import (
     HistoryDir,
@@ -27,8 +29,10 @@ from quant.cli.shared import (
 )
 from quant.errors import OptionError
 from quant.isolate import Progress
+from quant.journal import Journal
 from quant.manifest import Entry
-from quant.places import writable_dir, write_text
+from quant.outcomes import versions
+from quant.places import digest, writable_dir, write_text
 from quant.record import Machine, Record
 from quant.registry import ModelSpec
 from quant.rows import Row
@@ -59,53 +63,68 @@ def models_command() -> None:
         out.print(f"{spec.name:14} {spec.title:14} drop at most {limits}")
 
 
+Judged = tuple[Sequence[report.Table], Sequence[str], bool]
+
+
 @dataclass(frozen=True)
-class _Outcome:
-    """What a suite found, and what it is judged to be."""
+class _Plan:
+    """What is measured, and how it is judged: tables, what was missed, whether it passed.
 
+    `rows`: as they are recorded. `decided_by`: what else decides the results, beside the code and the machine.
+    """
+
+    subjects: Sequence[Subject]
     rows: Sequence[Row]
-    records: Sequence[Record]
-    tables: Sequence[report.Table]
-    missed: Sequence[str]
-    passed: bool
+    judge: Callable[[Measured], Judged]
+    at_once: bool = False
     skipped: Sequence[str] = ()
+    decided_by: Sequence[Any] = ()
 
 
-_Tell = Callable[[Record], None]
-
-
-def _embedded(specs: Sequence[ModelSpec], full: bool, tell: _Tell, progress: Progress) -> _Outcome:
-    exact, timed = pipeline.suite(specs, samples=50_000 if full else None, tell=tell, progress=progress)
-    return _judged(specs, exact, timed, report.speed_table(timed, registry.BY_NAME))
-
-
-def _judged(rows: Sequence[Row], exact: Sequence[Record], timed: Sequence[Record], speed: report.Table) -> _Outcome:
+def _judged(rows: Sequence[Row], found: Measured, fed: str = "") -> Judged:
     known = {row.name: row for row in rows}
-    return _Outcome(
+    exact, timed = found.exact, found.timed
+    speed = report.speed_table(timed, known, fed) if fed else report.speed_table(timed, known)
+    tables = [report.accuracy_table(exact, known), speed]
+    return tables, report.misses(exact, timed, known), report.passed(exact, timed, known)
+
+
+def _embedded(specs: Sequence[ModelSpec], full: bool) -> _Plan:
+    subjects = [subjects_of.whole(spec, 50_000 if full else None) for spec in specs]
+    sources = digest(pipeline.sources(*(spec.small for spec in specs)))
+    return _Plan(subjects, specs, partial(_judged, specs), at_once=True, decided_by=[full, sources])
+
+
+def _published(directory: Path, specs: Sequence[ModelSpec], full: bool, progress: Progress) -> _Plan:
+    found, lacks = zoo_suite.sort_out([spec.name for spec in specs], directory, progress)
+
+    def judge(measured: Measured) -> Judged:
+        exact, timed = measured.exact, measured.timed
+        tables = zoo_report.tables(exact, timed, lacks, cpu.cores())
+        return tables, zoo_report.misses(exact, timed), zoo_report.passed(exact, timed)
+
+    rows = [zoo_report.recorded(spec) for spec in specs]
+    subjects = [zoo_suite.subject_of(one, full=full) for one in found]
+    return _Plan(subjects, rows, judge, decided_by=[full, str(directory.resolve())])
+
+
+def _own(path: Path, entries: Sequence[Entry]) -> _Plan:
+    rows = [entry.row() for entry in entries]
+    fed = "On the first batches of each model's own data."
+    given = [place for entry in entries for place in (entry.fp32, entry.quant, entry.int8, entry.data) if place]
+    return _Plan(
+        list(map(manifest_suite.whole, entries)),
         rows,
-        [*exact, *timed],
-        [report.accuracy_table(exact, known), speed],
-        report.misses(exact, timed, known),
-        report.passed(exact, timed, known),
+        partial(_judged, rows, fed=fed),
+        skipped=list(manifest_suite.skipped(entries)),
+        decided_by=[digest([path]), [_state(place) for place in given]],
     )
 
 
-def _published(directory: Path, specs: Sequence[ModelSpec], full: bool, tell: _Tell, progress: Progress) -> _Outcome:
-    found, lacks = zoo_suite.sort_out([spec.name for spec in specs], directory, progress)
-    exact, timed = zoo_suite.suite(found, full=full, tell=tell, progress=progress)
-    tables = zoo_report.tables(exact, timed, lacks, cpu.cores())
-    rows = [zoo_report.recorded(spec) for spec in specs]
-    return _Outcome(rows, [*exact, *timed], tables, zoo_report.misses(exact, timed), zoo_report.passed(exact, timed))
-
-
-def _own(entries: Sequence[Entry], tell: _Tell, progress: Progress) -> _Outcome:
-    found = manifest_suite.suite(entries, tell=tell, progress=progress)
-    rows = [entry.row() for entry in entries]
-    fed = "On the first batches of each model's own data."
-    speed = report.speed_table(found.timed, {row.name: row for row in rows}, fed)
-    judged = _judged(rows, found.exact, found.timed, speed)
-    missed = [*judged.missed, *found.failed]
-    return replace(judged, missed=missed, passed=judged.passed and not found.failed, skipped=found.skipped)
+def _state(place: Path) -> list[list[Any]]:
+    """Which files there are, how large, and when they changed."""
+    files = sorted(place.rglob("*")) if place.is_dir() else [place]
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
 
 
 @app.command()
@@ -118,40 +137,62 @@ def suite(
     full: Annotated[bool, typer.Option("--full", help="Accuracy on all the data there is: 50,000 images.")] = False,
     output_dir: Annotated[Path, typer.Option(help="Where report.md, report.json and report.html go.")] = Path("out"),
     history_dir: HistoryDir = history.DEFAULT,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the suite that was cut off: what it measured counts.")
+    ] = False,
 ) -> None:
-    """Accuracy and speed of the embedded models, of published ones, or of one's own, and a report of them."""
+    """Accuracy and speed of the embedded models, of published ones, or of one's own, and a report of them.
+
+    A model that can't be measured fails, and the others go on.
+    """
     if zoo_dir is not None and manifest_path is not None:
         raise OptionError("give --zoo or --manifest, not both")
     names, command = list(dict.fromkeys(model or [])), "quant suite"
-    measure: Callable[[_Tell, Progress], _Outcome]
     if manifest_path is not None:
+        entries = entries_of(manifest_path, names)
         command += f" --manifest {shlex.quote(str(manifest_path))}"
-        measure = partial(_own, entries_of(manifest_path, names))
+        plan = _own(manifest_path, entries)
     elif zoo_dir is not None:
         command += f" --zoo {shlex.quote(str(zoo_dir))}"
-        measure = partial(_published, zoo_dir, specs_of(names), full)
+        with bar() as progress:
+            plan = _published(zoo_dir, specs_of(names), full, progress)
     else:
-        measure = partial(_embedded, specs_of(names), full)
+        plan = _embedded(specs_of(names), full)
     writable_dir(output_dir)
     writable_dir(history_dir)
     watch = Watch("suite", command)
     warn_below_avx512(None)
-
-    def tell(record: Record) -> None:
-        if not sys.stderr.isatty():
-            what = "accuracy" if record.outcomes else "speed"
-            err.print(f"{what}: {record.model} {record.precision} {record.isa} {record.threads} threads: measured")
-
-    with bar() as progress:
-        found = measure(tell, progress)
-    for table in found.tables:
+    about = {
+        "command": command,
+        "models": [subject.row.name for subject in plan.subjects],
+        "versions": dict(versions()),
+        "machine": asdict(Machine.here()),
+        "decided_by": plan.decided_by,
+    }
+    with Journal(output_dir / ".suite.jsonl", about, resume=resume) as journal:
+        with bar() as progress:
+            found = measure(plan.subjects, at_once=plan.at_once, journal=journal, tell=_tell, progress=progress)
+        tables, missed, passed = plan.judge(found)
+        missed, passed = [*missed, *found.failed], passed and not found.failed
+        run = watch.run(plan.rows, [*found.exact, *found.timed], anatomy=found.anatomy, missed=missed, passed=passed)
+        write_text(output_dir / "report.md", report.markdown(run.machine, tables, missed))
+        write_text(output_dir / "report.json", run.to_json())
+        history.append(history_dir, run)
+        write_text(output_dir / "report.html", page(run, history_dir))
+    for table in tables:
         out.print(report.rich_table(table))
-    run = watch.run(found.rows, found.records, missed=found.missed, passed=found.passed)
-    write_text(output_dir / "report.md", report.markdown(run.machine, found.tables, found.missed))
-    write_text(output_dir / "report.json", run.to_json())
-    history.append(history_dir, run)
-    write_text(output_dir / "report.html", page(run, history_dir))
-    for line in (*report.skipped_tiers(run.machine), *found.skipped, *(f"missed: {line}" for line in found.missed)):
+    for line in (
+        *report.skipped_tiers(run.machine),
+        *plan.skipped,
+        *found.untold,
+        *(f"missed: {line}" for line in missed),
+    ):
         out.print(line, soft_wrap=True)
-    if not found.passed:
+    if not passed:
         raise typer.Exit(1)
+
+
+def _tell(record: Record) -> None:
+    if not sys.stderr.isatty():
+        what = "accuracy" if record.outcomes else "speed"
+        err.print(f"{what}: {record.model} {record.precision} {record.isa} {record.threads} threads: measured")

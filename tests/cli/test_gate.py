@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from quant import cpu, gating, history
+from quant import cpu, history
+from quant.cases import Subject, Timing
 from quant.cli import gating as command
 from quant.record import Load, Machine, Record, Run
 from quant.registry import find
@@ -85,7 +86,7 @@ class Canned:
         self.ratios = list(ratios)
         self.asked = 0
 
-    def __call__(self, *_: object) -> gating.Subject:
+    def __call__(self, *_: object) -> Subject:
         row = Row.of(find("resnet50"))
 
         def timed(*_: object) -> list[Record]:
@@ -95,7 +96,7 @@ class Canned:
         def exact(_: object) -> list[Record]:
             return runs.accuracy("resnet50", isas=(TIER,))
 
-        return gating.Subject(row, exact, timed, gating.timings_of(row.cases, [1]))
+        return Subject(row, exact, timed, (Timing(row.cases[0], 1, TIER),))
 
 
 @pytest.mark.usefixtures("quiet")
@@ -117,7 +118,7 @@ def test_a_loss_is_measured_once_more_before_it_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     canned = Canned(*ratios)
-    monkeypatch.setattr(command.gating, "subject_of", canned)
+    monkeypatch.setattr(command.subjects_of, "gated", canned)
     options = ("gate", "--model", "resnet50", "--history", str(tmp_path))
     assert call(*options)[0] == codes[0]
     code, out, err = call(*options)
@@ -133,7 +134,7 @@ def test_what_is_meant_to_be_slower_becomes_the_baseline(
     tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     canned = Canned(3.4, 3.0, 3.0, 3.0, 3.0, 3.0)
-    monkeypatch.setattr(command.gating, "subject_of", canned)
+    monkeypatch.setattr(command.subjects_of, "gated", canned)
     options = ("gate", "--model", "resnet50", "--history", str(tmp_path))
     codes = [call(*options, *more)[0] for more in ((), (), ("--accept",))]
     assert codes == [0, 1, 0]

@@ -23,12 +23,13 @@ FLOORS = {
     "gaps": 0, "counterparts": 2, "analyze_jobs": 4, "analyze": 4, "anatomy_jobs": 4, "anatomy": 4,
     "analyze_report": 5,
     "optimise": 4, "op_costs": 4, "decisions": 5,
+    "tuning": 4, "tuning_jobs": 4, "tuning_run": 4, "tuning_entry": 4, "tuning_report": 5,
     "models": 4, "manifest_suite": 4, "benchmark_files": 5,
     "data_check": 4, "inspection": 4,
     "zoo_jobs": 4, "zoo_suite": 4, "jobs": 4, "evaluation": 4, "collect": 4, "cluster": 4, "pipeline": 4, "isolate": 4,
     "timing": 4, "turns": 4, "instances": 4, "ratios": 4,
     "charts": 5, "html_values": 5, "html_report": 5,
-    "report": 5, "zoo_report": 5, "history": 5, "gate": 5, "gating": 4, "gate_report": 5, "history_report": 5,
+    "report": 5, "zoo_report": 5, "history": 5, "gate": 5, "cases": 4, "subjects": 4, "journal": 0, "gate_report": 5, "history_report": 5,
     "cli": 6, "plugin": 6, "__main__": 6, "__init__": 6,
 }  # fmt: skip
 MAY_IMPORT_PADDLE = {"graph", "predictor", "qat", "qat_layers", "finetune"}

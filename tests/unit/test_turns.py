@@ -141,7 +141,7 @@ def test_each_round_has_new_processes_and_the_variant_that_was_the_fastest() -> 
 
 def test_all_threads_are_pinned_once_the_models_are_loaded(model: str) -> None:
     run = {"model": model, "precision": "fp32", "executor": "paddle"}
-    records = pipeline.in_processes("row", [[run], [run]], {"batch": 4}, Case(4), rounds=2, laps=3)
+    records = pipeline.in_processes("row", Path(model), Path(model), {"batch": 4}, Case(4), rounds=2, laps=3)
     fp32, int8 = records
     assert (fp32.processes, int8.processes) == (2, 2)
     assert len(fp32.latency_s) == len(int8.latency_s) == len(int8.twin_s) == 6

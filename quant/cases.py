@@ -1,0 +1,151 @@
+"""Models measured one by one, whoever they are of: what is done is kept, and what fails ends nothing else."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+from quant import isolate, pipeline
+from quant.errors import OutputError, QuantError
+from quant.journal import Journal
+from quant.record import Anatomy, Record
+from quant.rows import Case, Row
+
+__all__ = ["Measured", "Subject", "Timing", "measure"]
+
+Progress = isolate.Progress
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A case on a tier, at a number of threads."""
+
+    case: Case
+    threads: int
+    isa: str
+
+    def __str__(self) -> str:
+        return f"speed {self.isa}, {self.case.words(self.threads)}"
+
+
+def _nothing(_: Progress) -> None:
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model that is measured, and how.
+
+    `prepare`: data and models, in whatever place they stay. `accuracy`: FP32, simulation (if any), INT8. `speed`: FP32
+    and INT8 of one of the `timings`. `anatomy`: what INT8 consists of; None where nobody asks.
+    """
+
+    row: Row
+    accuracy: Callable[[Progress], list[Record]]
+    speed: Callable[[Timing, Progress], list[Record]]
+    timings: tuple[Timing, ...]
+    prepare: Callable[[Progress], object] = _nothing
+    anatomy: Callable[[Progress], Anatomy] | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Accuracy records, speed records, what models consist of; a line for each model that couldn't be measured, and for
+    each of which it couldn't be told what it consists of.
+    """
+
+    exact: tuple[Record, ...] = ()
+    timed: tuple[Record, ...] = ()
+    anatomy: dict[str, Anatomy] = field(default_factory=dict)
+    failed: tuple[str, ...] = ()
+    untold: tuple[str, ...] = ()
+
+
+def measure(
+    subjects: Sequence[Subject],
+    *,
+    at_once: bool,
+    only: Callable[[str, Timing], bool] | None = None,
+    journal: Journal | None = None,
+    tell: Callable[[Record], None],
+    progress: Progress,
+) -> Measured:
+    """Data and models of all, their accuracy, their speed, then what they consist of.
+
+    `at_once`: accuracy of one model on each core, for models that are evaluated on one thread. With `only` (name,
+    timing) nothing but these timings. What a `journal` has isn't measured again. A model that fails is left alone from
+    then on; when nothing at all can be measured, the first model's error is raised.
+    """
+    timings = [(s, timing) for s in subjects for timing in s.timings if only is None or only(s.row.name, timing)]
+    looked_into = [subject for subject in subjects if subject.anatomy and only is None]
+    steps = isolate.Steps((2 * len(subjects) if only is None else 0) + len(timings) + len(looked_into), progress)
+    kept = journal.kept if journal else _unkept
+    failed: dict[str, str] = {}
+    errors: list[QuantError] = []
+    untold: list[str] = []
+
+    def attempt(subject: Subject, work: Callable[[], Any]) -> Any:
+        """What `work` gives; None where this model has failed, or does now."""
+        steps.begin()
+        if subject.row.name in failed:
+            return None
+        try:
+            return work()
+        except OutputError:
+            raise  # where one can't write, none can
+        except QuantError as error:
+            failed[subject.row.name] = f"{subject.row.title}: could not be measured: {error}"
+            errors.append(error)
+            return None
+
+    def records(subject: Subject, what: str, work: Callable[[], list[Record]]) -> list[Record]:
+        key = f"{subject.row.name}: {what}"
+        content = attempt(subject, lambda: kept(key, lambda: list(map(asdict, work()))))
+        found = list(map(Record.from_json, content or ()))
+        for record in found[-1:]:
+            tell(record)
+        return found
+
+    def prepare(subject: Subject) -> None:
+        attempt(subject, partial(subject.prepare, steps))
+
+    def accuracy(subject: Subject) -> list[Record]:
+        return records(subject, "accuracy", partial(subject.accuracy, steps))
+
+    def speed(subject: Subject, timing: Timing) -> list[Record]:
+        return records(subject, str(timing), partial(subject.speed, timing, steps))
+
+    def anatomy(subject: Subject, look: Callable[[Progress], Anatomy]) -> Anatomy | None:
+        """None where it can't be told, which is no verdict on the model."""
+
+        def content() -> Any:
+            try:
+                return kept(f"{subject.row.name}: anatomy", lambda: asdict(look(steps)))
+            except QuantError as error:
+                if isinstance(error, OutputError):
+                    raise
+                untold.append(f"{subject.row.title}: not told what it consists of: {error}")
+                return None
+
+        found = attempt(subject, content)
+        return None if found is None else Anatomy.from_json(found)
+
+    exact: list[list[Record]] = []
+    if only is None:
+        pipeline.each(subjects, prepare)
+        exact = pipeline.each(subjects, accuracy) if at_once else list(map(accuracy, subjects))
+    timed = [speed(subject, timing) for subject, timing in timings]
+    if errors and not any(exact) and not any(timed):
+        raise errors[0]
+    seen = {subject.row.name: anatomy(subject, subject.anatomy) for subject in looked_into if subject.anatomy}
+    return Measured(
+        tuple(record for some in exact for record in some),
+        tuple(record for some in timed for record in some),
+        {name: found for name, found in seen.items() if found is not None},
+        tuple(failed.values()),
+        tuple(untold),
+    )
+
+
+def _unkept(_: str, work: Callable[[], Any]) -> Any:
+    return work()

@@ -1,0 +1,92 @@
+"""What of a long run is done, kept in a file at once: a run that was cut off goes on where it stopped.
+
+    {"about": {...}}                      what decides the results; another run's journal is never gone on with
+    {"key": "resnet50 accuracy", "found": ...}
+
+A line a case, written through to the disk. A line that was cut off is no line. While a run writes, no other may.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Any, Self
+
+from quant.errors import OptionError, OutputError
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """A context manager. Leaving it without an error removes the file: all is done.
+
+    `resume`: go on with the file that is there. Raises OptionError when that is of another run, or there is none, and
+    OutputError when it can't be written or another run is writing it.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any], *, resume: bool) -> None:
+        self.path = path
+        self.done: dict[str, Any] = {}
+        self._writing = Lock()
+        if resume and not path.is_file():
+            raise OptionError(f"--resume: {path}: no run was cut off here")
+        try:
+            self._file = path.open("a+", encoding="utf-8", errors="replace")
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"{path.parent}: another run is writing there") from None
+        except OSError as error:
+            raise OutputError(f"{path}: can't be written ({error.strerror})") from error
+        lines = list(self._lines())
+        if resume:
+            if not lines or lines[0] != {"about": json.loads(json.dumps(about))}:
+                self._file.close()
+                raise OptionError(
+                    f"--resume: {path}: the run that was cut off was another one (models, options, code or machine); "
+                    "without --resume all is measured anew"
+                )
+            self.done = {entry["key"]: entry["found"] for entry in lines[1:] if entry.keys() == {"key", "found"}}
+        else:
+            self._file.truncate(0)
+            self._write({"about": about})
+
+    def kept(self, key: str, work: Callable[[], Any]) -> Any:
+        """What `work` gives, as JSON makes it; what it gave in the run that was cut off."""
+        if key not in self.done:
+            found = work()
+            with self._writing:  # several threads measure
+                self.done[key] = found
+                self._write({"key": key, "found": found})
+        return self.done[key]
+
+    def _lines(self) -> list[dict[str, Any]]:
+        self._file.seek(0)
+        found = []
+        for line in self._file:
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue  # cut off
+        return found
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        try:
+            # A line of its own, even behind one that was cut off.
+            self._file.write("\n" + json.dumps(entry) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OutputError(f"{self.path}: can't be written ({error.strerror})") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.path.unlink(missing_ok=True)
+        self._file.close()
