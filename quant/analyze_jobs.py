@@ -93,16 +93,18 @@ def analyze_model(
         if not any(twin.name for twin in twins if int8_op(twin.op)):
             raise ModelError(f"{quant_model or fp32_model}: has no tensor of {model} by name: not what it was made of")
         size = int(np.clip(_VALUES // max(sum(array.size for array in seen.values()), 1), 1, _BATCH))
-        wanted = {twin.name for twin in twins} if given else set()
-        simulation = stack.enter_context(_Reference(lower_quantizers(placed), wanted, threads))
         reference = stack.enter_context(_Reference(normal, {twin.fp32 for twin in twins}, threads))
-        as_read = _as_read(stack, given, simulation, first, threads) if local and given else None
+        simulation = as_read = None
+        if given:
+            wanted = {twin.name for twin in twins} | set(given.fetches)
+            simulation = stack.enter_context(_Reference(lower_quantizers(placed), wanted, threads))
+            as_read = _as_read(stack, given, simulation, first, threads) if local else None
         cut, feeds, fetches = apart(placed, twins) if local else (placed, {}, {})
         alone = stack.enter_context(_Reference(cut, set(fetches.values()), threads)) if fetches else None
         state = _State(converted, placed, twins, feeds, fetches)
         for number, batch in enumerate(batches(dataset, size)):
             report_progress("analyze", number * size, len(dataset))
-            simulated = simulation(batch) if given else {}
+            simulated = simulation(batch) if simulation else {}
             state.add(batch, _traced(predictor, batch), simulated, reference(batch), alone)
         used = predictor.executor
     writers = converted.writers()
@@ -177,6 +179,10 @@ def _comparable(values: Array, form: Form | None) -> bool:
     return values.dtype == np.float32 or (values.dtype.name in _INTEGERS and form is not None)
 
 
+def _on_grid(values: Array, grid: Grid) -> Array:
+    return dequantise(quantise(values, *grid), *grid)
+
+
 class _State:
     """What has been summed up so far."""
 
@@ -190,10 +196,9 @@ class _State:
     ) -> None:
         self.converted, self.placed, self.twins = converted, placed, twins
         self.feeds, self.fetches = feeds, fetches
-        self.names = set(placed.vars) - set(placed.params)
+        self.names, self.writers = set(placed.vars) - set(placed.params), placed.writers()
         self.grids = grids_of(placed)
         self.forms, self.read = forms_of(converted), read_scales(converted)
-        self.fp32_of = {twin.name: twin.fp32 for twin in twins}
         self.sums = {twin.variable: _Sums(twin, self.channels(twin)) for twin in twins}
 
     def add(
@@ -206,8 +211,8 @@ class _State:
     ) -> None:
         fed = {name: values_of(batch[name]) for name in self.converted.feeds}
         real = fed | {name: self.real(name, values) for name, values in written.items()}
-        due = self.run_apart(alone, batch, real) if alone else {}
-        quiet = self.run_apart(alone, batch, self.as_rounded(fp32)) if alone else {}
+        due = self.run_apart(alone, batch, real, real) if alone else {}
+        quiet = self.run_apart(alone, batch, self.as_rounded(fp32), real) if alone else {}
         for twin in self.twins:
             if twin.variable not in written or not _comparable(written[twin.variable], self.forms.get(twin.variable)):
                 continue
@@ -215,7 +220,7 @@ class _State:
             grid = self.grid_of(twin) if on_grid else None
 
             def rounded(values: Array, grid: Grid | None = grid) -> Array:
-                return values if grid is None else dequantise(quantise(values, *grid), *grid)
+                return values if grid is None else _on_grid(values, grid)
 
             sums, name = self.sums[twin.variable], twin.variable
             sums.stored(written[name], self.form(name).shift)
@@ -223,26 +228,26 @@ class _State:
             if twin.name in simulated:
                 sums.of_quant(rounded(simulated[twin.name]), real[name])
             if alone and twin.inner == () and len(twin.inputs) == 1:
-                due = {**due, name: real[twin.inputs[0]]}
+                due[name] = real[twin.inputs[0]]
             if name in due:
                 sums.of_own(rounded(due[name]), real[name], self.bounds(twin, written[name]), real.get(twin.residual))
             if name in quiet and twin.fp32 in fp32:
                 sums.of_rounding(fp32[twin.fp32], rounded(quiet[name]))
 
     def run_apart(
-        self, alone: _Reference, batch: Mapping[str, Column], values: Mapping[str, Array]
+        self, alone: _Reference, batch: Mapping[str, Column], values: Mapping[str, Array], instead: Mapping[str, Array]
     ) -> dict[str, Array]:
-        """What the simulation makes of each op's inputs, for those whose inputs are all there: variable -> values."""
+        """What the simulation makes of each op's inputs, for those whose inputs are all there: variable -> values.
+
+        What isn't there has to be fed all the same: `instead`, from which nothing follows.
+        """
         offsets = next((column.offsets for column in batch.values() if isinstance(column, Ragged)), None)
         given: dict[str, Column] = {}
-        count = len(next(iter(batch.values())))
         for variable, name in self.feeds.items():
             described = self.placed.vars[stem(variable, self.names)]
-            array = values.get(variable)
-            if array is None:  # any values do: what follows from them is left out
-                array = np.zeros([max(size, 1) if place else count for place, size in enumerate(described.shape)])
-            elif array.ndim != len(described.shape):
-                array = array.reshape(count, *described.shape[1:])
+            array = values[variable] if variable in values else instead[variable]
+            if array.ndim != len(described.shape):
+                array = array.reshape(-1, *described.shape[1:])
             array = np.ascontiguousarray(array, described.dtype)
             given[name] = Ragged(array, offsets) if described.lod_level and offsets is not None else array
         found = alone(given)
@@ -255,14 +260,12 @@ class _State:
         """The FP32 model's tensors as inputs of ops apart: rounded where the simulation's tensor is."""
         found: dict[str, Array] = {}
         for variable in self.feeds:
-            name = stem(variable, self.names)
-            source, grid = name, None
-            writer = self.placed.writers().get(name)
-            while writer is not None and writer.type == "fake_quant":
-                source, grid = writer.input("X"), self.grids[name]
-                writer = self.placed.writers().get(source)
+            source = name = stem(variable, self.names)
+            while source in self.writers and self.writers[source].type == "fake_quant":
+                source = self.writers[source].input("X")
             if source in fp32:
-                found[variable] = fp32[source] if grid is None else dequantise(quantise(fp32[source], *grid), *grid)
+                values = fp32[source]
+                found[variable] = values if source == name else _on_grid(values, self.grids[name])
         return found
 
     def channels(self, twin: Twin) -> int | None:

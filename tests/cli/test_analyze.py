@@ -5,12 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
-from quant import analyze as analyze_module
-from quant.analyze import subject_of
+from quant.analyze import Subject, analyze, subject_of
 from quant.anatomy import anatomy_of
+from quant.calibrate import calibrate
+from quant.convert import convert
 from quant.errors import OptionError
+from quant.graph import load_dir, save_dir
+from quant.passes import lower_quantizers
 from quant.record import Anatomy
 
 Call = Callable[..., tuple[int, str, str]]
@@ -30,6 +34,20 @@ def test_json_and_chart(place: Path, call: Call, tmp_path: Path) -> None:
     assert all(op["local_db"] > 60 for op in found["ops"])
     assert sorted(op["place"] for op in found["ops"]) == list(range(1, len(found["ops"]) + 1))
     assert ElementTree.parse(tmp_path / "chart.svg").getroot().tag.endswith("svg")
+
+
+def test_saturated_sums_are_found_where_they_occur(place: Path, tmp_path: Path) -> None:
+    """The engine's own fault below VNNI: pairs of products of 8-bit weights don't fit 16 bits, 7-bit ones do."""
+    graph, data = load_dir(place / "fp32"), place / "data.npz"
+    with np.load(data) as stored:
+        simulated = calibrate(graph, [{"x": stored["x"][:200]}], algo="mse", weight_levels=63)
+    for name, model in (("quant", lower_quantizers(simulated)), ("int8", convert(simulated)[0])):
+        (tmp_path / name).mkdir()
+        save_dir(model, tmp_path / name)
+    wide = analyze(Subject(place / "int8", place / "fp32", place / "quant", data), samples=20, isa="avx2")
+    narrow = analyze(Subject(tmp_path / "int8", place / "fp32", tmp_path / "quant", data), samples=20, isa="avx2")
+    assert [finding for finding in narrow.findings if finding.kind == "engine"] == []
+    assert wide.findings[0].kind == "engine" and wide.ranked[0].type == "fused_conv2d"
 
 
 def test_markdown_without_a_simulation(place: Path, call: Call) -> None:
@@ -63,8 +81,8 @@ def test_bad_input_is_one_line(
 
 
 def test_a_row_knows_its_models_and_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(analyze_module, "small_of", lambda spec, progress: Path("small") / spec.name)
-    monkeypatch.setattr(analyze_module, "data_of", lambda spec, which, progress: Path(f"{spec.format}-{which}"))
+    monkeypatch.setattr("quant.analyze.small_of", lambda spec, progress: Path("small") / spec.name)
+    monkeypatch.setattr("quant.analyze.data_of", lambda spec, which, progress: Path(f"{spec.format}-{which}"))
     subject = subject_of("ernie", 64, "avx512_core_vnni")
     assert (subject.model, subject.quant) == (Path("small/ernie/int8"), Path("small/ernie/quant"))
     assert (subject.fp32, subject.format) == (Path("small/ernie/fp32"), "pairs")

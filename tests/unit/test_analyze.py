@@ -321,6 +321,35 @@ def test_without_a_simulation_only_fp32_is_compared(models: Path) -> None:
         assert op.fp32_db == pytest.approx(whole[op.variable].fp32_db)
 
 
+def renamed(graph: Graph, rename: Callable[[str], str]) -> Graph:
+    def slots(of: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        return {slot: tuple(map(rename, found)) for slot, found in of.items()}
+
+    ops = tuple(replace(op, inputs=slots(op.inputs), outputs=slots(op.outputs)) for op in graph.ops)
+    vars = {rename(name): var for name, var in graph.vars.items()}
+    params = {rename(name): value for name, value in graph.params.items()}
+    return Graph(ops, vars, params, tuple(map(rename, graph.feeds)), tuple(map(rename, graph.fetches)))
+
+
+def test_a_tensor_of_another_name_has_no_counterpart(models: Path, tmp_path: Path) -> None:
+    """Nothing is guessed: not for it, and not for what rounding the ops that read it costs."""
+    place, name = models / "residual", "t2"
+    graph = load_dir(place / "fp32")
+    save_dir(renamed(graph, lambda old: "stem" if old == name else old), tmp_path)
+    found = analyze_model(str(place / "int8"), str(tmp_path), str(place / "quant"), str(place / "data.npz"))
+    whole = {op.variable: op for op in analysis_of(place).ops}
+    for op in Analysis.from_job(found, place, "here", 1).ops:
+        before = whole[op.variable]
+        reads = f"{name}.int8" in op.inputs
+        if op.output == name:
+            before = replace(
+                before, fp32_db=None, fp32_cosine=None, low=None, high=None, saturated=None, clipped=None, outlier=None
+            )
+        if op.output == name or reads:
+            before = replace(before, local_fp32_db=None, sources=())
+        assert op == before
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -334,22 +363,13 @@ def test_models_that_do_not_belong_together(models: Path, tmp_path: Path, names:
     place = models / "residual"
     graph = load_dir(place / "fp32")
 
-    def renamed(rename: Callable[[str], str]) -> Graph:
-        def slots(of: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-            return {slot: tuple(map(rename, found)) for slot, found in of.items()}
-
-        ops = tuple(replace(op, inputs=slots(op.inputs), outputs=slots(op.outputs)) for op in graph.ops)
-        vars = {rename(name): var for name, var in graph.vars.items()}
-        params = {rename(name): value for name, value in graph.params.items()}
-        return Graph(ops, vars, params, tuple(map(rename, graph.feeds)), tuple(map(rename, graph.fetches)))
-
     others = {
         "other": lambda name: "y" if name == "x" else name,
         "renamed": lambda name: name if name == "x" else f"_{name}",
     }
     for name, rename in others.items():
         (tmp_path / name).mkdir()
-        save_dir(renamed(rename), tmp_path / name)
+        save_dir(renamed(graph, rename), tmp_path / name)
     paths = [str((tmp_path if name in others else place) / name) for name in names]
     with pytest.raises(ModelError, match=message):
         analyze_model(*paths, str(place / "data.npz"))
