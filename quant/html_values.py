@@ -135,7 +135,8 @@ def page_of(run: Run, history: Sequence[Run] = ()) -> Page:
         accuracy=accuracy if exact else None,
         ratios=tuple(
             _ratios(isa, threads, some)
-            for (isa, threads), some in _grouped(timed, lambda pair: (pair.int8.isa, pair.int8.threads))
+            for isa, of_isa in _grouped(timed, lambda pair: pair.int8.isa)
+            for threads, some in _grouped(of_isa, lambda pair: pair.int8.threads)
         ),
         speed=speed if timed else None,
         parts=tuple(parts),
@@ -231,7 +232,7 @@ def _accuracy_result(c: Comparison) -> tuple[Status, str, str]:
         return "", "not judged", "no limit"
     if c.verdict.result == "INCONCLUSIVE":
         needs = f"about {c.verdict.needed:,} samples would decide" if c.verdict.needed else "at the limit exactly"
-        return "unsure", "undecided", f"the estimate is within the limit, its interval isn't; {needs}"
+        return "unsure", "undecided", f"the interval reaches beyond the limit; {needs}"
     return "ok", "passed", "-"
 
 
