@@ -326,6 +326,11 @@ class _State:
                 grid = self.grids.get(stem(op.input(slot), self.names)) if op.input(slot) in self.forms else None
                 if grid:
                     found.append({"name": attribute, "value": op.attr(attribute), "due": grid[1] / grid[0]})
+            joined = op.inputs.get("X", ()) if op.type not in SCALES else ()
+            for name in joined if len(joined) > 1 and twin.variable in self.forms else ():  # concat: of one grid
+                if name in self.forms:
+                    due = self.steps(twin.variable)
+                    found.append({"name": f"the scale of {name}", "value": self.steps(name), "due": due})
         if twin.grid and twin.variable in self.forms and twin.op.type in WRITTEN:
             name = WRITTEN[twin.op.type]
             found.append({"name": name, "value": twin.op.attr(name), "due": twin.grid[1] / twin.grid[0]})

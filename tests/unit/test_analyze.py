@@ -193,6 +193,21 @@ def test_a_planted_fault_is_found_first(analyzed: Analyze, name: str, executor: 
     assert any(reason in finding.text for finding in engine), engine
 
 
+def test_a_concat_of_unequal_grids_is_found(analyzed: Analyze) -> None:
+    """Miswired: it reads what the simulation computes one of its operands from."""
+
+    def fault(graph: Graph) -> Graph:
+        joined = next(op for op in graph.ops if op.type == "concat")
+        pooled = next(op for op in graph.ops if op.type == "pool2d").output("Out")
+        wrong = replace(joined, inputs={**joined.inputs, "X": (pooled, joined.inputs["X"][1])})
+        return replace(graph, ops=tuple(wrong if op is joined else op for op in graph.ops))
+
+    found = analyzed("inception", fault)
+    worst = found.ranked[0]
+    assert worst.type == "concat" and worst.faulty
+    assert [finding.text.partition(" is ")[0] for finding in findings_of(worst)][1:] == ["the scale of t3.int8"]
+
+
 # --- what calibration did
 
 
