@@ -88,12 +88,12 @@ def svg(drawn: "Figure", name: str, message: str) -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # only measured with it, not drawn
-        drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        drawn.savefig(buffer, format="svg")
     root = ElementTree.fromstring(buffer.getvalue())
     for parent in root.iter():
         for child in list(parent):
             if child.tag.endswith("}metadata") or child.tag == f"{_NAMESPACE}style":
-                parent.remove(child)  # rules for "*" would hold for the whole page
+                parent.remove(child)  # when it was drawn; rules for "*", that is the whole page
     for element in root.iter():
         _adapt(element, name)
     root.set("style", "stroke-linejoin: round; stroke-linecap: butt")

@@ -352,6 +352,12 @@ def test_labels_are_text_as_it_is_given() -> None:
     assert first.count("<pattern") == 1  # the bar beyond its mark is hatched, the other isn't
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_in_any_script() -> None:
+    """The page's fonts draw them; matplotlib's lack them, and would warn."""
+    assert "汉字" in charts.bars([Bar("汉字", 1.0, 0.9, 1.1, "1.00")], "one", "told", axis="points")
+
+
 # --- colours
 
 
