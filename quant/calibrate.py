@@ -6,7 +6,7 @@ rounds its state from step to step, on the grid of its output.
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,8 @@ __all__ = ["Calibration", "calibrate"]
 
 Batches = Iterable[Mapping[str, Column]]
 Samples = dict[str, list[tuple[Sample, int]]]  # tensor -> for each op that multiplies it a sample, and channels' axis
-_Observed = tuple[tuple[str, ...], int, tuple[str, ...]]  # tensors of a group, its levels, what reads them
+# Tensors of a group, its levels, and (tensor, output of the op that multiplies it).
+_Observed = tuple[tuple[str, ...], int, tuple[tuple[str, str], ...]]
 
 
 def calibrate(
@@ -85,13 +86,20 @@ class Calibration:
         self.batches, self.algorithms, self.sampled = batches, tuple(algorithms), sampled
         self.types, self.weight_levels, self.progress = ops_to_quantize, weight_levels, progress
         self.seen: dict[_Observed, dict[str, Choice]] = {}
+        self.costs: dict[tuple[str, str], float] = {}  # (output of an op, algorithm) -> error by rounding what it reads
 
     def simulated(
-        self, algo: str, op_ids_to_skip: Collection[int] = (), tensors: Mapping[str, str] | None = None
+        self,
+        algo: str,
+        op_ids_to_skip: Collection[int] = (),
+        tensors: Mapping[str, str] | None = None,
+        *,
+        nearly: bool = False,
     ) -> Graph:
         """The simulation by one algorithm, but for `tensors` (name -> its algorithm, and of all that share its grid).
 
-        Raises as `calibrate` does.
+        An op that is skipped can change which tensors share a threshold. `nearly` keeps the one they had with others,
+        where that spares a run over the batches. Raises as `calibrate` does.
         """
         chains = roundable(self.graph, self.types, op_ids_to_skip, self.weight_levels)
         if not chains:
@@ -99,7 +107,7 @@ class Calibration:
                 "nothing to quantise: the model has no convolution or product with a constant weight left"
             )
         plan = plan_of(self.graph, chains)
-        choices = self._choices(chains, plan)
+        choices = self._choices(chains, plan, nearly)
         own = {plan.group[name]: other for name, other in (tensors or {}).items() if name in plan.group}
         chosen = {
             group: Choice("known", plan.known[group]) if group in plan.known else found[own.get(group, algo)]
@@ -120,16 +128,18 @@ class Calibration:
         chains = roundable(self.graph, self.types, op_ids_to_skip, self.weight_levels)
         return {chain.op.writes[0]: chain.operands for chain in chains.values()}
 
-    def _choices(self, chains: Mapping[Op, Chain], plan: Plan) -> dict[str, dict[str, Choice]]:
+    def _choices(self, chains: Mapping[Op, Chain], plan: Plan, nearly: bool = False) -> dict[str, dict[str, Choice]]:
         """Group -> algorithm -> threshold, from earlier runs or one over the batches."""
         members: dict[str, list[str]] = defaultdict(list)
         for name, group in plan.group.items():
             members[group].append(name)
-        readers: dict[str, list[str]] = defaultdict(list)
+        readers: dict[str, list[tuple[str, str]]] = defaultdict(list)  # group -> (tensor, output of what multiplies it)
         for chain in chains.values():
             for name in chain.operands:
-                readers[plan.group[name]].append(f"{name} {chain.op.writes[0]}")
+                readers[plan.group[name]].append((name, chain.op.writes[0]))
         keys = {group: (tuple(names), plan.levels[group], tuple(readers[group])) for group, names in members.items()}
+        if nearly:
+            keys = {group: self._near(key) for group, key in keys.items()}
         left = {group for group, key in keys.items() if key not in self.seen}
         if left:
             part = replace(plan, group={name: group for name, group in plan.group.items() if group in left})
@@ -143,10 +153,27 @@ class Calibration:
                 seen = {name: observer.threshold() for name, observer in observers[group].items()}
                 found = {name: Choice(name, threshold) for name, threshold in seen.items()}
                 if self.sampled and group not in plan.known:
-                    read = [sample for name in samples if plan.group[name] == group for sample, _ in samples[name]]
+                    reading = {name: iter(taken) for name, taken in samples.items()}
+                    read = [next(reading[name])[0] for name, _ in readers[group]]
                     found[BEST] = choose(seen, read, plan.levels[group])
+                    self._note_costs(readers[group], read, found, plan.levels[group])
                 self.seen[keys[group]] = found
         return {group: self.seen[key] for group, key in keys.items()}
+
+    def _near(self, key: _Observed) -> _Observed:
+        """What was seen of these tensors, or of these and others; the key itself when nothing was."""
+        if key in self.seen:
+            return key
+        return next((seen for seen in self.seen if set(key[0]) <= set(seen[0])), key)
+
+    def _note_costs(
+        self, readers: Sequence[tuple[str, str]], samples: Sequence[Sample], found: Mapping[str, Choice], levels: int
+    ) -> None:
+        for (_, output), sample in zip(readers, samples, strict=True):
+            for algo, choice in found.items():
+                self.costs[output, algo] = max(
+                    self.costs.get((output, algo), 0.0), sample.cost(choice.threshold, levels)
+                )
 
 
 def _samples(graph: Graph, chains: Iterable[Chain], plan: Plan) -> Samples:

@@ -8,9 +8,12 @@ Pure functions over a `Bench`, which measures. Two measures, because they cost d
 The search: other algorithms for all tensors first, since they cost no time. Then single moves, an op left in FP32 or a
 tensor with another algorithm, ranked by the error that each takes away over what it costs (`worth`); the best is kept
 and the best of the others are measured again on top of it, until the guess meets the target and a point confirms it. A
-point that doesn't confirm shows which samples are the worst now. At the end each op is tried in INT8 again: what was
-kept early may have become needless. Moves are measured by leaving one op out of INT8 and not by making it the only one:
-the second finds what an op does alone, but not what is left to gain behind the ops that were found already.
+point that doesn't confirm shows which samples are the worst now. Ops are measured in the order of the error that
+calibration saw rounding make in them, and one that takes half of the model's error away ends the round, but for other
+algorithms of what it reads. At the end each op is tried in INT8 again: what was kept early may have become needless.
+
+Moves are measured by leaving one op out of INT8 and not by making it the only one: the second finds what an op does
+alone, but not what is left to gain behind the ops that were found already.
 Not tried: ops in FP32 in exchange for one another, whose number grows with the square of the ops.
 """
 
@@ -22,9 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.metrics import Metric, Paired, ratio_interval
+from quant.observers import ALGORITHMS
 from quant.sequences import Column, Ragged, values_of
 
 __all__ = [
+    "OFFERED",
     "Bench",
     "Focus",
     "Guess",
@@ -40,6 +45,7 @@ __all__ = [
     "worth",
 ]
 
+OFFERED = tuple(name for name in ALGORITHMS if name != "min_max")  # which is abs_max on symmetric grids
 _WORST = 300  # samples that guesses are made on
 _LOST = 200  # of them, at most, that INT8 loses; the others have the largest error
 _AGAIN = 8  # moves that are measured again when another was kept
@@ -48,6 +54,7 @@ _A_TENSOR = (
     0.03  # what another algorithm for a tensor counts: it costs no time, but the model has no simple recipe then
 )
 _LEAST_GAIN = 0.02  # share of the error that a move must take away
+_CLEAR = 0.5  # a move that takes this share of the error away is kept before all others are measured
 _UNEQUAL = 0.02  # by which one model must be faster than another for that to decide between them
 
 
@@ -87,7 +94,8 @@ class Kernel:
     """What one INT8 kernel takes over: the ids of its ops; the type and output of the weighted one.
 
     `cost`: what it takes longer in FP32, as a share of the INT8 model's time, 0 where that isn't known or it is faster.
-    `tensors`: those it multiplies.
+    `tensors`: those it multiplies. `errors`: algorithm -> error of its output that rounding them makes, as a share of
+    the output's energy, where known.
     """
 
     op_ids: tuple[int, ...]
@@ -95,6 +103,7 @@ class Kernel:
     output: str
     cost: float
     tensors: tuple[str, ...]
+    errors: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -241,6 +250,8 @@ class _Search:
             then = self.bench.guess(move.on(setup))
             if then is not None and now.error - then.error > _LEAST_GAIN * now.error:
                 found.append((move, then))
+                if now.error - then.error > _CLEAR * now.error:
+                    break
         return sorted(found, key=lambda pair: -worth(now, pair[1], pair[0]))
 
     def other_algorithms(self, start: Point, algorithms: Sequence[str]) -> Point:
@@ -261,11 +272,14 @@ class _Search:
     def all_moves(self, setup: Setup, now: Guess) -> list[tuple[Move, Guess]]:
         """Every op, then other algorithms for what the best of them read."""
         kernels = [kernel for kernel in self.bench.kernels() if not set(kernel.op_ids) <= set(setup.op_ids)]
+        kernels.sort(key=lambda kernel: -kernel.errors.get(setup.algo, 0.0))
         self.bench.phase("ops", len(kernels))
         by_move = {Move(kernel.op_ids, cost=kernel.cost): kernel for kernel in kernels}
         found = self.ranked(setup, now, list(by_move))
+        clear = bool(found) and now.error - found[0][1].error > _CLEAR * now.error
         thresholds = self.bench.thresholds()
-        tensors = dict.fromkeys(name for move, _ in found[:_AGAIN] for name in by_move[move].tensors)
+        best = found[: 1 if clear else _AGAIN]
+        tensors = dict.fromkeys(name for move, _ in best for name in by_move[move].tensors)
         moves = [move for name in tensors for move in _algorithms(name, setup, thresholds.get(name, {}))]
         self.bench.phase("tensors", len(moves))
         return sorted([*found, *self.ranked(setup, now, moves)], key=lambda pair: -worth(now, pair[1], pair[0]))

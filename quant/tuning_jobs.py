@@ -22,7 +22,6 @@ from quant.evaluation import opened
 from quant.graph import Graph, load_dir, run_passes, save_dir
 from quant.isolate import report_event, report_progress, requests
 from quant.metrics import metric_of
-from quant.observers import ALGORITHMS
 from quant.op_costs import Clock, Costs, Feed, op_times
 from quant.optimise import units
 from quant.passes import PLACE, lower_quantizers
@@ -30,13 +29,12 @@ from quant.passes.quantizers import without_quantizers
 from quant.predictor import Predictor, Settings
 from quant.readers import Dataset, batches, take
 from quant.sequences import Column, joined, values_of
-from quant.tuning import Kernel, Setup, sample_errors
+from quant.tuning import OFFERED, Kernel, Setup, sample_errors
 
-__all__ = ["CALIBRATION_BATCH", "OFFERED", "serve"]
+__all__ = ["serve"]
 
 Json = dict[str, Any]
-CALIBRATION_BATCH = 32  # as in quant.jobs.ptq, whose result with the same options has to be this one
-OFFERED = tuple(name for name in ALGORITHMS if name != "min_max")  # which is abs_max on symmetric grids
+_BATCH = 32  # as in quant.jobs.ptq, whose result with the same options has to be this one
 
 
 def serve(
@@ -98,7 +96,7 @@ class _Workshop:
         self.types = ops_to_quantize
         self.seen = Calibration(
             self.graph,
-            lambda: batches(self.calibration, CALIBRATION_BATCH),
+            lambda: batches(self.calibration, _BATCH),
             algorithms=OFFERED,
             sampled=True,
             ops_to_quantize=ops_to_quantize,
@@ -115,9 +113,9 @@ class _Workshop:
             return self.survey(setup)
         return self.guess(setup) if kind == "guess" else self.save(setup, Path(request["place"]))
 
-    def simulated(self, setup: Setup) -> Graph:
+    def simulated(self, setup: Setup, *, nearly: bool = False) -> Graph:
         assert self.seen is not None
-        return self.seen.simulated(setup.algo, setup.op_ids, dict(setup.tensors))
+        return self.seen.simulated(setup.algo, setup.op_ids, dict(setup.tensors), nearly=nearly)
 
     def focus(self, samples: Sequence[int]) -> Json:
         """In the order given: `quant.tuning.predicted_drop` counts on it."""
@@ -130,7 +128,8 @@ class _Workshop:
     def guess(self, setup: Setup) -> Json:
         begin = time.monotonic()
         place = self.fresh("int8")
-        save_dir(convert(self.simulated(setup), ops_to_quantize=self.types, op_ids_to_skip=setup.op_ids)[0], place)
+        simulated = self.simulated(setup, nearly=True)
+        save_dir(convert(simulated, ops_to_quantize=self.types, op_ids_to_skip=setup.op_ids)[0], place)
         found = self.outputs(place, "int8")
         if not all(np.isfinite(values_of(column)).all() for column in found if values_of(column).dtype.kind == "f"):
             raise ModelError("NaN or Inf in an output")
@@ -172,6 +171,7 @@ class _Workshop:
                 chain.op.writes[0],
                 share,
                 tuple(name for name in operands.get(chain.op.writes[0], ()) if name in thresholds),
+                {algo: cost for (output, algo), cost in self.seen.costs.items() if output == chain.op.writes[0]},
             )
             for chain, share in zip(chains, shares, strict=True)
         ]

@@ -17,8 +17,8 @@ OUTPUT holds `quant` and `int8`, the chosen model and its simulation; `quant.tom
     finished    false when the time budget ended the search
     points      each that was run on the whole set: algo, op_ids, tensors (name -> algorithm), ops in FP32 (op_id,
                 op_type, output), score, drop, low, high (95%), lost, won, p_value, verdict, met, median_ms, speedup
-                over FP32 with its 95% interval (null where it wasn't timed), chosen, pareto: no other is as good in
-                drop and time, and better in one
+                over FP32 with its 95% interval (null where it wasn't timed), chosen, pareto: no other, nor FP32, is as
+                good in drop and time, and better in one
     trials      in order: kind "guess" (on the worst samples: error, predicted drop) or "point", setup, seconds, failed
     cpu         tier, isa, threads; batch: samples of a timed run
     budget_s, spent_s   of this call
@@ -46,6 +46,7 @@ from quant.outcomes import Store, data_digests, default_root, model_digest, vers
 from quant.places import digest, fresh_dir, write_text
 from quant.readers import files_behind
 from quant.tuning import (
+    OFFERED,
     Focus,
     Guess,
     Kernel,
@@ -58,7 +59,6 @@ from quant.tuning import (
     worst_samples,
 )
 from quant.tuning_entry import entry_text
-from quant.tuning_jobs import OFFERED
 
 __all__ = ["ALGORITHMS", "Subject", "tune"]
 
@@ -201,7 +201,7 @@ class _Bench:
         self.subject, self.part, self.state, self.progress = subject, part, state, progress
         self.budget_s, self.begun = budget_s, time.monotonic()
         self.timing_s = float(np.clip(0.1 * budget_s, 1.0, 30.0))
-        self.whole_s = 0.0  # the longest run over the whole set
+        self.whole_s = 0.0  # the last run over the whole set
         self.ended = False
         self.crashes = 0
         self.metric = metric_of(subject.metric)
@@ -274,7 +274,7 @@ class _Bench:
         score = float(self.metric.score(run.counts(self.subject.metric).sum(0)))
         if found is None:
             found = self.state.add("point", setup, failed=None, seconds=time.monotonic() - begin, drop=drop.drop)
-        self.whole_s = max(self.whole_s, found["seconds"])
+        self.whole_s = found["seconds"]
         self.drop = drop.drop if self.drop is None else min(self.drop, drop.drop)
         self.runs = {key: kept for key, kept in self.runs.items() if self.focused and key == self.focused[0].setup.key}
         self.runs[setup.key] = run
@@ -487,10 +487,11 @@ def _content(
         }
 
     rows = [told(point) for point in points]
-    for row in rows:
-        row["pareto"] = row["median_ms"] is not None and not any(_beats(other, row) for other in rows)
-    score = float(bench.metric.score(bench.fp32.counts(subject.metric).sum(0)))
     ms = 1e3 * float(np.median(seconds["fp32"])) if "fp32" in seconds else None
+    fp32 = {"drop": 0.0, "median_ms": ms}
+    for row in rows:
+        row["pareto"] = row["median_ms"] is not None and not any(_beats(other, row) for other in (fp32, *rows))
+    score = float(bench.metric.score(bench.fp32.counts(subject.metric).sum(0)))
     tier = cpu.tier_of(subject.isa).name
     return {
         "schema": SCHEMA,

@@ -1,16 +1,17 @@
-"""Encoders with planted outlier channels that leave the function unchanged.
+"""Encoders and convolutional networks with planted outlier channels that leave the function unchanged.
 
 Pretrained encoders have a few channels behind their layer norms that are tens of times larger than the others, and
 there Paddle's own INT8 becomes noise while the simulation is fine. Generated and small trained weights don't show it.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from quant.graph import Graph, Op, Var
 
-__all__ = ["plant"]
+__all__ = ["plant", "plant_conv"]
 
 
 def plant(graph: Graph, factor: float, channels: tuple[int, ...] = (3, 40, 77)) -> Graph:
@@ -52,3 +53,25 @@ def plant(graph: Graph, factor: float, channels: tuple[int, ...] = (3, 40, 77)) 
         if op in behind:
             ops.append(behind[op])
     return replace(graph, ops=tuple(ops), params=params, vars=vars).evolve(ops)
+
+
+def plant_conv(graph: Graph, reader: str, factors: Mapping[int, float]) -> Graph:
+    """Multiply channels (channel -> factor) of what a convolution reads, and divide in its weights.
+
+    `reader`: the convolution's output. What it reads is the ReLU of a convolution with a bias, and nothing else reads
+    it; batch norm is folded.
+    """
+    writers, readers = graph.writers(), graph.readers()
+    conv = writers[reader]
+    relu = writers[conv.input("Input")]
+    bias = writers[relu.input("X")]
+    before = writers[bias.input("X")]
+    assert (relu.type, before.type) == ("relu", "conv2d")
+    assert readers[relu.output("Out")] == [conv]
+    params = dict(graph.params)
+    gain = np.ones(len(params[before.input("Filter")]), np.float32)
+    gain[list(factors)] = list(factors.values())
+    params[before.input("Filter")] = params[before.input("Filter")] * gain[:, None, None, None]
+    params[bias.input("Y")] = params[bias.input("Y")] * gain
+    params[conv.input("Filter")] = params[conv.input("Filter")] / gain[:, None, None]
+    return replace(graph, params=params)
