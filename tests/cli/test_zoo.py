@@ -54,7 +54,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFi
     def call(directory: Path, *rows: str, output: Path = tmp_path / "out") -> tuple[int, str, str]:
         capfd.readouterr()
         chosen = [part for row in rows for part in ("--model", row)]
-        code = main(["suite", "--zoo", str(directory), *chosen, "--output-dir", str(output)])
+        places = ("--output-dir", str(output), "--history", str(output / "history"))
+        code = main(["suite", "--zoo", str(directory), *chosen, *places])
         return code, *capfd.readouterr()
 
     return call
