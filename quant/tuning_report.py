@@ -51,11 +51,11 @@ def sentences(found: Mapping[str, Any], output: Path, resumable: bool) -> list[s
     ops = [f"{op['op_type']}({op['op_id']}) {op['output']}" for op in point["ops"]]
     kept = f"{len(point['op_ids'])} op{'s' * (len(point['op_ids']) != 1)} in FP32"
     listed = f": {_named(ops)}" if ops else ""
-    verb = "loses" if point["met"] else "still loses"
     lines = [f"INT8 by {_algorithms(point)}, {kept}{listed}"]
+    met = "met" if point["met"] else "missed"
     lines.append(
-        f"it {verb} {100 * point['drop']:.2f} points of {found['metric']} on {found['samples']:,} samples; the target "
-        f"of {limit} is {'met' if point['met'] else 'missed'} by the estimate, {found['verdict']} by its 95% interval"
+        f"its drop is {100 * point['drop']:.2f} points of {found['metric']} on {found['samples']:,} samples; the "
+        f"target of {limit} is {met} by the estimate, {found['verdict']} by its 95% interval"
     )
     if point["speedup"] is not None and point["speedup"]["low"] <= 1:
         lines.append(f"it is not faster than FP32 on this CPU: {_speedup(point)} times as fast")
