@@ -58,7 +58,7 @@ def sentences(found: Mapping[str, Any], output: Path, resumable: bool) -> list[s
         f"target of {limit} is {met} by the estimate, {found['verdict']} by its 95% interval"
     )
     if point["speedup"] is not None and point["speedup"]["low"] <= 1:
-        lines.append(f"it is not faster than FP32 on this CPU: {_speedup(point)} times as fast")
+        lines.append(f"on this CPU it isn't surely faster than FP32: {_speedup(point)} times as fast")
     tried = f"{len(found['trials'])} trials in {found['spent_s']:.0f} of at most {found['budget_s']:.0f} s"
     failed = sum(bool(trial["failed"]) for trial in found["trials"])
     lines.append(tried + (f", {failed} of them failed (tuning.json says why)" if failed else ""))
