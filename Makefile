@@ -1,17 +1,21 @@
 # make suite: accuracy and speed of all rows, two tables, out/report.md and out/report.json
 # make peers: INT8 of all rows beside OpenVINO's, ONNX Runtime's and Paddle's own, out/peers.md and out/peers.json
+# make gate-trials: how often `quant gate` is wrong, out/gate-trials.md; 45 minutes, and goes on where it was cut off
 # make test:  the whole test suite; what is timed (bench) alone, the rest on all cores
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: suite peers test lint clean
+.PHONY: suite peers gate-trials test lint clean
 
 suite: $(VENV)/installed
 	$(BIN)/python -m quant suite
 
 peers: $(VENV)/installed-peers
 	$(BIN)/python -m bench.peers
+
+gate-trials: $(VENV)/installed
+	$(BIN)/python -m bench.gate_trials
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest tests --numprocesses auto --dist loadscope

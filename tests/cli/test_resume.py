@@ -1,6 +1,7 @@
 """Evaluations that were cut off go on where they stopped, what was run is scored again unrun, and some stop early."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -41,9 +42,13 @@ def parts(store: Path) -> dict[Path, int]:
 
 
 def start(*args: object, limit: int | None = None) -> subprocess.Popen[str]:
-    """A command as a process; `limit`: the size of files it can write, as on a full disk."""
+    """A command as a process; `limit`: the size of files it can write, as on a full disk.
+
+    It gives way to this process, which has to see what is stored before the command ends.
+    """
 
     def cap() -> None:
+        os.nice(10)
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
