@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 from quant import isolate, pipeline
-from quant.errors import OutputError, QuantError
+from quant.errors import ChildError, OutputError, QuantError
 from quant.journal import Journal
-from quant.record import Anatomy, Record
+from quant.record import Anatomy, Failure, Record
 from quant.rows import Case, Row
 
 __all__ = ["Measured", "Subject", "Timing", "measure"]
@@ -50,14 +50,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Measured:
-    """Accuracy records, speed records, what models consist of; a line for each model that couldn't be measured, and for
-    each of which it couldn't be told what it consists of.
+    """Accuracy records, speed records, what models consist of; the models that couldn't be measured; a line for each of
+    which it couldn't be told what it consists of.
     """
 
     exact: tuple[Record, ...] = ()
     timed: tuple[Record, ...] = ()
     anatomy: dict[str, Anatomy] = field(default_factory=dict)
-    failed: tuple[str, ...] = ()
+    failed: tuple[Failure, ...] = ()
     untold: tuple[str, ...] = ()
 
 
@@ -74,13 +74,14 @@ def measure(
 
     `at_once`: accuracy of one model on each core, for models that are evaluated on one thread. With `only` (name,
     timing) nothing but these timings. What a `journal` has isn't measured again. A model that fails is left alone from
-    then on; when nothing at all can be measured, the first model's error is raised.
+    then on. When nothing at all can be measured the first model's error is raised, unless a child process died over it,
+    for its log is to be kept; nor with `only`, for what was measured before must not be lost with it.
     """
     timings = [(s, timing) for s in subjects for timing in s.timings if only is None or only(s.row.name, timing)]
     looked_into = [subject for subject in subjects if subject.anatomy and only is None]
     steps = isolate.Steps((2 * len(subjects) if only is None else 0) + len(timings) + len(looked_into), progress)
     kept = journal.kept if journal else _unkept
-    failed: dict[str, str] = {}
+    failed: dict[str, Failure] = {}
     errors: list[QuantError] = []
     untold: list[str] = []
 
@@ -94,7 +95,7 @@ def measure(
         except OutputError:
             raise  # where one can't write, none can
         except QuantError as error:
-            failed[subject.row.name] = f"{subject.row.title}: could not be measured: {error}"
+            failed[subject.row.name] = Failure(subject.row.title, str(error))
             errors.append(error)
             return None
 
@@ -135,7 +136,8 @@ def measure(
         pipeline.each(subjects, prepare)
         exact = pipeline.each(subjects, accuracy) if at_once else list(map(accuracy, subjects))
     timed = [speed(subject, timing) for subject, timing in timings]
-    if errors and not any(exact) and not any(timed):
+    nothing = only is None and not any(exact) and not any(timed)
+    if errors and nothing and not any(isinstance(error, ChildError) for error in errors):
         raise errors[0]
     seen = {subject.row.name: anatomy(subject, subject.anatomy) for subject in looked_into if subject.anatomy}
     return Measured(

@@ -6,7 +6,8 @@ from typing import Any
 
 from quant.gate import Change
 from quant.history import Baseline
-from quant.report import Table, plain, section
+from quant.record import Failure
+from quant.report import Table, failed, plain, section
 
 __all__ = ["as_json", "outcome", "summary", "table", "verdict"]
 
@@ -84,14 +85,19 @@ def verdict(changes: Sequence[Change], missed: Sequence[str], baseline: Baseline
     return lines
 
 
-def summary(passed: bool, lines: Sequence[str], changes: Sequence[Change]) -> str:
+def summary(passed: bool, lines: Sequence[str], changes: Sequence[Change], failures: Sequence[Failure] = ()) -> str:
     """Markdown for a pull request or a step summary."""
     found = "\n".join(f"- {plain(line)}" for line in lines)
-    return f"# INT8 gate: {outcome(passed, changes)}\n\n{found}\n\n{section(table(changes))}\n"
+    parts = [f"# INT8 gate: {outcome(passed, changes)}", found, *failed(failures), section(table(changes))]
+    return "\n\n".join(parts) + "\n"
 
 
 def as_json(
-    passed: bool, baseline: Baseline | None, missed: Sequence[str], changes: Sequence[Change]
+    passed: bool,
+    baseline: Baseline | None,
+    missed: Sequence[str],
+    changes: Sequence[Change],
+    failures: Sequence[Failure] = (),
 ) -> dict[str, Any]:
     return {
         "passed": passed,
@@ -99,5 +105,6 @@ def as_json(
         "baseline": None if baseline is None else str(baseline.path),
         "unlike": [] if baseline is None else list(baseline.unlike),
         "missed": list(missed),
+        "failures": [asdict(failure) for failure in failures],
         "changes": [{**asdict(change), "key": change.key._asdict()} for change in changes],
     }

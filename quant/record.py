@@ -3,7 +3,8 @@
 A `Run` is one file: all that a suite, a gate or a pytest run measured on one machine, and what it is judged by.
 
 Schema history: 1 - first; 2 - outcomes are columns of counts, agreement, cosine, repeat, by_length; 3 - origin; 4 - a
-file is a run: rows, start, commit, command, load; records with data and processes; what models consist of.
+file is a run: rows, start, commit, command, load; records with data and processes; what models consist of. Failures
+came later without a number of their own: a run without the key had none that was kept, so its file says the same.
 """
 
 import json
@@ -20,7 +21,7 @@ from quant import cpu
 from quant.metrics import metric_of
 from quant.rows import Row
 
-__all__ = ["SCHEMA", "Anatomy", "KeptOp", "Kernel", "Layer", "Load", "Machine", "Record", "Run", "columns"]
+__all__ = ["SCHEMA", "Anatomy", "Failure", "KeptOp", "Kernel", "Layer", "Load", "Machine", "Record", "Run", "columns"]
 
 SCHEMA = 4
 _SHOWN_FLAGS = ("avx2", "avx512f", "avx512bw", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -175,6 +176,23 @@ class Anatomy:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A model that couldn't be measured: its title, the error in one line, the last lines that its process printed."""
+
+    title: str
+    reason: str
+    log: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.title}: could not be measured: {self.reason}"
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> "Failure":
+        """From what `dataclasses.asdict` and JSON made of a failure."""
+        return Failure(**{**content, "log": tuple(content["log"])})
+
+
+@dataclass(frozen=True)
 class Load:
     """What else the machine did during a run.
 
@@ -195,7 +213,8 @@ class Run:
     `started`: UTC, ISO 8601. `commit` of the directory that it ran in, "" outside of git; `dirty`: with changes that
     aren't committed. `command`: what measures it again; with " --model NAME" one row alone. `seed`: of generated input
     and of resampling. `kind`: "suite", "gate" or "pytest". `missed`: what thresholds say was missed, a line each;
-    `passed`: whether the run's exit code was 0.
+    `failures`: models that couldn't be measured, whose lines aren't in `missed`; `passed`: whether the run's exit code
+    was 0.
     """
 
     machine: Machine
@@ -212,6 +231,7 @@ class Run:
     anatomy: Mapping[str, Anatomy] = field(default_factory=dict)
     missed: tuple[str, ...] = ()
     passed: bool = True
+    failures: tuple[Failure, ...] = ()
 
     @property
     def exact(self) -> tuple[Record, ...]:
@@ -246,6 +266,7 @@ class Run:
                 "load": Load(**content["load"]),
                 "anatomy": {name: Anatomy.from_json(found) for name, found in content["anatomy"].items()},
                 "missed": tuple(content["missed"]),
+                "failures": tuple(map(Failure.from_json, content.get("failures", ()))),
             }
             return Run(**{**content, **parts})
         except (AttributeError, KeyError, TypeError) as error:

@@ -3,7 +3,7 @@
 A table is rows of plain strings; the terminal (rich) and Markdown print the same ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from quant.cpu import TIERS
 from quant.instances import Throughput, percentile
 from quant.metrics import Paired, Verdict, paired, verdict
 from quant.ratios import Pair, pairs
-from quant.record import Machine, Record
+from quant.record import Failure, Machine, Record
 from quant.registry import find
 from quant.rows import Row
 
@@ -25,6 +25,8 @@ __all__ = [
     "Table",
     "accuracy_table",
     "comparisons",
+    "failed",
+    "failed_lines",
     "markdown",
     "misses",
     "passed",
@@ -348,9 +350,11 @@ def skipped_tiers(machine: Machine) -> list[str]:
     return [f"{tier.name}: not measured, this CPU lacks {', '.join(sorted(tier.flags))}" for tier in TIERS[best + 1 :]]
 
 
-def markdown(machine: Machine, tables: Sequence[Table], missed: Sequence[str]) -> str:
+def markdown(machine: Machine, tables: Sequence[Table], missed: Sequence[str], failures: Sequence[Failure] = ()) -> str:
     """The report as Markdown."""
     verdict_line = "All thresholds reached." if not missed else "Missed: " + "; ".join(missed) + "."
+    if failures and not missed:
+        verdict_line = "All thresholds of what could be measured reached."
     packages = ", ".join(f"{name} {number}" for name, number in machine.packages.items())
     parts = [
         "# INT8 report",
@@ -358,8 +362,26 @@ def markdown(machine: Machine, tables: Sequence[Table], missed: Sequence[str]) -
         f"CPU: {' '.join(machine.flags)}; tier {machine.tier}; {machine.cores} cores. "
         f"Python {machine.python}, {packages}.",
         *skipped_tiers(machine),
+        *failed(failures),
     ]
     return "\n\n".join([*parts, *map(section, tables)]) + "\n"
+
+
+def failed_lines(failures: Sequence[Failure]) -> Iterator[str]:
+    """Lines for a terminal: what couldn't be measured, and behind it the log."""
+    for failure in failures:
+        yield f"failed: {failure}"
+        yield from (f"    {line}" for line in failure.log)
+
+
+def failed(failures: Sequence[Failure]) -> Iterator[str]:
+    """Paragraphs of Markdown: models that couldn't be measured, the log of each as code."""
+    if failures:
+        yield "## Could not be measured"
+    for failure in failures:
+        yield f"{plain(failure.title)}: {plain(failure.reason)}"
+        if failure.log:
+            yield "\n".join(f"    {line}" for line in failure.log)
 
 
 def section(table: Table) -> str:

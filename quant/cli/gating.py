@@ -71,7 +71,6 @@ def gate_command(
         raise OptionError("--run: compares what was measured; no --model, --manifest, --threads or --accept")
     if summary is not None and not summary.parent.is_dir():
         raise OutputError(f"{summary}: can't be written: no such directory")
-    failed: list[str] = []
     if stored is not None:
         run = history.load(stored)
         found = history.baseline(history_dir, baseline, run, err.print)
@@ -92,22 +91,22 @@ def gate_command(
                 err.print(line)
             subjects = list(map(manifest_suite.gated, own))
             command = f"quant gate --manifest {shlex.quote(str(manifest_path))}"
-        run, found, changes, failed = _measured(subjects, command, history_dir, baseline, at_once=manifest_path is None)
-    missed = [*report.misses(run.exact, run.timed, run.rows), *failed]
+        run, found, changes = _measured(subjects, command, history_dir, baseline, at_once=manifest_path is None)
+    missed = report.misses(run.exact, run.timed, run.rows)
     regressed = any(change.result == "REGRESSED" for change in changes)
-    passed = report.passed(run.exact, run.timed, run.rows) and not failed and (accept or not regressed)
+    passed = report.passed(run.exact, run.timed, run.rows) and not run.failures and (accept or not regressed)
     lines = gate_report.verdict(changes, missed, found)
     if stored is None:
         file = history.append(history_dir, replace(run, missed=tuple(missed), passed=passed))
         err.print(f"recorded in {file}")
     if summary is not None:
-        _append(summary, gate_report.summary(passed, lines, changes))
+        _append(summary, gate_report.summary(passed, lines, changes, run.failures))
     if as_json:
-        print_json(gate_report.as_json(passed, found, missed, changes))
+        print_json(gate_report.as_json(passed, found, missed, changes, run.failures))
     else:
         out.print(report.rich_table(gate_report.table(changes)))
-        for line in lines:
-            out.print(line)
+        for line in (*lines, *report.failed_lines(run.failures)):
+            out.print(line, soft_wrap=True)
         out.print(gate_report.outcome(passed, changes))
     if not passed:
         raise typer.Exit(1)
@@ -137,25 +136,24 @@ def history_command(
 
 def _measured(
     subjects: Sequence[Subject], command: str, history_dir: Path, reference: str | None, *, at_once: bool
-) -> tuple[Run, history.Baseline | None, list[gate.Change], list[str]]:
-    """A new run, its baseline, what changed, and what failed; losses of speed are measured once more."""
+) -> tuple[Run, history.Baseline | None, list[gate.Change]]:
+    """A new run, its baseline, and what changed; losses of speed are measured once more."""
     writable_dir(history_dir)
     rows = [subject.row for subject in subjects]
     watch = Watch("gate", command)
     found = history.baseline(history_dir, reference, watch.run(rows, []), err.print)
     with bar() as progress:
         measured = measure(subjects, at_once=at_once, tell=_tell, progress=progress)
-        run = watch.run(rows, [*measured.exact, *measured.timed])
+        run = watch.run(rows, [*measured.exact, *measured.timed], failures=measured.failed)
         changes = gate.compare(found.run if found else None, run)
         suspects = gate.suspects(changes)
-        failed = list(measured.failed)
         if found and suspects:
             err.print(f"measured once more: {', '.join(f'{key.model}, {key}' for key in suspects)}")
             again = Watch("gate", command)
             second = measure(subjects, at_once=at_once, only=partial(_is_one, suspects), tell=_tell, progress=progress)
             changes = gate.confirmed(changes, found.run, again.run(rows, second.timed))
-            failed += second.failed
-    return run, found, changes, failed
+            run = replace(run, failures=(*run.failures, *second.failed))
+    return run, found, changes
 
 
 def _is_one(keys: Sequence[Key], model: str, timing: Timing) -> bool:

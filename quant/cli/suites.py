@@ -173,9 +173,10 @@ def suite(
         with bar() as progress:
             found = measure(plan.subjects, at_once=plan.at_once, journal=journal, tell=_tell, progress=progress)
         tables, missed, passed = plan.judge(found)
-        missed, passed = [*missed, *found.failed], passed and not found.failed
-        run = watch.run(plan.rows, [*found.exact, *found.timed], anatomy=found.anatomy, missed=missed, passed=passed)
-        write_text(output_dir / "report.md", report.markdown(run.machine, tables, missed))
+        passed = passed and not found.failed
+        judged: dict[str, Any] = {"missed": missed, "passed": passed, "failures": found.failed}
+        run = watch.run(plan.rows, [*found.exact, *found.timed], anatomy=found.anatomy, **judged)
+        write_text(output_dir / "report.md", report.markdown(run.machine, tables, missed, found.failed))
         write_text(output_dir / "report.json", run.to_json())
         history.append(history_dir, run)
         write_text(output_dir / "report.html", page(run, history_dir))
@@ -186,6 +187,7 @@ def suite(
         *plan.skipped,
         *found.untold,
         *(f"missed: {line}" for line in missed),
+        *report.failed_lines(found.failed),
     ):
         out.print(line, soft_wrap=True)
     if not passed:

@@ -14,7 +14,7 @@ from quant.manifest import read
 from quant.manifest_suite import models_of, speed
 from quant.places import cache_root
 from quant.record import Run
-from tests.manifests import SAMPLES, write_repository
+from tests.manifests import CRASHES, SAMPLES, write_repository
 from tests.nets import Net
 
 Call = Callable[..., tuple[int, str, str]]
@@ -42,19 +42,13 @@ thresholds.drop = 0.05
 op_ids_to_skip = [0]
 """
 
-BAD = """
+BAD = (
+    CRASHES
+    + """
 [[model]]
 name = "leaks"
 fp32 = "models/fp32"
 calibration = "leaks.npz"
-data = "test.npz"
-
-[[model]]
-name = "crashes"
-fp32 = "models/fp32"
-int8 = "models/int8"
-reader = "own.readers:crash"
-metric = "top1"
 data = "test.npz"
 
 [[model]]
@@ -82,6 +76,7 @@ data = "test.npz"
 batch_sizes = [4000]
 thresholds.drop = 0.05
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -180,14 +175,13 @@ def test_one_that_cannot_be_measured_ends_no_other(
         "float top1 on ": "not one INT8 kernel ran",
         "short: could not be measured: ": f"test.npz: {SAMPLES} samples, too few for a batch of 4000",
     }
-    assert {line.partition("could")[0] for line in run.missed if "could" in line} == {
-        line.partition("could")[0] for line in lines if "could" in line
-    }
+    told = [*run.missed, *map(str, run.failures)]
+    assert {failure.title for failure in run.failures} == {line.partition(":")[0] for line in lines if "could" in line}
     for begin, inside in lines.items():
-        [line] = [line for line in run.missed if line.startswith(begin)]
+        [line] = [line for line in told if line.startswith(begin)]
         assert inside in line and "\n" not in line
-        assert f"missed: {line}" in out
-    assert str(cache_root()) not in " ".join(run.missed)  # a person knows the models that were given, not the cache
+        assert f"{'failed' if 'could' in begin else 'missed'}: {line}" in out
+    assert str(cache_root()) not in " ".join(told)  # a person knows the models that were given, not the cache
     assert {record.model for record in run.exact} == {"float", "short"}
     assert {record.model for record in run.timed} == {"float"}
 

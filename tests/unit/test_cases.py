@@ -72,7 +72,7 @@ def test_what_fails_is_left_alone_and_the_others_go_on(place: int) -> None:
     broken, sound = Canned("a", ALL[place]), Canned("b")
     found = measured(broken, sound)
     assert broken.asked == ALL[: place + 1] and sound.asked == ALL
-    assert found.failed == ("a: could not be measured: crashed (SIGSEGV)",)
+    assert list(map(str, found.failed)) == ["a: could not be measured: crashed (SIGSEGV)"]
     assert {record.model for record in (*found.exact, *found.timed)} >= {"b"}
 
 
@@ -83,8 +83,20 @@ def test_what_a_model_consists_of_is_no_verdict() -> None:
 
 
 def test_nothing_but_errors_is_an_error() -> None:
+    broken = [Canned("a", "prepare", DataError("first")), Canned("b", "accuracy", DataError("second"))]
     with pytest.raises(DataError, match="first"):
-        measured(Canned("a", "prepare", DataError("first")), Canned("b", "accuracy", DataError("second")))
+        measured(*broken)
+
+
+def test_a_crash_is_kept_though_nothing_else_was_measured() -> None:
+    found = measured(Canned("a", "prepare", DataError("first")), Canned("b", "accuracy"))
+    assert [failure.title for failure in found.failed] == ["a", "b"] and found.exact == found.timed == ()
+
+
+def test_a_second_measurement_loses_no_first_one() -> None:
+    speed = ALL[3]
+    found = measured(Canned("a", speed, DataError("gone")), only=lambda name, timing: timing is TIMINGS[1])
+    assert list(map(str, found.failed)) == ["a: could not be measured: gone"] and found.timed == ()
 
 
 def test_a_place_that_cannot_be_written_ends_all_of_it() -> None:

@@ -12,7 +12,7 @@ from quant.errors import OptionError
 from quant.instances import Instance, Throughput
 from quant.profile import kernels, proof
 from quant.ratios import pairs as pairs_of
-from quant.record import SCHEMA, Anatomy, KeptOp, Kernel, Layer, Load, Machine, Record, Run, columns
+from quant.record import SCHEMA, Anatomy, Failure, KeptOp, Kernel, Layer, Load, Machine, Record, Run, columns
 from quant.rows import Row
 
 LOG = """onednn_verbose,v1,info,oneDNN v3.6.2 (commit 28d6967)
@@ -132,8 +132,12 @@ def test_records_round_trip() -> None:
     run = Run(
         MACHINE, {}, records, "2026-01-02T03:04:05+00:00", 1.5, "abc", True, "quant suite", "gate", 7,
         Load(0.5, 0.01, 3), {"resnet50": Anatomy({"conv2d": 3}, *parts)}, ("one",), False,
+        (Failure("Net", "crashed", ("one line", "and another")),),
     )  # fmt: skip
     assert Run.from_json(run.to_json()) == run
+    content = json.loads(replace(run, failures=()).to_json())
+    del content["failures"]  # as files were before there was the key
+    assert Run.from_json(json.dumps(content)) == replace(run, failures=())
     rows = {spec.name: Row.of(spec) for spec in registry.MODELS}
     known = Run.from_json(replace(run, rows=rows).to_json()).rows
     assert {name: asdict(row) for name, row in known.items()} == {name: asdict(row) for name, row in rows.items()}
@@ -203,3 +207,16 @@ def test_tables_say_the_same_in_markdown() -> None:
     assert "Missed: ResNet-50 on avx512_vnni, batch 1, 1 thread(s): FP32 / INT8 2.90, due 3.0: MISSED." in text
     assert "amx: not measured, this CPU lacks amx_int8" in text
     assert all(len(row) == len(table.columns) for table in tables for row in table.rows)
+
+
+def test_what_could_not_be_measured_is_in_the_markdown_with_its_log() -> None:
+    failure = Failure("A <net>", "Paddle crashed `on` it", ("| not a table", "# no heading"))
+    text = report.markdown(MACHINE, [], [], [failure])
+    assert "All thresholds reached." not in text
+    assert "## Could not be measured\n\nA &lt;net>: Paddle crashed \\`on\\` it\n\n" in text
+    assert text.endswith("\n\n    | not a table\n    # no heading\n")
+    assert list(report.failed_lines([failure])) == [
+        "failed: A <net>: could not be measured: Paddle crashed `on` it",
+        "    | not a table",
+        "    # no heading",
+    ]
