@@ -109,11 +109,11 @@ def comparable(before: Run, after: Run) -> bool:
 def baseline(directory: Path, reference: str | None, after: Run, tell: Tell | None = None) -> Baseline | None:
     """The run that `after` is compared with: the nearest comparable one of `reference`. None where there is none.
 
-    `reference`: a run's file; or a commit, branch or tag: of this or the nearest
-    of its ancestors that has a run; None: of all. Only a run that passed counts, lest a regression becomes what later
-    runs are measured by, and that has one of the models. Nearest: has most of them, was measured by a gate, then the
-    same CPU, cores, versions, then the fewest commits back, and the newest. Raises OptionError for a reference that is
-    neither, DataError for a file that can't be read.
+    `reference`: a run's file; or a commit, branch or tag: of this or the nearest of its ancestors that has a run; None:
+    of all. Only a run counts that passed, lest a regression becomes what later runs are measured by, that has one of
+    the models, and that isn't of later than `after`, which may lie in the directory itself. Nearest: has most of them,
+    was measured by a gate, then the same CPU, cores, versions, then the fewest commits back, and the newest. Raises
+    OptionError for a reference that is neither, DataError for a file that can't be read.
     """
     if reference is not None and Path(reference).is_file():
         run = load(Path(reference))
@@ -124,12 +124,20 @@ def baseline(directory: Path, reference: str | None, after: Run, tell: Tell | No
     found = []
     for path, run in runs(directory, tell):
         wanted = commits is None or (run.commit in commits and not run.dirty)
-        if wanted and run.passed and run.rows.keys() & after.rows.keys() and comparable(run, after):
+        usable = run.passed and run.rows.keys() & after.rows.keys() and comparable(run, after)
+        if wanted and usable and _is_before(run, after):
             found.append((_rank(run, after, commits), path, run))
     if not found:
         return None
     _, path, run = min(reversed(found), key=lambda entry: entry[0])
     return Baseline(path, run, differences(run, after))
+
+
+def _is_before(run: Run, after: Run) -> bool:
+    """Whether it began earlier, or in the same second and is another one."""
+    if after.started and run.started == after.started:
+        return run.to_json() != after.to_json()
+    return not after.started or run.started < after.started
 
 
 def _rank(run: Run, after: Run, commits: Sequence[str] | None) -> tuple[int, bool, bool, bool, int, int]:

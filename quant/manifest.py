@@ -8,7 +8,6 @@ import os
 import re
 import reprlib
 import tomllib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +22,13 @@ from quant.errors import DataError, OptionError, check_choice
 from quant.observers import ALGORITHMS, BEST
 from quant.readers import FORMATS, format_of
 from quant.rows import Case, Row
+from quant.toml_lines import Location, lines_of
 
 __all__ = ["PRECISIONS", "Entry", "Manifest", "importable", "read"]
 
 PRECISIONS = ("fp32", "quant", "int8", "bf16")
 _DROP = 0.01  # one point
 _LEAST_ENGINE_GAP = 0.01  # one sample in a hundred
-
-Location = tuple[str | int, ...]
 
 
 # --- what comes out
@@ -250,63 +248,6 @@ class _Text:
         return self.lines.get(location, 1)
 
 
-def _lines_of(text: str) -> dict[Location, int]:
-    """The line of every key of a text that is TOML.
-
-    There is no parser here that tells lines. The text is cut into statements instead, each the fewest whole lines that
-    are TOML by themselves: a header, or a key and its value.
-    """
-    found: dict[Location, int] = {}
-    lines = text.split("\n")
-    table: Location = ()  # which the keys below a header belong to
-    tables: Counter[Location] = Counter()  # of each array of tables
-    start = 0
-    while start < len(lines):
-        statement, stop = _statement(lines, start)
-        if lines[start].lstrip().startswith("["):
-            table = ()
-            names, array = _header(statement)
-            for number, name in enumerate(names, 1):
-                table = (*table, name)
-                tables[table] += array and number == len(names)
-                found.setdefault(table, start + 1)
-                if tables[table]:
-                    table = (*table, tables[table] - 1)
-                    found.setdefault(table, start + 1)
-        else:
-            for key in _keys_in(statement, table):
-                found.setdefault(key, start + 1)
-        start = stop
-    return found
-
-
-def _statement(lines: Sequence[str], start: int) -> tuple[dict[str, Any], int]:
-    """The statement that begins in a line, and the line behind it."""
-    for stop in range(start + 1, len(lines)):
-        try:
-            return tomllib.loads("\n".join(lines[start:stop]) + "\n"), stop
-        except tomllib.TOMLDecodeError:
-            continue
-    return tomllib.loads("\n".join(lines[start:])), len(lines)
-
-
-def _header(statement: Mapping[str, Any]) -> tuple[list[str], bool]:
-    """The names in a table's header, and whether it is one of an array of tables."""
-    names: list[str] = []
-    node: Any = statement
-    while isinstance(node, dict) and node:
-        [(name, node)] = node.items()
-        names.append(name)
-    return names, isinstance(node, list)
-
-
-def _keys_in(value: Any, location: Location) -> Iterator[Location]:
-    """Where everything in a value is."""
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        yield (*location, key)
-        yield from _keys_in(inner, (*location, key))
-
-
 # --- what is wrong, in words
 
 
@@ -405,7 +346,7 @@ def read(path: Path) -> Manifest:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}:{line}: not UTF-8") from error
     content = _parsed(path, written)
-    text = _Text(path, content, _lines_of(written))
+    text = _Text(path, content, lines_of(written))
     try:
         keys = FileKeys.model_validate(text.content)
     except ValidationError as error:

@@ -11,7 +11,7 @@ from quant.cases import Subject, Timing
 from quant.collect import data_digest
 from quant.errors import OptionError
 from quant.manifest import Entry
-from quant.models import Given, Models, alike, evaluated, made_of, naming, paired, records_of
+from quant.models import Given, Models, alike, evaluated, made_of, naming, records_of
 from quant.ratios import settled
 from quant.record import Anatomy, Record
 from quant.rows import Case
@@ -129,17 +129,17 @@ def speed(
     progress: Progress | None = None,
 ) -> list[Record]:
     """FP32 and INT8 records, measured in pairs on whole batches of the entry's own data, which holds `samples`."""
-    row = entry.row()
     with _naming(entry, models):
-        return paired(
-            row,
-            models,
-            row.case_of(batch),
+        return pipeline.in_pairs(
+            entry.name,
+            models.fp32,
+            models.int8,
+            _feed(entry, batch, samples),
+            entry.row().case_of(batch),
             isa=isa,
             threads=threads,
             budget_s=budget_s,
             progress=progress,
-            **_feed(entry, batch, samples),
         )
 
 
@@ -147,7 +147,7 @@ def _feed(entry: Entry, batch: int, samples: int) -> dict[str, Any]:
     if samples < batch:
         raise OptionError(f"{entry.data}: {samples} samples, too few for a batch of {batch}")
     whole = batch * min(_TIMED_BATCHES, samples // batch)
-    return {"data": str(entry.data), "format": entry.format, "samples": whole}
+    return {"batch": batch, "data": str(entry.data), "format": entry.format, "samples": whole}
 
 
 def speed_bf16(
@@ -156,7 +156,7 @@ def speed_bf16(
     """A record of the FP32 model in bfloat16, measured alone on what `speed` takes."""
     with _naming(entry, models):
         run = {"model": str(models.fp32), "precision": "bf16"}
-        timed = pipeline.bench([[run]], threads=threads, budget_s=budget_s, batch=batch, **_feed(entry, batch, samples))
+        timed = pipeline.bench([[run]], threads=threads, budget_s=budget_s, **_feed(entry, batch, samples))
         [record] = pipeline.timed_records(entry.name, timed, Case(batch), cpu.detect(), threads)
         return record
 
@@ -178,7 +178,7 @@ class _Ready:
         return models_of(self.entry)
 
     def feed(self, batch: int) -> dict[str, Any]:
-        return {"batch": batch, **_feed(self.entry, batch, self.samples)}
+        return _feed(self.entry, batch, self.samples)
 
 
 def whole(entry: Entry) -> Subject:

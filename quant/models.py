@@ -15,10 +15,10 @@ from quant.outcomes import Store, default_root
 from quant.places import cached
 from quant.readers import files_behind
 from quant.record import Record
-from quant.rows import Case, Row
+from quant.rows import Row
 from quant.sequences import Column, values_of
 
-__all__ = ["DERIVED", "Given", "Models", "alike", "evaluated", "made_of", "naming", "paired", "records_of"]
+__all__ = ["DERIVED", "Given", "Models", "alike", "evaluated", "made_of", "naming", "records_of"]
 
 DERIVED = "weights on their grid"  # Record.variant of an FP32 model that is the simulation without its quantizers
 
@@ -245,22 +245,3 @@ def records_of(
         record = pipeline.record_of(row, cpu.tier_of(isa), run, references, metrics, variant)
         found.append(replace(record, threads=cpu.cores(), **more))
     return found
-
-
-def paired(
-    row: Row,
-    models: Models,
-    case: Case,
-    *,
-    isa: str | None = None,
-    threads: int = 1,
-    budget_s: float = 2.5,
-    progress: Progress | None = None,
-    **feed: Any,
-) -> list[Record]:
-    """FP32 (its fastest variant) and INT8 records, measured in pairs; `feed`: see quant.timing.Feed."""
-    contenders = [pipeline.fp32_variants(models.fp32), [{"model": str(models.int8), "precision": "int8"}]]
-    found = pipeline.bench(
-        contenders, isa=isa, threads=threads, batch=case.batch, budget_s=budget_s, progress=progress, **feed
-    )
-    return pipeline.timed_records(row.name, found, case, cpu.tier_of(isa), threads)

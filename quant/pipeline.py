@@ -31,6 +31,7 @@ __all__ = [
     "feed_of",
     "fp32_variants",
     "full_of",
+    "in_pairs",
     "in_processes",
     "int8_of",
     "judge_tuned",
@@ -365,11 +366,27 @@ def speed(
     progress: Progress | None = None,
 ) -> list[Record]:
     """FP32 and INT8 records of a row's full-size model, measured in pairs on one ISA."""
-    models = full_of(spec, progress)
-    contenders = [fp32_variants(models / "fp32"), [{"model": str(int8_of(spec, isa)), "precision": "int8"}]]
-    feed = feed_of(spec, case, progress)
+    fp32, int8 = full_of(spec, progress) / "fp32", int8_of(spec, isa)
+    how: dict[str, Any] = {"isa": isa, "threads": threads, "budget_s": budget_s, "progress": progress}
+    return in_pairs(spec.name, fp32, int8, feed_of(spec, case, progress), case, **how)
+
+
+def in_pairs(
+    name: str,
+    fp32: Path,
+    int8: Path,
+    feed: Mapping[str, Any],
+    case: Case,
+    *,
+    isa: str | None = None,
+    threads: int = 1,
+    budget_s: float = 2.5,
+    progress: Progress | None = None,
+) -> list[Record]:
+    """FP32 (its fastest variant) and INT8 records of two models, measured in pairs; `feed`: see quant.timing.Feed."""
+    contenders = [fp32_variants(fp32), [{"model": str(int8), "precision": "int8"}]]
     timed = bench(contenders, isa=isa, threads=threads, budget_s=budget_s, progress=progress, **feed)
-    return timed_records(spec.name, timed, case, cpu.tier_of(isa), threads)
+    return timed_records(name, timed, case, cpu.tier_of(isa), threads)
 
 
 def in_processes(

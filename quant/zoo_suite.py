@@ -11,11 +11,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from quant import cpu, fetch, isolate
+from quant import cpu, fetch, isolate, pipeline
 from quant.cases import Subject, Timing
 from quant.collect import data_digest
 from quant.errors import OptionError
-from quant.models import Given, Models, alike, evaluated, made_of, paired, records_of
+from quant.models import Given, Models, alike, evaluated, made_of, records_of
 from quant.ratios import settled
 from quant.record import Record
 from quant.registry import ModelSpec, find
@@ -223,13 +223,14 @@ def speed(
     progress: Progress | None = None,
 ) -> list[Record]:
     """FP32 and INT8 records of a published model, measured in pairs."""
-    feed: dict[str, Any] = {}
+    feed: dict[str, Any] = {"batch": timing.batch}
     if timing.samples:
         data = {"data": str(found.data), "format": found.format, "samples": timing.samples}
-        feed = {**data, "repeat": timing.repeat}
+        feed |= {**data, "repeat": timing.repeat}
     case = Case(timing.batch, repeat=timing.repeat)
     how: dict[str, Any] = {"isa": isa, "threads": timing.threads, "budget_s": budget_s, "progress": progress}
-    return [replace(record, origin=ORIGIN) for record in paired(found.spec, models, case, **how, **feed)]
+    records = pipeline.in_pairs(found.spec.name, models.fp32, models.int8, feed, case, **how)
+    return [replace(record, origin=ORIGIN) for record in records]
 
 
 def subject_of(found: Found, *, full: bool = False) -> Subject:

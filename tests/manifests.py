@@ -7,11 +7,21 @@ import numpy as np
 
 from quant.cpu import TIERS
 
-__all__ = ["ANY_SPEED", "SAMPLES", "write_repository"]
+__all__ = ["ANY_SPEED", "CRASHES", "SAMPLES", "write_repository"]
 
 SAMPLES, CALIBRATION = 600, 100
 # Small models are not what INT8 is fast for.
 ANY_SPEED = "thresholds.speedup = { " + ", ".join(f"{tier.name} = 0.01" for tier in TIERS) + " }"
+
+CRASHES = """
+[[model]]
+name = "crashes"
+fp32 = "models/fp32"
+int8 = "models/int8"
+reader = "own.readers:crash"
+metric = "top1"
+data = "test.npz"
+"""
 
 METRICS = '''
 """Metrics of the user's own."""

@@ -11,7 +11,7 @@ import quant
 
 ROOT = Path(__file__).parents[2]
 FLOORS = {
-    "errors": 0, "custom": 0, "own_data": 0, "record": 0, "rows": 0, "surroundings": 0,
+    "errors": 0, "custom": 0, "own_data": 0, "record": 0, "figures": 0, "rows": 0, "surroundings": 0,
     "numerics": 0, "metrics": 0, "cpu": 0, "readers": 0, "sequences": 0, "formats": 0,
     "places": 0, "archives": 0, "download": 0, "sequential": 0, "outcomes": 0,
     "graphviz": 0, "calibration_table": 2,
@@ -19,7 +19,7 @@ FLOORS = {
     "passes": 2, "observers": 2, "rounding": 2, "calibrate": 2, "qat": 2, "qat_layers": 2, "finetune": 2,
     "convert": 2, "kernels": 2, "profile": 2, "predictor": 2,
     "kernel_table": 2, "islands": 2, "findings": 2, "profile_jobs": 4, "profiler": 4, "profile_report": 5,
-    "manifest": 3, "manifest_text": 3, "preprocess": 3, "registry": 3, "zoo": 3, "fetch": 3,
+    "toml_lines": 0, "manifest": 3, "manifest_text": 3, "preprocess": 3, "registry": 3, "zoo": 3, "fetch": 3,
     "gaps": 0, "counterparts": 2, "analyze_jobs": 4, "analyze": 4, "anatomy_jobs": 4, "anatomy": 4,
     "analyze_report": 5,
     "optimise": 4, "op_costs": 4, "decisions": 5,
@@ -28,7 +28,7 @@ FLOORS = {
     "data_check": 4, "inspection": 4,
     "zoo_jobs": 4, "zoo_suite": 4, "jobs": 4, "evaluation": 4, "collect": 4, "cluster": 4, "pipeline": 4, "isolate": 4,
     "timing": 4, "turns": 4, "instances": 4, "ratios": 4,
-    "charts": 5, "html_values": 5, "html_report": 5,
+    "charts": 5, "sheets": 5, "html_history": 5, "html_values": 5, "html_report": 5,
     "report": 5, "zoo_report": 5, "history": 5, "gate": 5, "cases": 4, "subjects": 4, "journal": 0, "gate_report": 5,
     "history_report": 5,
     "cli": 6, "plugin": 6, "__main__": 6, "__init__": 6,

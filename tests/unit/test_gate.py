@@ -235,6 +235,12 @@ def test_the_nearest_comparable_run_is_chosen(tmp_path: Path) -> None:
     assert history.baseline(tmp_path / "h", None, other) is None  # none of them measured that model
 
 
+def test_a_run_of_the_history_is_compared_with_what_was_before_it(tmp_path: Path) -> None:
+    files = [history.append(tmp_path, recorded(hour)) for hour in (1, 2, 3)]
+    found = [history.baseline(tmp_path, None, history.load(file)) for file in files]
+    assert [baseline and baseline.path for baseline in found] == [None, *files[:2]]
+
+
 def test_a_commit_means_its_run_or_that_of_the_nearest_ancestor(repository: list[str], tmp_path: Path) -> None:
     first, second, third = repository
     history.append(tmp_path / "h", recorded(1, first))

@@ -20,7 +20,7 @@ from quant.graph import save_dir
 from quant.ratios import pairs
 from quant.record import Record
 from quant.rows import Case, Row
-from tests.manifests import ANY_SPEED, SAMPLES, write_repository
+from tests.manifests import ANY_SPEED, CRASHES, SAMPLES, write_repository
 from tests.nets import residual_net
 
 PASSING = f"""
@@ -36,7 +36,9 @@ thresholds.drop = 0.05
 {ANY_SPEED}
 """
 
-FAILING = """
+FAILING = (
+    CRASHES
+    + """
 [[model]]
 name = "worse"
 title = "Worse [than] it looks"
@@ -53,20 +55,13 @@ int8 = "models/int8"
 data = "test.npz"
 
 [[model]]
-name = "crashes"
-fp32 = "models/fp32"
-int8 = "models/int8"
-reader = "own.readers:crash"
-metric = "top1"
-data = "test.npz"
-
-[[model]]
 name = "fine"
 fp32 = "models/fp32"
 int8 = "models/int8"
 data = "test.npz"
 thresholds.drop = 0.05
 """
+)
 
 Pytest = Callable[..., tuple[int, str]]
 
