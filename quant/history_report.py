@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from quant.record import Record, Run
+from quant import figures
+from quant.record import Run
 from quant.report import Table
-from quant.rows import Case
 
 __all__ = ["course", "overview", "plot"]
 
@@ -22,9 +22,9 @@ def overview(found: Entries) -> Table:
     """All runs, oldest first."""
     rows = []
     for path, run in found:
-        figures = [_figures(run, name) for name in run.models()]
-        drops = [drop for own, _ in figures for drop in own.values()]
-        ratios = [ratio for _, own in figures for ratio in own.values()]
+        models = [_figures(run, name) for name in run.models()]
+        drops = [drop for own, _ in models for drop in own.values()]
+        ratios = [ratio for _, own in models for ratio in own.values()]
         rows.append(
             (
                 run.started.partition("+")[0].replace("T", " "),
@@ -32,7 +32,7 @@ def overview(found: Entries) -> Table:
                 run.kind,
                 f"{run.machine.tier}, {run.machine.cores} cores",
                 run.machine.packages.get("paddlepaddle", "-"),
-                str(len(figures)),
+                str(len(models)),
                 f"{max(drops):+.2f}" if drops else "-",
                 f"{math.exp(float(np.mean(np.log(ratios)))):.2f}" if ratios else "-",
                 "passed" if run.passed else "FAILED",
@@ -108,22 +108,11 @@ def _keys(known: Sequence[tuple[Run, Figures, Figures]]) -> tuple[list[str], lis
 
 
 def _figures(run: Run, name: str) -> tuple[Figures, Figures]:
-    """A model's drops in points by metric, and its FP32 / INT8 by case, on the run's own tier; no intervals."""
-    exact = {record.precision: record for record in reversed(run.exact) if _own(record, run, name)}
-    drops = {}
-    if {"fp32", "int8"} <= exact.keys():
-        for metric in run.rows[name].max_drop:
-            drops[metric] = 100 * (exact["fp32"].score(metric) - exact["int8"].score(metric))
-    ratios = {}
-    for before, after in zip(run.timed[::2], run.timed[1::2], strict=True):
-        if _own(after, run, name):
-            case = Case(after.batch, repeat=after.repeat, by_length=after.by_length)
-            ratios[case.words(after.threads)] = float(np.median(np.divide(before.latency_s, after.latency_s)))
-    return drops, ratios
-
-
-def _own(record: Record, run: Run, name: str) -> bool:
-    return (record.model, record.isa) == (name, run.machine.tier)
+    """A model's drops in points by metric, and its FP32 / INT8 by case, on the run's own tier."""
+    tier, row = run.machine.tier, run.rows.get(name)
+    drops = {metric: figures.drop(run, name, tier, metric) for metric in (row.max_drop if row else ())}
+    known = {metric: drop for metric, drop in drops.items() if drop is not None}
+    return known, figures.ratios(run, name, tier)
 
 
 def _commit(run: Run) -> str:

@@ -15,8 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from quant import charts
-from quant.html_values import Chart, page_of
+from quant.html_values import page_of
 from quant.record import Run
+from quant.sheets import Chart
 
 __all__ = ["render"]
 

@@ -4,72 +4,35 @@ import math
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from quant.charts import Bar, Trend
+from quant.charts import Bar
 from quant.cpu import TIERS
+from quant.html_history import case_words, commit_of, comparable, history_of
 from quant.ratios import Pair, pairs
-from quant.record import Anatomy, Record, Run
+from quant.record import Anatomy, Run
 from quant.report import Comparison, comparisons, skipped_tiers
+from quant.sheets import (
+    Cell,
+    Chart,
+    Column,
+    Line,
+    Sheet,
+    Status,
+    counted,
+    figure,
+    heads,
+    interval,
+    points,
+    times,
+)
 
-__all__ = ["Cell", "Chart", "Column", "Headline", "Line", "Page", "Part", "Sheet", "Status", "page_of"]
+__all__ = ["Headline", "Page", "Part", "page_of"]
 
-Status = Literal["", "ok", "unsure", "missed", "failed"]
 K = TypeVar("K")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Column:
-    title: str
-    numeric: bool = False
-
-
-@dataclass(frozen=True)
-class Cell:
-    """`value`: what rows are sorted by where the column is numeric; None, NaN: behind all others."""
-
-    text: str
-    value: float | None = None
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of a table, about the model of that index; its status is "" where nothing was judged."""
-
-    cells: tuple[Cell, ...]
-    status: Status = ""
-    model: int | None = None
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table. The first column says what a row is about."""
-
-    caption: str
-    columns: tuple[Column, ...]
-    lines: tuple[Line, ...]
-
-    def only(self, caption: str, titles: Sequence[str], lines: Callable[[Line], bool]) -> "Sheet":
-        """Some of the columns, of some of the lines."""
-        places = [place for title in titles for place, c in enumerate(self.columns) if c.title == title]
-        kept = [replace(line, cells=tuple(line.cells[p] for p in places)) for line in self.lines if lines(line)]
-        return Sheet(caption, tuple(self.columns[place] for place in places), tuple(kept))
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Bars, or lines over the runs that `moments` names; what it shows in words, and what its axis is."""
-
-    title: str
-    message: str
-    axis: str
-    bars: tuple[Bar, ...] = ()
-    base: float | None = None
-    trends: tuple[Trend, ...] = ()
-    moments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,13 +86,13 @@ def page_of(run: Run, history: Sequence[Run] = ()) -> Page:
     lost = [name for name in names if name not in run.rows]
     if lost:
         raise ValueError(f"no row for the model {lost[0]!r}")
-    past, told = _comparable(run, history)
+    past, told = comparable(run, history)
     accuracy, speed = _accuracy(exact, names), _speed(timed, names)
     parts = [_part(run, name, number, accuracy, speed, exact, timed, past) for number, name in enumerate(names)]
     when = run.started.replace("T", " ").partition("+")[0]
     about = [f"{run.kind}, {when} UTC" if when else run.kind, run.machine.cpu, f"tier {run.machine.tier}"]
     return Page(
-        about=" · ".join(filter(None, (*about, f"commit {_commit(run)}" if run.commit else ""))),
+        about=" · ".join(filter(None, (*about, f"commit {commit_of(run)}" if run.commit else ""))),
         headline=_headline(run, names, exact, timed),
         drops=tuple(_drops(isa, some) for isa, some in _grouped(exact, lambda c: c.int8.isa)),
         accuracy=accuracy if exact else None,
@@ -181,36 +144,6 @@ def _grouped(entries: Iterable[T], key: Callable[[T], K]) -> list[tuple[K, list[
     return list(found.items())
 
 
-def _commit(run: Run) -> str:
-    return run.commit[:10] + (" with changes that aren't committed" if run.dirty else "")
-
-
-# --- figures as text and value
-
-
-def _number(value: float | None, digits: int, form: str = "") -> Cell:
-    """A figure; "-" for none, and words for what isn't finite."""
-    if value is None:
-        return Cell("-")
-    if math.isnan(value):
-        return Cell("not a number", value)
-    if math.isinf(value):
-        return Cell("∞" if value > 0 else "-∞", value)
-    return Cell(f"{value:{form}.{digits}f}", value)
-
-
-def _points(share: float | None, form: str = "+") -> Cell:
-    return _number(None if share is None else 100 * share, 2, form)
-
-
-def _times(ratio: float) -> str:
-    return _number(ratio, 2).text
-
-
-def _interval(low: float, high: float, form: str = "") -> str:
-    return f"[{_number(low, 2, form).text}, {_number(high, 2, form).text}]"
-
-
 # --- accuracy
 
 _ACCURACY = (
@@ -248,17 +181,17 @@ def _accuracy(found: Sequence[Comparison], names: Sequence[str]) -> Sheet:
             Cell(c.metric),
             Cell(c.int8.isa),
             Cell(c.int8.variant or "8bit"),
-            _points(c.drop.drop),
-            Cell(_interval(100 * c.drop.low, 100 * c.drop.high, "+")),
-            _points(None if math.isinf(limit) else limit, ""),
-            *(_points(None if r is None else r.score(c.metric), "") for r in (c.fp32, c.quant, c.int8)),
-            *(_number(value, 2) for value in (seeds or (None, None))),
-            _number(None if seeds is None else seeds[0] - seeds[1], 2, "+"),
-            _number(c.drop.p_value, 2),
-            _points(None if c.engine is None else c.engine.drop),
-            _number(c.int8.sqnr_db.get("fp32"), 1),
-            _number(c.int8.sqnr_db.get("quant"), 1),
-            _number(None if c.int8.int8_share is None else 100 * c.int8.int8_share, 1),
+            points(c.drop.drop),
+            Cell(interval(100 * c.drop.low, 100 * c.drop.high, "+")),
+            points(None if math.isinf(limit) else limit, ""),
+            *(points(None if r is None else r.score(c.metric), "") for r in (c.fp32, c.quant, c.int8)),
+            *(figure(value, 2) for value in (seeds or (None, None))),
+            figure(None if seeds is None else seeds[0] - seeds[1], 2, "+"),
+            figure(c.drop.p_value, 2),
+            points(None if c.engine is None else c.engine.drop),
+            figure(c.int8.sqnr_db.get("fp32"), 1),
+            figure(c.int8.sqnr_db.get("quant"), 1),
+            figure(None if c.int8.int8_share is None else 100 * c.int8.int8_share, 1),
             Cell(", ".join(c.int8.kernel_isas) or "-"),
             Cell(why),
         )
@@ -277,7 +210,7 @@ def _drops(isa: str, found: Sequence[Comparison]) -> Chart:
                 100 * c.drop.drop,
                 100 * c.drop.low,
                 100 * c.drop.high,
-                _points(c.drop.drop).text + " ✗" * beyond,
+                points(c.drop.drop).text + " ✗" * beyond,
                 None if math.isinf(limit) else 100 * limit,
                 beyond=beyond,
                 detail=c.metric if len(c.row.max_drop) > 1 else "",
@@ -286,7 +219,7 @@ def _drops(isa: str, found: Sequence[Comparison]) -> Chart:
     over = [entry for entry in entries if entry.beyond]
     verdict = f"{len(over)} beyond their limit: {_named(over)}." if over else "none beyond a limit."
     message = (
-        f"Drop from FP32 to INT8 on {isa} of {_count(len(entries), 'score')}, {_span(entries, ' points')}; {verdict}"
+        f"Drop from FP32 to INT8 on {isa} of {counted(len(entries), 'score')}, {_span(entries, ' points')}; {verdict}"
     )
     return Chart(isa, message, "points of drop, FP32 to INT8 (to the left: INT8 is better)", tuple(entries))
 
@@ -305,10 +238,6 @@ def _span(entries: Sequence[Bar], unit: str) -> str:
 def _named(entries: Sequence[Bar], most: int = 5) -> str:
     more = f" and {len(entries) - most} more" if len(entries) > most else ""
     return ", ".join(entry.full for entry in entries[:most]) + more
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 # --- speed
@@ -330,27 +259,20 @@ def _speed(found: Sequence[Pair], names: Sequence[str]) -> Sheet:
             Cell(pair.title),
             Cell(pair.result.lower()),
             Cell(pair.int8.isa),
-            *(_number(count, 0) for count in (pair.int8.threads, pair.int8.batch)),
-            _number(pair.ratio, 2),
-            Cell(_interval(pair.low, pair.high)),
-            _number(pair.due, 2),
-            _number(pair.published, 2),
-            *(_number(1e3 * seconds, 2) for seconds in medians),
-            *(_number(pair.int8.batch / seconds if seconds else math.nan, 1) for seconds in medians),
-            *(_number(count, 0) for count in (len(pair.int8.latency_s), pair.int8.processes)),
+            *(figure(count, 0) for count in (pair.int8.threads, pair.int8.batch)),
+            figure(pair.ratio, 2),
+            Cell(interval(pair.low, pair.high)),
+            figure(pair.due, 2),
+            figure(pair.published, 2),
+            *(figure(1e3 * seconds, 2) for seconds in medians),
+            *(figure(pair.int8.batch / seconds if seconds else math.nan, 1) for seconds in medians),
+            *(figure(count, 0) for count in (len(pair.int8.latency_s), pair.int8.processes)),
             Cell(pair.fp32.variant or "-"),
             Cell(pair.int8.variant or "-"),
         )
         lines.append(Line(cells, _STATUS[pair.result], names.index(pair.row.name)))
     caption = "Speed: the ratio is the median of alternating rounds; ms are medians a batch"
     return Sheet(caption, _SPEED, tuple(lines))
-
-
-def _case_words(pair: Pair) -> str:
-    """Which of a row's cases the pair is."""
-    case = pair.case
-    times, order = f"{case.repeat} times" if case.repeat > 1 else "", "by length" if case.by_length else ""
-    return ", ".join(filter(None, (f"batch {case.batch}", times, order)))
 
 
 def _ratios(isa: str, threads: int, found: Sequence[Pair]) -> Chart:
@@ -360,19 +282,19 @@ def _ratios(isa: str, threads: int, found: Sequence[Pair]) -> Chart:
             pair.ratio,
             pair.low,
             pair.high,
-            _times(pair.ratio) + {"reached": "", "MISSED": " !", "FAILED": " ✗"}[pair.result],
+            times(pair.ratio) + {"reached": "", "MISSED": " !", "FAILED": " ✗"}[pair.result],
             pair.due,
             pair.published,
             pair.result != "reached",
-            _case_words(pair) if len(pair.row.cases) > 1 or pair.int8.batch > 1 else "",
+            case_words(pair) if len(pair.row.cases) > 1 or pair.int8.batch > 1 else "",
         )
         for pair in found
     ]
     short = [entry for entry in entries if entry.beyond]
     verdict = f"{len(short)} below what is due: {_named(short)}." if short else "all reach what is due."
-    where = f"{isa}, {_count(threads, 'thread')}"
+    where = f"{isa}, {counted(threads, 'thread')}"
     message = (
-        f"How many times as fast as FP32 INT8 is on {where}: {_count(len(entries), 'case')}, {_span(entries, '')}; "
+        f"How many times as fast as FP32 INT8 is on {where}: {counted(len(entries), 'case')}, {_span(entries, '')}; "
     )
     return Chart(where, message + verdict, "FP32 / INT8 (broken line: as fast as FP32)", tuple(entries), 1.0)
 
@@ -406,11 +328,11 @@ def _facts(
     if exact:
         worst = max(exact, key=lambda c: (not math.isnan(c.drop.drop), c.drop.drop))
         where = f"points, {worst.row.title} {worst.metric} on {worst.int8.isa}"
-        yield "Largest drop", _points(worst.drop.drop).text, where
+        yield "Largest drop", points(worst.drop.drop).text, where
     own = [p.ratio for p in timed if p.int8.isa == run.machine.tier and p.int8.threads == 1 and math.isfinite(p.ratio)]
     if own:
-        span = f"FP32's, {_times(min(own))} to {_times(max(own))}, on {run.machine.tier} at one thread"
-        yield "Median speed", f"{_times(float(np.median(own)))}×", span
+        span = f"FP32's, {times(min(own))} to {times(max(own))}, on {run.machine.tier} at one thread"
+        yield "Median speed", f"{times(float(np.median(own)))}×", span
     if timed:
         reached = sum(pair.result == "reached" for pair in timed)
         yield "Ratios that reach what is due", f"{reached} of {len(timed)}", "on all tiers and thread counts"
@@ -445,7 +367,7 @@ def _part(
     scores = accuracy.only(f"Accuracy of {row.title}", _OWN_ACCURACY, own)
     ratios = speed.only(f"Speed of {row.title}", _OWN_SPEED, own)
     found = run.anatomy.get(name)
-    charts, table = _history(run, name, past, [c for c in exact if c.row.name == name], timed)
+    charts, table = history_of(run, name, past, [c for c in exact if c.row.name == name], timed)
     return Part(
         title=row.title,
         name=name,
@@ -475,8 +397,8 @@ def _summary(run: Run, exact: Sequence[Comparison], timed: Sequence[Pair]) -> st
     drop = next((c for c in exact if c.first and c.int8.isa == run.machine.tier), None)
     pair = next((p for p in timed if p.int8.isa == run.machine.tier and p.int8.threads == 1), None)
     parts = (
-        f"{_points(drop.drop.drop).text} points of {drop.metric}" if drop else "",
-        f"{_times(pair.ratio)} times FP32" if pair else "",
+        f"{points(drop.drop.drop).text} points of {drop.metric}" if drop else "",
+        f"{times(pair.ratio)} times FP32" if pair else "",
     )
     return " · ".join(filter(None, parts))
 
@@ -487,7 +409,7 @@ def _composition(found: Anatomy | None) -> str:
     ops = ", ".join(f"{count} {kind}" for kind, count in sorted(found.int8.items(), key=lambda item: -item[1]))
     total = sum(found.int8.values())
     kept = (
-        f"{_count(len(found.fp32), 'op')} could be and stays float32"
+        f"{counted(len(found.fp32), 'op')} could be and stays float32"
         if len(found.fp32) == 1
         else (
             f"{len(found.fp32)} ops could be and stay float32"
@@ -495,7 +417,7 @@ def _composition(found: Anatomy | None) -> str:
             else "nothing that could be is left in float32"
         )
     )
-    return f"{_count(total, 'op')} in INT8{f' ({ops})' if ops else ''}; {kept}."
+    return f"{counted(total, 'op')} in INT8{f' ({ops})' if ops else ''}; {kept}."
 
 
 def _kept(found: Anatomy, title: str) -> Sheet:
@@ -508,110 +430,20 @@ def _kernels(found: Anatomy, title: str) -> Sheet:
     lines = tuple(
         Line((
             Cell(k.op), Cell(k.implementation), Cell(k.types),
-            _number(k.count, 0), _number(k.ms, 3), _number(100 * k.share, 1),
+            figure(k.count, 0), figure(k.ms, 3), figure(100 * k.share, 1),
         ))
         for k in found.kernels
     )  # fmt: skip
-    return Sheet(f"Kernels of {title}, most time first", _columns(*columns), lines)
+    return Sheet(f"Kernels of {title}, most time first", heads(*columns), lines)
 
 
 def _layers(found: Anatomy, title: str) -> Sheet:
     columns = ("Output", "Op"), ("SQNR to FP32, dB", "SQNR to simulation, dB")
     lines = tuple(
-        Line((Cell(layer.op), Cell(layer.type), _number(layer.fp32_db, 1), _number(layer.quant_db, 1)))
+        Line((Cell(layer.op), Cell(layer.type), figure(layer.fp32_db, 1), figure(layer.quant_db, 1)))
         for layer in found.layers
     )
-    return Sheet(f"Layers of {title}, worst first", _columns(*columns), lines)
-
-
-def _columns(words: Sequence[str], numbers: Sequence[str]) -> tuple[Column, ...]:
-    return (*map(Column, words), *(Column(title, True) for title in numbers))
-
-
-# --- earlier runs
-
-
-def _comparable(run: Run, history: Sequence[Run]) -> tuple[list[Run], str]:
-    """Earlier runs of such a machine and this one, oldest first; and which they are, in words."""
-    others = {(r.started, r.commit, r.kind): r for r in history if r.started < run.started}
-    machine = (run.machine.cpu, run.machine.tier, run.machine.cores)
-    alike = [r for r in others.values() if (r.machine.cpu, r.machine.tier, r.machine.cores) == machine]
-    out = len(others) - len(alike)
-    left = f" {_count(out, 'run')} on other CPUs left out." if out else ""
-    if not alike:
-        return [run], f"No earlier run on this CPU is known.{left}"
-    told = f"{_count(len(alike), 'earlier run')} on this CPU, from {min(r.started for r in alike)[:10]} on.{left}"
-    return [*sorted(alike, key=lambda r: r.started), run], told
-
-
-def _history(
-    run: Run, name: str, past: Sequence[Run], exact: Sequence[Comparison], timed: Sequence[Pair]
-) -> tuple[list[Chart], Sheet | None]:
-    """Drops and ratios of a model over runs on one CPU, on its own tier; nothing without earlier figures."""
-    tier, title = run.machine.tier, run.rows[name].title
-    drops = [Trend(c.metric, [_earlier_drop(r, name, c) for r in past]) for c in exact if c.int8.isa == tier]
-    ratios = [
-        Trend(
-            f"{_case_words(pair)}, {_count(pair.int8.threads, 'thread')}", [_earlier_ratio(r, pair.int8) for r in past]
-        )
-        for pair in timed
-        if pair.row.name == name and pair.int8.isa == tier
-    ]
-    moments = tuple(f"{r.started[5:10]}\n{r.commit[:7]}{'*' * r.dirty}" for r in past)
-    known = [[t for t in some if any(v is not None for v in t.values[:-1])] for some in (drops, ratios)]
-    charts = [
-        Chart(what, _course(f"{what} of {title}", some, digits), axis, trends=tuple(some), moments=moments)
-        for some, what, digits, axis in (
-            (known[0], "Drop", "+.2f", "points of drop"),
-            (known[1], "Speed", ".2f", "FP32 / INT8"),
-        )
-        if some
-    ]
-    if not charts:
-        return [], None
-    columns = _columns(("Run", "Commit"), [*(f"Drop, {t.label}" for t in known[0]), *(t.label for t in known[1])])
-    lines = tuple(
-        Line((
-            Cell(r.started[:16].replace("T", " ")), Cell(_commit(r) or "-"),
-            *(_number(t.values[place], 2, "+") for t in known[0]), *(_number(t.values[place], 2) for t in known[1]),
-        ))
-        for place, r in enumerate(past)
-    )  # fmt: skip
-    return charts, Sheet(f"{title} over runs: drops in points, FP32 / INT8", columns, lines)
-
-
-def _course(what: str, trends: Sequence[Trend], digits: str) -> str:
-    ends = []
-    for trend in trends:
-        known = [value for value in trend.values if value is not None]
-        ends.append(f"{trend.label} {known[0]:{digits}} at first, {known[-1]:{digits}} now")
-    return f"{what} over runs: {'; '.join(ends)}."
-
-
-def _earlier_drop(run: Run, name: str, now: Comparison) -> float | None:
-    """In points; None where it wasn't measured, or on other data."""
-    records: dict[str, Record] = {}
-    for record in run.exact:
-        same = record.model == name and record.data == now.int8.data and record.samples == now.int8.samples
-        wanted = record.precision == "fp32" or (
-            (record.precision, record.isa, record.variant) == ("int8", now.int8.isa, now.int8.variant)
-        )
-        if same and wanted and now.metric in record.outcomes:
-            records.setdefault(record.precision, record)
-    if len(records) < 2:
-        return None
-    return 100 * (records["fp32"].score(now.metric) - records["int8"].score(now.metric))
-
-
-def _case(record: Record) -> tuple[object, ...]:
-    return record.model, record.isa, record.threads, record.batch, record.repeat, record.by_length
-
-
-def _earlier_ratio(run: Run, now: Record) -> float | None:
-    for before, after in zip(run.timed[::2], run.timed[1::2], strict=False):
-        if _case(after) == _case(now) and len(before.latency_s) == len(after.latency_s):
-            return float(np.median(np.array(before.latency_s) / np.array(after.latency_s)))
-    return None
+    return Sheet(f"Layers of {title}, worst first", heads(*columns), lines)
 
 
 # --- the environment
@@ -619,13 +451,13 @@ def _earlier_ratio(run: Run, now: Record) -> float | None:
 
 def _environment(run: Run) -> Iterable[tuple[str, str]]:
     machine, load = run.machine, run.load
-    yield "CPU", f"{machine.cpu or 'unknown'}; {_count(machine.cores, 'core')} for this process"
+    yield "CPU", f"{machine.cpu or 'unknown'}; {counted(machine.cores, 'core')} for this process"
     yield "Tier and flags", f"{machine.tier}: {' '.join(machine.flags) or 'none'}"
     yield (
         "Versions",
         ", ".join([f"Python {machine.python}", *(f"{k} {v}" for k, v in sorted(machine.packages.items()))]),
     )
-    yield "Commit", _commit(run) or "unknown (not in a git repository)"
+    yield "Commit", commit_of(run) or "unknown (not in a git repository)"
     yield "Began", f"{run.started or 'unknown'}; took {run.seconds:.0f} s"
     average = "unknown" if load.average is None else f"{load.average:.2f}"
     steal = "unknown" if load.steal is None else f"{load.steal:.2%}"
