@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from quant.metrics import paired
 from quant.record import Record, Run
@@ -210,7 +210,7 @@ def _speed(before: Run | None, after: Run) -> list[Change]:
         loss = 1 - np.exp(np.median(new.ratios) - np.median(old.ratios))
         drawn = 1 - np.exp(_medians(new.ratios, 1) - _medians(old.ratios, 2))
         low, high = np.quantile(drawn, [0.025, 0.975])
-        p_value = stats.mannwhitneyu(new.ratios, old.ratios, alternative="less").pvalue
+        p_value = scipy.stats.mannwhitneyu(new.ratios, old.ratios, alternative="less").pvalue
         least = max(LEAST_LOSS, _NOISE * new.noise, _NOISE * old.noise)
         noisy: Result = "INVALID" if stolen > STEAL else "same"
         note = f"{stolen:.0%} of the CPU time was stolen" if noisy == "INVALID" else ""
@@ -252,6 +252,6 @@ def _corrected(changes: Sequence[Change]) -> dict[Key, float]:
     for kind in ("accuracy", "speed"):
         some = [c for c in changes if c.key.what.startswith(kind) and c.result != "recorded" and c.differs]
         if some:
-            adjusted = stats.false_discovery_control([min(change.p_value, 1.0) for change in some], method="bh")
+            adjusted = scipy.stats.false_discovery_control([min(change.p_value, 1.0) for change in some], method="bh")
             found.update(zip((change.key for change in some), map(float, adjusted), strict=True))
     return found

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from quant import custom
 from quant.errors import OptionError, check_choice
@@ -294,7 +294,7 @@ def _paired_counts(
 def _bootstrap_interval(drop: float, resampled: NDArray[np.float64], confidence: float) -> tuple[float, float]:
     tail = (1 - confidence) / 2
     if tail * resampled.size < _BEYOND:
-        reach = float(stats.norm.isf(tail) * resampled.std(ddof=1))
+        reach = float(scipy.stats.norm.isf(tail) * resampled.std(ddof=1))
         return drop - reach, drop + reach
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return float(low), float(high)
@@ -314,13 +314,13 @@ def _paired_hits(before: NDArray[np.bool_], after: NDArray[np.bool_], confidence
     drop = p1 - p2
     below = (p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2
     above = (u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2
-    p_value = float(stats.binomtest(lost, lost + won).pvalue) if lost + won else 1.0
+    p_value = float(scipy.stats.binomtest(lost, lost + won).pvalue) if lost + won else 1.0
     low, high = drop - math.sqrt(max(below, 0)), drop + math.sqrt(max(above, 0))
     return Paired(n, lost, won, drop, low, high, p_value, confidence)
 
 
 def _wilson(successes: int, n: int, confidence: float) -> tuple[float, float]:
-    interval = stats.binomtest(successes, n).proportion_ci(confidence, "wilson")
+    interval = scipy.stats.binomtest(successes, n).proportion_ci(confidence, "wilson")
     return float(interval.low), float(interval.high)
 
 

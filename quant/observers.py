@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import rel_entr
 
 from quant.numerics import dequantise, quantise
 
@@ -132,7 +132,7 @@ class Entropy(_Histogram):
             spread = np.bincount(group, seen)[group] / np.maximum(occupied[group], 1) * (seen > 0)
             seen[-1] += self.counts[stop:].sum()  # what is clipped
             spread = np.where((spread == 0) & (seen > 0), 1e-9, spread)
-            loss = float(rel_entr(seen / total, spread / spread.sum()).sum())
+            loss = float(scipy.special.rel_entr(seen / total, spread / spread.sum()).sum())
             if loss < least:
                 best, least = stop, loss
         return float(self.edges[best])

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import optimize, stats
 
 __all__ = ["ALPHA", "Look", "boundaries", "looks"]
 
@@ -54,7 +54,7 @@ def looks(ends: tuple[int, ...], alpha: float = ALPHA) -> tuple[Look, ...]:
     chosen = [*early[every - 1 :: every], ends[-1]]
     bounds = boundaries(np.array(chosen) / chosen[-1], alpha)
     return tuple(
-        Look(number, end, float(1 - 2 * stats.norm.sf(bound)))
+        Look(number, end, float(1 - 2 * scipy.stats.norm.sf(bound)))
         for number, (end, bound) in enumerate(zip(chosen, bounds, strict=True), 1)
     )
 
@@ -74,14 +74,14 @@ def boundaries(fractions: NDArray[np.float64], alpha: float = ALPHA) -> NDArray[
     at, mass = np.zeros(1), np.ones(1)
     for place, (step, error) in enumerate(zip(np.sqrt(steps), errors, strict=True)):
         most = float(np.abs(at).max() + 40 * step)
-        bound = optimize.brentq(_leaving, 0.0, most, args=(at, mass, step, error), xtol=1e-12)
+        bound = scipy.optimize.brentq(_leaving, 0.0, most, args=(at, mass, step, error), xtol=1e-12)
         bounds[place] = bound / np.sqrt(fractions[place])
         reached = bound * nodes
-        density = stats.norm.pdf((reached[:, None] - at) / step) / step
+        density = scipy.stats.norm.pdf((reached[:, None] - at) / step) / step
         at, mass = reached, bound * weights * (density @ mass)
     return bounds
 
 
 def _leaving(bound: float, at: NDArray[np.float64], mass: NDArray[np.float64], step: float, error: float) -> float:
     """The chance to leave (-bound, bound) by a normal step of this size, less `error`."""
-    return float(mass @ (stats.norm.sf((bound - at) / step) + stats.norm.cdf((-bound - at) / step))) - error
+    return float(mass @ (scipy.stats.norm.sf((bound - at) / step) + scipy.stats.norm.cdf((-bound - at) / step))) - error
