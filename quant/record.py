@@ -11,11 +11,14 @@ import json
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic_core import to_json
 
 from quant import cpu
 from quant.metrics import metric_of
@@ -24,6 +27,7 @@ from quant.rows import Row
 __all__ = ["SCHEMA", "Anatomy", "Failure", "KeptOp", "Kernel", "Layer", "Load", "Machine", "Record", "Run", "columns"]
 
 SCHEMA = 4
+_EXACT = with_config(ConfigDict(extra="forbid"))  # of what is read back, and of all it holds
 _SHOWN_FLAGS = ("avx2", "avx512f", "avx512bw", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
 
@@ -51,6 +55,7 @@ class Machine:
         return Machine(shown, cpu.detect().name, cpu.cores(), platform.python_version(), packages, cpu.brand())
 
 
+@_EXACT
 @dataclass(frozen=True)
 class Record:
     """One model run at one precision on one ISA.
@@ -96,10 +101,9 @@ class Record:
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "Record":
-        """From what `dataclasses.asdict` and JSON made of a record."""
-        lists = {name: tuple(content[name]) for name in ("latency_s", "twin_s", "kernel_isas")}
-        outcomes = {metric: tuple(found) for metric, found in content["outcomes"].items()}
-        return Record(**{**content, **lists, "outcomes": outcomes})
+        """From what `dataclasses.asdict` and JSON made of a record. Raises ValueError."""
+        found: Record = _restored(Record, content)
+        return found
 
 
 def _numbers(column: str) -> NDArray[Any]:
@@ -150,6 +154,7 @@ class Layer:
     quant_db: float | None
 
 
+@_EXACT
 @dataclass(frozen=True)
 class Anatomy:
     """What an INT8 model is made of on this machine's own tier.
@@ -164,12 +169,9 @@ class Anatomy:
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "Anatomy":
-        return Anatomy(
-            content["int8"],
-            tuple(KeptOp(**entry) for entry in content["fp32"]),
-            tuple(Kernel(**entry) for entry in content["kernels"]),
-            tuple(Layer(**entry) for entry in content["layers"]),
-        )
+        """As `Record.from_json`."""
+        found: Anatomy = _restored(Anatomy, content)
+        return found
 
 
 # --- a run
@@ -186,11 +188,6 @@ class Failure:
     def __str__(self) -> str:
         return f"{self.title}: could not be measured: {self.reason}"
 
-    @staticmethod
-    def from_json(content: Mapping[str, Any]) -> "Failure":
-        """From what `dataclasses.asdict` and JSON made of a failure."""
-        return Failure(**{**content, "log": tuple(content["log"])})
-
 
 @dataclass(frozen=True)
 class Load:
@@ -206,6 +203,7 @@ class Load:
     switches: int | None = None
 
 
+@_EXACT
 @dataclass(frozen=True)
 class Run:
     """All that was measured by one command on one machine.
@@ -248,26 +246,32 @@ class Run:
         yield from dict.fromkeys(record.model for record in self.records)
 
     def to_json(self) -> str:
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, sort_keys=True)
+        """What isn't finite is a string, "Infinity" or "NaN", as in Protocol Buffers' JSON: any parser reads it."""
+        return to_json({"schema": SCHEMA, **asdict(self)}, indent=1, inf_nan_mode="strings").decode()
 
     @staticmethod
     def from_json(text: str) -> "Run":
         """The inverse of `to_json`. Raises ValueError for another schema, or what isn't a run."""
-        try:
-            content: dict[str, Any] = json.loads(text)
-            schema = content.pop("schema", None)
-            if schema != SCHEMA:
-                raise ValueError(f"schema {schema!r}, this version reads {SCHEMA}")
-            machine = content["machine"]
-            parts = {
-                "machine": Machine(**{**machine, "flags": tuple(machine["flags"])}),
-                "rows": {name: Row.from_json(row) for name, row in content["rows"].items()},
-                "records": tuple(map(Record.from_json, content["records"])),
-                "load": Load(**content["load"]),
-                "anatomy": {name: Anatomy.from_json(found) for name, found in content["anatomy"].items()},
-                "missed": tuple(content["missed"]),
-                "failures": tuple(map(Failure.from_json, content.get("failures", ()))),
-            }
-            return Run(**{**content, **parts})
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"not a run: {type(error).__name__} {error}") from error
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("not a run: not a JSON object")
+        schema = content.pop("schema", None)
+        if schema != SCHEMA:
+            raise ValueError(f"schema {schema!r}, this version reads {SCHEMA}")
+        found: Run = _restored(Run, content)
+        return found
+
+
+@cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _restored(kind: Any, content: Any) -> Any:
+    """What `dataclasses.asdict` and JSON made of one of these classes. Raises ValueError that names what is wrong."""
+    try:
+        return _reader(kind).validate_python(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"not a {kind.__name__.lower()}: {f'{where}: ' * bool(where)}{first['msg']}") from None

@@ -5,7 +5,6 @@ A run's record keeps its rows, so it can be read without the table or the manife
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 __all__ = ["Case", "Row"]
 
@@ -75,10 +74,3 @@ class Row:
     def of(other: "Row") -> "Row":
         """The row alone, of what may know more than that."""
         return Row(**{column.name: getattr(other, column.name) for column in fields(Row)})
-
-    @staticmethod
-    def from_json(content: Mapping[str, Any]) -> "Row":
-        """From what `dataclasses.asdict` and JSON made of a row."""
-        cases = tuple(Case(**{**case, "threads": tuple(case["threads"])}) for case in content["cases"])
-        published = {metric: (before, after) for metric, (before, after) in content["published"].items()}
-        return Row(**{**content, "cases": cases, "published": published})

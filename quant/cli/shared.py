@@ -1,6 +1,5 @@
 """What the commands share: the app, options that mean the same everywhere, parsing, progress, printing."""
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic_core import to_json
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -182,4 +182,5 @@ def warn_below_avx512(isa: str | None) -> None:
 
 
 def print_json(content: Any) -> None:
-    print(json.dumps(content))
+    """What isn't finite as in `Run.to_json`."""
+    print(to_json(content, inf_nan_mode="strings").decode())

@@ -1,6 +1,7 @@
 """CPU tiers, profile parsing, records, registry, report: tables and their readings."""
 
 import json
+import math
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -141,9 +142,14 @@ def test_records_round_trip() -> None:
     rows = {spec.name: Row.of(spec) for spec in registry.MODELS}
     known = Run.from_json(replace(run, rows=rows).to_json()).rows
     assert {name: asdict(row) for name, row in known.items()} == {name: asdict(row) for name, row in rows.items()}
+    endless = replace(rows["resnet50"], max_drop={"top1": math.inf})
+    text = replace(run, rows={"resnet50": endless}).to_json()
+    json.loads(text, parse_constant=pytest.fail)  # no parser but Python's reads a bare Infinity
+    assert Run.from_json(text).rows["resnet50"].max_drop == {"top1": math.inf}
     with pytest.raises(ValueError, match="schema 0"):
         Run.from_json(run.to_json().replace(f'"schema": {SCHEMA}', '"schema": 0'))
-    for text in ("[]", "{}", '{"schema": 4, "machine": 3}', "nonsense"):
+    misspelt = run.to_json().replace('"latency_s"', '"latency"', 1)
+    for text in ("[]", "{}", '{"schema": 4, "machine": 3}', "nonsense", misspelt):
         with pytest.raises(ValueError, match=r"not a run|schema|Expecting"):
             Run.from_json(text)
 
