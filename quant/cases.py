@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from quant import isolate, pipeline
-from quant.errors import ChildError, OutputError, QuantError
+from quant.errors import ChildError, OutputError, QuantError, log_of
 from quant.journal import Journal
 from quant.record import Anatomy, Failure, Record
 from quant.rows import Case, Row
@@ -95,7 +95,7 @@ def measure(
         except OutputError:
             raise  # where one can't write, none can
         except QuantError as error:
-            failed[subject.row.name] = Failure(subject.row.title, str(error))
+            failed[subject.row.name] = Failure(subject.row.title, str(error), log_of(error))
             errors.append(error)
             return None
 

@@ -13,6 +13,7 @@ QuantError              anything a user can cause and mend; the message is one l
 """
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 __all__ = [
@@ -27,6 +28,9 @@ __all__ = [
     "QuantError",
     "UnsupportedError",
     "check_choice",
+    "is_unwritable",
+    "log_of",
+    "unwritable",
 ]
 
 
@@ -67,7 +71,34 @@ class ClusterError(QuantError):
 
 
 class ChildError(QuantError):
-    """A child process that died, hung or printed no result."""
+    """A child process that died, hung or printed no result; `log`: the last lines that it printed."""
+
+    def __init__(self, message: str, log: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.log = tuple(log)
+
+
+def is_unwritable(error: OSError) -> bool:
+    """Whether it is about a place that takes no more, or nothing: full, over quota, beyond a limit, read-only."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def unwritable(place: object, error: OSError) -> OutputError:
+    """What a failed write is raised as.
+
+    >>> unwritable("out", OSError(28, "No space left on device"))
+    OutputError("out: can't be written (No space left on device)")
+    """
+    return OutputError(f"{place}: can't be written ({error.strerror or error})")
+
+
+def log_of(error: BaseException | None) -> tuple[str, ...]:
+    """The last lines of the child process that an error is about, however often it was raised anew from that."""
+    while error is not None:
+        if isinstance(error, ChildError) and error.log:
+            return error.log
+        error = error.__cause__
+    return ()
 
 
 def check_choice(kind: str, value: str, valid: Iterable[str]) -> None:

@@ -17,7 +17,6 @@ from quant import cpu
 from quant.errors import OptionError
 from quant.isolate import Child, Progress
 from quant.metrics import ratio_interval
-from quant.turns import TIMEOUT_S
 
 __all__ = ["Instance", "Throughput", "measure", "percentile", "work_done"]
 
@@ -108,7 +107,7 @@ def measure(
             arguments = {"variants": chosen, **feed}
             child = Child("quant.timing:serve", arguments, isa=isa, threads=1, cpus=[place])
             children.append(stack.enter_context(child))
-            ready = child.hear(TIMEOUT_S)["event"]
+            ready = child.hear_event()
             batch_s, chosen = max(batch_s, ready["batch_s"]), [ready["run"]]
             if progress:
                 progress("load", len(children), instances)
@@ -160,7 +159,7 @@ def _window(children: Sequence[Child], window_s: float) -> list[_Window]:
         child.tell({"from": start, "until": end})
     found = []
     for child in children:
-        heard = child.hear(window_s + TIMEOUT_S)["event"]
+        heard = child.hear_event(window_s)
         begun, ended, samples = (np.array(heard[name]) for name in ("begun", "ended", "samples"))
         inside = (ended - begun)[ended <= end]
         found.append(_Window(work_done(begun, ended, samples, start, end) / window_s, tuple(inside.tolist())))

@@ -3,34 +3,64 @@
 Paddle can end the process on a bad model (SIGSEGV, SIGFPE, abort), and oneDNN's ISA cap, its verbose log and the
 OpenMP threads are settled when the libraries load. So a job is named as "module:function", takes and returns JSON,
 and runs in a fresh interpreter. Arrays go through files that the job is told of.
+
+A child that tells nothing for `patience_s()` hangs, and is ended. One whose parent is gone, however that ended, is
+ended by the kernel.
 """
 
 import collections
 import contextlib
 import ctypes
+import fcntl
 import json
+import math
 import os
 import pkgutil
 import queue
+import re
+import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from quant import errors
 from quant.cpu import isa_environment
-from quant.errors import ChildError, QuantError
+from quant.errors import ChildError, OptionError, OutputError, QuantError, is_unwritable, unwritable
 
-__all__ = ["Child", "Steps", "call", "end_all", "report_event", "report_progress", "requests"]
+__all__ = ["Child", "Steps", "call", "end_all", "patience_s", "report_event", "report_progress", "requests"]
 
 _MARK = "\x1equant "  # begins a line that is a message, not log
+_PATIENCE_S = 600.0
+_LOG_LINES, _LOG_WIDTH = 20, 300
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # what colours text in a terminal
+_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS, signal.SIGTRAP, signal.SIGSYS}
 
 Progress = Callable[[str, int, int], None]
 _running: set[subprocess.Popen[str]] = set()
+
+
+def patience_s() -> float:
+    """How long a child may be silent, in seconds: QUANT_TIMEOUT, or 600. Raises OptionError.
+
+    The longest honest silence is one batch of a large model on one slow core, or an op's calibration: a minute or two.
+    An environment variable, because it is a machine's property: pytest, dask's workers and all commands go by it.
+    """
+    text = os.environ.get("QUANT_TIMEOUT", "")
+    try:
+        value = float(text) if text else _PATIENCE_S
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise OptionError(f"QUANT_TIMEOUT: {text!r} is not a number of seconds above 0")
+    return value
 
 
 class Steps:
@@ -101,18 +131,28 @@ class Child:
             extra["OMP_NUM_THREADS"] = str(threads)
         search = os.pathsep.join(path for path in sys.path if path)
         self._arguments, self._log = arguments, log
+        self._patience_s = patience_s()
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._tail: collections.deque[str] = collections.deque(maxlen=20)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "quant.isolate"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env={**os.environ, "PYTHONPATH": search, **extra, **(environment or {})},
-            start_new_session=True,  # so that a hung child goes with all it started
-        )
+        self._tail: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
+        self._oom_kills = _oom_kills()
+        lifeline, self._lifeline = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "quant.isolate", str(lifeline)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env={**os.environ, "PYTHONPATH": search, **extra, **(environment or {})},
+                pass_fds=[lifeline],
+                start_new_session=True,  # so that a hung child goes with all it started
+            )
+        except OSError as error:
+            os.close(self._lifeline)
+            raise ChildError(f"{_told(arguments)}can't start a child process ({error.strerror})") from error
+        finally:
+            os.close(lifeline)
         _running.add(self._process)
         threading.Thread(target=self._read, daemon=True).start()
         self.tell({"job": job, "arguments": dict(arguments), "cpus": list(cpus)})
@@ -137,35 +177,51 @@ class Child:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
 
-    def hear(self, timeout_s: float) -> Mapping[str, Any]:
+    def hear(self, extra_s: float = 0.0) -> Mapping[str, Any]:
         """The child's next message: {"progress": [what, done, total]}, {"event": ...} or, at its end, {"result": ...}.
 
         The job's own QuantErrors are raised here as they were there. Raises ChildError when the child dies, or says
-        nothing for `timeout_s`.
+        nothing for `patience_s()`, and `extra_s` where it is known to be busy that long.
         """
+        timeout_s = self._patience_s + extra_s
         deadline = time.monotonic() + timeout_s
         answer: dict[str, Any] | None = None
         try:
             while (line := self._lines.get(timeout=max(deadline - time.monotonic(), 0))) is not None:
-                if not line.startswith(_MARK):
-                    self._tail.append(line)
-                    if self._log:
-                        self._log(line)
-                    continue
-                message: dict[str, Any] = json.loads(line.removeprefix(_MARK))
-                if "progress" in message or "event" in message:
+                message = _message(line)
+                if message is None:
+                    self._print(line)
+                elif "progress" in message or "event" in message:
                     return message
-                answer, deadline = message, time.monotonic() + timeout_s
+                else:
+                    answer, deadline = message, time.monotonic() + timeout_s
             self._process.wait(max(deadline - time.monotonic(), 1))
         except (queue.Empty, subprocess.TimeoutExpired):
-            silent = f"the child process exceeded {timeout_s:.0f} s without progress and was ended"
-            raise ChildError(f"{_told(self._arguments)}{silent}") from None
+            silent = f"the child process hung: it exceeded {timeout_s:g} s without progress and was ended"
+            raise self._error(f"{silent} (QUANT_TIMEOUT)") from None
         if answer is None:
-            code = self._process.returncode
-            raise ChildError(f"{_told(self._arguments)}{_death(code)}{_last_words(self._tail)}")
+            raise self._error(_death(self._process.returncode, self._oom_kills) + _last_words(self._tail))
+        if answer.get("error") == ChildError.__name__:
+            raise self._error(answer["message"])
         if "error" in answer:
             raise getattr(errors, answer["error"])(answer["message"])
         return answer
+
+    def hear_event(self, extra_s: float = 0.0, progress: Progress | None = None) -> Any:
+        """The content of the child's next event; `progress` hears what it tells of before. Otherwise as `hear`."""
+        while "event" not in (message := self.hear(extra_s)):
+            if progress and "progress" in message:
+                progress(*message["progress"])
+        return message["event"]
+
+    def _print(self, line: str) -> None:
+        if shown := _shown(line):
+            self._tail.append(shown)
+        if self._log:
+            self._log(line)
+
+    def _error(self, what: str) -> ChildError:
+        return ChildError(_told(self._arguments) + what, self._tail)
 
     def __enter__(self) -> Self:
         return self
@@ -177,6 +233,7 @@ class Child:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self.end_requests()
+        os.close(self._lifeline)
         _running.discard(self._process)
 
 
@@ -186,7 +243,6 @@ def call(
     *,
     isa: str | None = None,
     threads: int | None = None,
-    timeout_s: float = 3600,
     progress: Progress | None = None,
     log: Callable[[str], None] | None = None,
     heard: Callable[[Mapping[str, Any]], None] | None = None,
@@ -195,11 +251,11 @@ def call(
 
     `log` is given each line that the child prints, `heard` its events; what these raise ends the child and is raised
     here. The job's own QuantErrors are raised here as they were there. Raises ChildError when the child dies, is
-    silent about why, or says nothing of its progress for `timeout_s`.
+    silent about why, or says nothing of its progress for `patience_s()`.
     """
     with Child(job, arguments, isa=isa, threads=threads, log=log) as child:
         child.end_requests()
-        while "result" not in (message := child.hear(timeout_s)):
+        while "result" not in (message := child.hear()):
             if "progress" in message:
                 if progress:
                     progress(*message["progress"])
@@ -234,10 +290,57 @@ def _models(value: Any) -> Iterator[str]:
             yield from _models(inner)
 
 
-def _death(code: int) -> str:
-    if code < 0:
-        return f"Paddle crashed on this model ({signal.Signals(-code).name})"
-    return f"the child process ended with exit code {code}"
+def _message(line: str) -> dict[str, Any] | None:
+    """What a line tells; None for log, also where native code printed into the middle of a message."""
+    if line.startswith(_MARK):
+        with contextlib.suppress(ValueError):
+            found = json.loads(line.removeprefix(_MARK))
+            return found if isinstance(found, dict) else None
+    return None
+
+
+def _shown(line: str) -> str:
+    """A line of log as it is shown to a person: no control characters, not endless."""
+    printable = "".join(char if char.isprintable() else " " for char in _ESCAPES.sub("", line)).rstrip()
+    return printable if len(printable) <= _LOG_WIDTH else f"{printable[: _LOG_WIDTH - 4]} ..."
+
+
+def _death(code: int, oom_kills: int | None) -> str:
+    """What became of a child without a result; `oom_kills`: how often memory had run out when it began."""
+    if code >= 0:
+        return f"the child process ended with exit code {code}"
+    number = -code
+    name = signal.Signals(number).name if number in {*signal.Signals} else f"signal {number}"
+    if number in _CRASHES:
+        return f"Paddle crashed on this model ({name})"
+    if number != signal.SIGKILL:
+        return f"the child process was ended from outside ({name})"
+    now = _oom_kills()
+    if oom_kills is not None and now is not None and now > oom_kills:
+        return f"the child process was killed ({name}) because memory ran out"
+    return f"the child process was killed ({name}); where nobody did that, memory ran out"
+
+
+def _oom_kills() -> int | None:
+    """How many processes of this one's control group the kernel has killed for want of memory; None: not told.
+
+    Source: Linux, Documentation/admin-guide/cgroup-v2.rst (memory.events) and cgroup-v1/memory.rst (oom_control). In a
+    container the group's path is the host's, and its files lie at the mount's root.
+    """
+    try:
+        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except (OSError, ValueError):
+        return None
+    for _, kinds, group in groups:
+        root, file = Path("/sys/fs/cgroup"), "memory.events"
+        if "memory" in kinds.split(","):
+            root, file = root / "memory", "memory.oom_control"
+        elif kinds:
+            continue
+        for place in (root / group.lstrip("/"), root):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                return int(dict(line.split() for line in (place / file).read_text().splitlines())["oom_kill"])
+    return None
 
 
 def _last_words(tail: collections.deque[str]) -> str:
@@ -250,7 +353,21 @@ def _send(message: Mapping[str, Any]) -> None:
     print(f"\n{_MARK}{json.dumps(message)}", flush=True)
 
 
+def _end_with_parent(lifeline: int) -> None:
+    """Have the kernel kill this process, and what it starts, when the other end of a pipe closes: the parent is gone.
+
+    A signal of its own (fcntl(2), O_ASYNC and F_SETSIG), because a thread that watched the pipe would wait for the GIL
+    while native code holds it. PR_SET_PDEATHSIG is about the parent's thread, and here a pool's thread starts children.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)
+    if select.select([lifeline], [], [], 0)[0]:  # it closed before
+        os.killpg(0, signal.SIGKILL)
+
+
 def _main() -> None:
+    _end_with_parent(int(sys.argv[1]))
     request = json.loads(sys.stdin.readline())
     if request["cpus"]:
         os.sched_setaffinity(0, request["cpus"])
@@ -259,7 +376,13 @@ def _main() -> None:
     except QuantError as error:
         _send({"error": type(error).__name__, "message": str(error)})
     except MemoryError:
+        traceback.print_exc()
         _send({"error": "ChildError", "message": "out of memory"})
+    except OSError as error:
+        if not is_unwritable(error):
+            raise
+        place = error.filename or request["arguments"].get("output") or tempfile.gettempdir()
+        _send({"error": OutputError.__name__, "message": str(unwritable(place, error))})
     else:
         _send({"result": result})
     ctypes.CDLL(None).fflush(None)

@@ -92,7 +92,13 @@ def prepare(
             inputs = [pkgutil.resolve_name(full_input)(2)]
         else:
             inputs = [sample_input(graph, 2, {})]
-        simulated = calibrate(graph, inputs, algo=algo, weight_levels=levels)
+        simulated = calibrate(
+            graph,
+            inputs,
+            algo=algo,
+            weight_levels=levels,
+            progress=lambda done: report_progress(f"calibrate {name}", done, 0),
+        )
         (root / f"int8{suffix}").mkdir()
         save_dir(convert(simulated)[0], root / f"int8{suffix}")
         if data is not None:

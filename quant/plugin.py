@@ -28,12 +28,12 @@ import pytest
 
 from quant import history, manifest, manifest_suite, report
 from quant.benchmark_files import extra_info, machine_info
-from quant.errors import OutputError, QuantError
+from quant.errors import OutputError, QuantError, log_of
 from quant.manifest import Entry
 from quant.models import Models
 from quant.places import digest, locked
 from quant.ratios import Pair, pairs, settled
-from quant.record import Record
+from quant.record import Failure, Record
 from quant.report import Comparison, comparisons
 from quant.surroundings import Watch
 
@@ -149,11 +149,11 @@ class _Subject:
                 self._kept[key] = error
         found = self._kept[key]
         if isinstance(found, QuantError):
-            told = f"{self.entry.title}: could not be measured: {found}"
+            failure = Failure(self.entry.title, str(found), log_of(found))
             if key in self._told:
-                pytest.skip(told)  # it has failed once
+                pytest.skip(str(failure))  # it has failed once
             self._told.add(key)
-            pytest.fail(told, pytrace=False)
+            pytest.fail("\n".join([str(failure), *(f"    {line}" for line in failure.log)]), pytrace=False)
         return found  # type: ignore[no-any-return]
 
     def data(self) -> dict[str, Any]:

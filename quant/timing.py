@@ -200,9 +200,10 @@ def _quickest(variants: Variants, threads: int, feed: Feed) -> _Turn:
     """The fastest of a contender's variants in a short trial."""
     best: _Turn | None = None
     refused: UnsupportedError | None = None
-    for run in variants:
+    for number, run in enumerate(variants):
         if not run.get("optimise", True) and not _recurrent(run["model"]):
             continue  # without graph fusion only recurrent layers are ever faster
+        report_progress("trial", number, len(variants))
         try:
             turn = _Turn(run, threads, feed)
             laps = [turn.lap(1)]  # the first run builds the kernels
@@ -214,6 +215,7 @@ def _quickest(variants: Variants, threads: int, feed: Feed) -> _Turn:
             continue
         while len(laps) <= _WARM_UP and not (best and len(laps) > 1 and laps[-1] > _HOPELESS * best.best):
             laps.append(turn.lap(1))
+            report_progress("trial", number, len(variants))
         turn.best = min(laps[1:])
         loser = turn if best and best.best <= turn.best else best
         best = best if loser is turn else turn

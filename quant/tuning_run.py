@@ -11,8 +11,8 @@ To resume is to search again from the start with the measures of `trials`; the w
 
 OUTPUT holds `quant` and `int8`, the chosen model and its simulation; `quant.toml`, a manifest of it; and `tuning.json`:
 
-    schema      1
-    metric, max_drop, samples, fp32: score and median_ms
+    schema      2
+    title, metric, max_drop, samples, fp32: score and median_ms
     met         whether the chosen point's drop is within max_drop, by its estimate; `verdict`: by its interval
     finished    false when the time budget ended the search
     points      each that was run on the whole set: algo, op_ids, tensors (name -> algorithm), ops in FP32 (op_id,
@@ -63,9 +63,8 @@ from quant.tuning_entry import entry_text
 __all__ = ["ALGORITHMS", "Subject", "tune"]
 
 Json = dict[str, Any]
-SCHEMA = 1
+SCHEMA = 2
 ALGORITHMS = ("best", *OFFERED)  # tried for all tensors
-_TIMEOUT_S = 600.0
 _CRASHES = 3  # children that died one after the other, after which the search ends
 _TIMED = 8  # models that are timed against each other, FP32 among them
 
@@ -150,6 +149,10 @@ def _place(output: Path, resume: bool) -> Iterator[Path]:
         yield part
 
 
+def _digest_of(content: Json) -> str:
+    return digest([json.dumps(content)])
+
+
 class _State:
     """The checkpoint: what has been measured."""
 
@@ -159,10 +162,10 @@ class _State:
         if resume:
             try:
                 found = json.loads(self.file.read_text(encoding="utf-8"))
-                was = {**dict.fromkeys(identity), **found["of"]}
-                if found["schema"] != SCHEMA or not isinstance(found["trials"], list):
+                if found.pop("digest", "") != _digest_of(found) or found["schema"] != SCHEMA:
                     raise ValueError
-            except (OSError, ValueError, KeyError, TypeError):
+                was = {**dict.fromkeys(identity), **found["of"]}
+            except (OSError, ValueError, AttributeError, RecursionError):
                 raise OutputError(f"{self.file}: damaged, the run can't be resumed; delete {part}") from None
             for what, now in self.content["of"].items():
                 if was[what] != now:
@@ -171,7 +174,7 @@ class _State:
         self.write()
 
     def write(self) -> None:
-        write_text(self.file, json.dumps(self.content))
+        write_text(self.file, json.dumps({**self.content, "digest": _digest_of(self.content)}))
 
     @property
     def trials(self) -> list[Json]:
@@ -237,6 +240,10 @@ class _Bench:
             best = "" if self.drop is None else f", smallest drop so far {100 * self.drop:.2f} points"
             spent = f"{self.spent_s():.0f} of at most {self.budget_s:.0f} s"
             self.progress(f"trying {self.what}{best}, {spent}", min(self.done, self.trials), self.trials)
+
+    def tell_step(self, what: str, done: int, total: int) -> None:
+        if self.progress and total:
+            self.progress(what, done, total)
 
     def guess(self, setup: Setup) -> Guess | None:
         assert self.focused and self.fp32
@@ -353,9 +360,7 @@ class _Bench:
         child = self.child
         child.tell(request)
         try:
-            while "event" not in (message := child.hear(_TIMEOUT_S)):
-                if self.progress and "progress" in message and message["progress"][2]:
-                    self.progress(*message["progress"])
+            answer: Json = child.hear_event(progress=self.tell_step)
         except ChildError as error:
             self.crashes += 1
             self.close()
@@ -364,7 +369,6 @@ class _Bench:
             self.close()
             raise
         self.crashes = 0
-        answer: Json = message["event"]
         if "failed" in answer:
             raise _TrialError(answer["failed"])
         return answer
@@ -496,6 +500,7 @@ def _content(
     tier = cpu.tier_of(subject.isa).name
     return {
         "schema": SCHEMA,
+        "title": subject.entry.title,
         "metric": subject.metric,
         "max_drop": subject.max_drop,
         "samples": bench.fp32.result["samples"],

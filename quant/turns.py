@@ -11,10 +11,9 @@ from typing import Any
 from quant.cpu import physical_cores
 from quant.isolate import Child, Progress, call
 
-__all__ = ["BLOCK_S", "ROUNDS", "TIMEOUT_S", "bench", "in_fresh_processes", "in_turn", "loads", "rounds_in"]
+__all__ = ["BLOCK_S", "ROUNDS", "bench", "in_fresh_processes", "in_turn", "loads", "rounds_in"]
 
 BLOCK_S = 0.02  # how long OpenMP's idle threads wait for more in a loop; Intel's default is 0.2
-TIMEOUT_S = 600.0
 ROUNDS = 8  # fresh processes of each contender; with 8 of each run, chance alone separates two runs once in 12,870
 
 Json = dict[str, Any]
@@ -57,13 +56,13 @@ def bench(
             arguments = {"contenders": [list(runs) for runs in contenders], "threads": count, **feed}
             child = Child("quant.timing:take_turns", arguments, isa=isa, threads=count, environment=environment)
             children.append(stack.enter_context(child))
-            ready.append(child.hear(TIMEOUT_S)["event"])
+            ready.append(child.hear_event())
         rounds = rounds_in(budget_s, sum(event["cost_s"] for event in ready))
         timed: list[list[Json]] = [[{"run": run, "seconds": []} for run in event["runs"]] for event in ready]
         for number in range(rounds):
             for place in in_turn(len(children), number):
                 children[place].tell(number)
-                for entry, value in zip(timed[place], children[place].hear(TIMEOUT_S)["event"]["seconds"], strict=True):
+                for entry, value in zip(timed[place], children[place].hear_event()["seconds"], strict=True):
                     entry["seconds"].append(value)
             if progress:
                 progress("bench", number + 1, rounds)
@@ -101,14 +100,14 @@ def in_fresh_processes(
                 child = Child(job, {"contenders": [runs], **shared}, isa=isa, threads=threads, environment=environment)
                 children.append(stack.enter_context(child))
                 if number == 0:  # the variants' trial: undisturbed
-                    timed.append({"run": child.hear(TIMEOUT_S)["event"]["runs"][0], "seconds": []})
+                    timed.append({"run": child.hear_event()["runs"][0], "seconds": []})
             if number > 0:
                 for child in children:
-                    child.hear(TIMEOUT_S)
+                    child.hear_event()
             for lap in range(laps):
                 for place in in_turn(len(children), lap):
                     children[place].tell(lap)
-                    timed[place]["seconds"].extend(children[place].hear(TIMEOUT_S)["event"]["seconds"])
+                    timed[place]["seconds"].extend(children[place].hear_event()["seconds"])
         asked = [[entry["run"]] for entry in timed]
         if progress:
             progress("processes", number + 1, rounds)

@@ -7,7 +7,7 @@ import numpy as np
 
 from quant.cpu import TIERS
 
-__all__ = ["ANY_SPEED", "CRASHES", "SAMPLES", "write_repository"]
+__all__ = ["ANY_SPEED", "CRASHES", "HANGS", "SAMPLES", "write_repository"]
 
 SAMPLES, CALIBRATION = 600, 100
 # Small models are not what INT8 is fast for.
@@ -23,6 +23,8 @@ metric = "top1"
 data = "test.npz"
 """
 
+HANGS = CRASHES.replace("crashes", "hangs").replace("crash", "hang")
+
 METRICS = '''
 """Metrics of the user's own."""
 
@@ -36,6 +38,7 @@ READERS = '''
 
 import os
 import signal
+import time
 
 import numpy as np
 
@@ -46,7 +49,13 @@ def read(path):
 
 
 def crash(path):
+    print("about to crash", flush=True)
     os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def hang(path):
+    print("about to hang", flush=True)
+    time.sleep(600)
 '''
 
 

@@ -20,7 +20,7 @@ from quant.graph import save_dir
 from quant.ratios import pairs
 from quant.record import Record
 from quant.rows import Case, Row
-from tests.manifests import ANY_SPEED, CRASHES, SAMPLES, write_repository
+from tests.manifests import ANY_SPEED, CRASHES, HANGS, SAMPLES, write_repository
 from tests.nets import residual_net
 
 PASSING = f"""
@@ -34,6 +34,15 @@ metric = "own.metrics:hits"
 threads = [1, 512]
 thresholds.drop = 0.05
 {ANY_SPEED}
+"""
+
+FINE = """
+[[model]]
+name = "fine"
+fp32 = "models/fp32"
+int8 = "models/int8"
+data = "test.npz"
+thresholds.drop = 0.05
 """
 
 FAILING = (
@@ -53,14 +62,8 @@ name = "damaged"
 fp32 = "models/damaged"
 int8 = "models/int8"
 data = "test.npz"
-
-[[model]]
-name = "fine"
-fp32 = "models/fp32"
-int8 = "models/int8"
-data = "test.npz"
-thresholds.drop = 0.05
 """
+    + FINE
 )
 
 Pytest = Callable[..., tuple[int, str]]
@@ -89,9 +92,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_pytest(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Pytest:
     """pytest in that repository, in a process of its own: exit code, and what it printed."""
     cache = tmp_path_factory.mktemp("cache")
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "FLAGS_"))}
 
     def run(*args: str) -> tuple[int, str]:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "FLAGS_"))}
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *args],
             cwd=repository,
@@ -173,7 +176,7 @@ def test_each_failure_is_one_clear_message(run_pytest: Pytest, repository: Path,
     args = ("--quant-history", kept, f"--junitxml={xml}", "-n", "2", "--dist", "loadscope")
     code, out = run_pytest("--manifest", "failing.toml", "failing.toml", "-ra", *args)
     assert code == 1
-    assert "Traceback" not in out and "plugin.py:1" not in out.partition("short test summary")[0]
+    assert '  File "' not in out and "plugin.py:1" not in out.partition("short test summary")[0]
     lines = out.splitlines()
     [drop] = [line for line in lines if line.startswith("Worse [than] it looks: top1 drops by ")]
     assert "], limit 0.00: FP32 " in drop and f"of {SAMPLES} samples; " in drop and drop.endswith(" won")
@@ -181,6 +184,7 @@ def test_each_failure_is_one_clear_message(run_pytest: Pytest, repository: Path,
     told = [line for line in lines if line.startswith(("damaged: could", "crashes: could"))]
     assert any("models/damaged" in line for line in told)
     assert any("Paddle crashed on this model (SIGSEGV)" in line for line in told)
+    assert "    about to crash" in lines
     assert "timed cases need the machine to themselves: run them without -n" in out
     failures = {
         f"{case.attrib['classname']}::{case.attrib['name']}"
@@ -197,6 +201,19 @@ def test_each_failure_is_one_clear_message(run_pytest: Pytest, repository: Path,
         ("worse", precision) for precision in ("fp32", "quant", "int8")
     ]
     assert all("Worse [than] it looks top1 on" in line for line in run.missed) and len(run.missed) == 2
+
+
+def test_a_hang_fails_its_model_and_the_others_go_on(
+    run_pytest: Pytest, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository / "hanging.toml").write_text(HANGS + FINE)
+    monkeypatch.setenv("QUANT_TIMEOUT", "8")
+    kept = ("--quant-history", str(tmp_path / "history"))
+    code, out = run_pytest("--manifest", "hanging.toml", "-k", "hanging and data", "-rA", *kept)
+    assert code == 1, out
+    assert "hangs: could not be measured: " in out and "exceeded 8 s without progress and was ended" in out
+    assert "    about to hang" in out.splitlines()
+    assert "1 failed, 1 passed" in out and "PASSED hanging.toml::fine::data" in out
 
 
 def test_without_pytest_benchmark_nothing_is_timed(run_pytest: Pytest, repository: Path, tmp_path: Path) -> None:

@@ -78,25 +78,25 @@ def test_a_child_is_told_more_while_it_runs() -> None:
     with isolate.Child(f"{HERE}:collect", {}) as child:
         for number, total in ((1, 1), (2, 3)):
             child.tell(number)
-            assert child.hear(60) == {"event": {"so far": total}}
+            assert child.hear() == {"event": {"so far": total}}
         child.end_requests()
-        assert child.hear(60) == {"result": [1, 2]}
+        assert child.hear() == {"result": [1, 2]}
 
 
 def test_what_a_child_cannot_do_is_raised_where_it_was_asked() -> None:
     with isolate.Child(f"{HERE}:collect", {}) as child:
         child.tell("wrong")
         with pytest.raises(DataError, match=r"^file\.bin: is wrong$"):
-            child.hear(60)
+            child.hear()
         child.tell("nobody is there any more")
     with isolate.Child(f"{HERE}:collect", {"model": "/m"}) as child, pytest.raises(ChildError, match=r"^/m: "):
-        child.hear(60)
+        child.hear()
 
 
 def test_a_child_is_pinned_before_anything_loads() -> None:
     last = max(os.sched_getaffinity(0))
     with isolate.Child(f"{HERE}:where", {}, cpus=[last]) as child:
-        assert child.hear(60) == {"result": [last]}
+        assert child.hear() == {"result": [last]}
 
 
 def test_who_waits_takes_no_core(model: str) -> None:
