@@ -29,6 +29,8 @@ os.environ.setdefault("FLAGS_enable_pir_api", "0")  # before Paddle loads: the I
 from google.protobuf.message import DecodeError
 from paddle.base.proto import framework_pb2 as proto
 
+from quant.well_formed import fault_of
+
 __all__ = [
     "DTYPE_NUMBERS",
     "Attr",
@@ -63,6 +65,8 @@ _DTYPES = {
     proto.VarType.BF16: "uint16",
 }
 DTYPE_NUMBERS = {name: number for number, name in _DTYPES.items()}
+
+_ABSENT = ("", "@EMPTY@")  # stand for a variable that isn't there
 
 _NOT_FORWARD = 1 | 2 | 16  # bits of the attribute op_role: backward, optimiser, learning rate
 
@@ -361,6 +365,7 @@ def _parse_program(path: Path) -> Graph:
     """The graph of a program file; `params` maps each parameter's name to an empty array until they are read."""
     program = _read_program(path)
     parsed = _parse_block(program, path)
+    _check_order(path, parsed)
     feeds = {op.attr("col", 0): op.output("Out") for op in parsed.ops if op.type == "feed"}
     fetches = {op.attr("col", 0): op.input("X") for op in parsed.ops if op.type == "fetch"}
     if not feeds or not fetches:
@@ -370,8 +375,6 @@ def _parse_program(path: Path) -> Graph:
     if missing := [name for name in ends if name not in parsed.vars]:
         raise ModelError(f"{path}: feeds or fetches the undeclared variable {missing[0]!r}")
     used = {name for op in ops for name in (*op.reads, *op.writes)} | set(ends)
-    if lost := [name for op in ops for name in op.reads if name not in parsed.vars and name]:
-        raise ModelError(f"{path}: an op reads the undeclared variable {lost[0]!r}")
     version = proto.ProgramDesc()
     version.CopyFrom(program)
     version.ClearField("blocks")
@@ -383,6 +386,22 @@ def _parse_program(path: Path) -> Graph:
         fetches=tuple(fetches[col] for col in sorted(fetches)),
         version=version.SerializeToString(),
     )
+
+
+def _check_order(path: Path, parsed: "_Parsed") -> None:
+    """Raise ModelError unless each op is well formed, and what it reads is declared and there by then."""
+    declared = {*parsed.vars, *parsed.others, *_ABSENT}
+    known = {*parsed.params, *parsed.others, *_ABSENT}
+    for op in parsed.ops:
+        where = f"{path}: op {op.type!r} (output {next(iter(op.writes), '')!r})"
+        if fault := fault_of(op.type, op.inputs, op.outputs, op.attrs):
+            raise ModelError(f"{where}: {fault}")
+        for name in (*op.reads, *op.writes):
+            if name not in declared:
+                raise ModelError(f"{where} reads or writes the undeclared variable {name!r}")
+        if lost := [name for name in op.reads if name not in known]:
+            raise ModelError(f"{where} reads {lost[0]!r}, which nothing wrote before")
+        known.update(op.writes)
 
 
 def forward_of(serialized: bytes) -> Graph:
@@ -417,6 +436,7 @@ class _Parsed(NamedTuple):
     ops: list[Op]
     vars: dict[str, Var]
     params: dict[str, Array]
+    others: frozenset[str]  # variables that are no tensors
 
 
 def _parse_block(program: Any, where: Path | str) -> _Parsed:
@@ -425,8 +445,9 @@ def _parse_block(program: Any, where: Path | str) -> _Parsed:
     block = program.blocks[0]
     variables: dict[str, Var] = {}
     params: dict[str, Array] = {}
+    others = frozenset(var.name for var in block.vars if var.type.type != proto.VarType.DENSE_TENSOR)
     for var in block.vars:
-        if var.type.type != proto.VarType.DENSE_TENSOR:
+        if var.name in others:
             continue
         tensor = var.type.dense_tensor
         dtype = _DTYPES.get(tensor.tensor.data_type)
@@ -435,7 +456,7 @@ def _parse_block(program: Any, where: Path | str) -> _Parsed:
         variables[var.name] = Var(tuple(tensor.tensor.dims), dtype, tensor.legacy_lod_level)
         if var.persistable:
             params[var.name] = np.empty(0, dtype)
-    return _Parsed([_parse_op(where, desc) for desc in block.ops], variables, params)
+    return _Parsed([_parse_op(where, desc) for desc in block.ops], variables, params, others)
 
 
 def _parse_op(where: Path | str, desc: Any) -> Op:

@@ -1,9 +1,10 @@
 """What of a long run is done, kept in a file at once: a run that was cut off goes on where it stopped.
 
-    {"about": {...}}                      what decides the results; another run's journal is never gone on with
-    {"key": "resnet50 accuracy", "found": ...}
+    DIGEST {"about": {...}}               what decides the results; another run's journal is never gone on with
+    DIGEST {"key": "resnet50 accuracy", "found": ...}
 
-A line a case, written through to the disk. A line that was cut off is no line. While a run writes, no other may.
+A line a case, written through to the disk. A line that was cut off or damaged is no line: each begins with a digest of
+its JSON. While a run writes, no other may.
 """
 
 import fcntl
@@ -16,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from quant.errors import OptionError, OutputError
+from quant.places import digest
 
 __all__ = ["Journal"]
 
@@ -48,7 +50,7 @@ class Journal:
                     f"--resume: {path}: the run that was cut off was another one (models, options, code or machine); "
                     "without --resume all is measured anew"
                 )
-            self.done = {entry["key"]: entry["found"] for entry in lines[1:] if entry.keys() == {"key", "found"}}
+            self.done = {entry["key"]: entry["found"] for entry in lines[1:]}
         else:
             self._file.truncate(0)
             self._write({"about": about})
@@ -66,16 +68,16 @@ class Journal:
         self._file.seek(0)
         found = []
         for line in self._file:
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue  # cut off
+            mark, _, text = line.removesuffix("\n").partition(" ")
+            if mark == digest([text]):
+                found.append(json.loads(text))
         return found
 
     def _write(self, entry: Mapping[str, Any]) -> None:
         try:
             # A line of its own, even behind one that was cut off.
-            self._file.write("\n" + json.dumps(entry) + "\n")
+            text = json.dumps(entry)
+            self._file.write(f"\n{digest([text])} {text}\n")
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:

@@ -2,7 +2,8 @@
 
 OUTPUT.part lies beside OUTPUT while a run lasts, and stays when its time ends before the search does:
 
-    state.json      schema; of: what the run is about; survey; trials in order. Written anew, whole, after each trial
+    state.json      schema; of: what the run is about; survey; trials in order; a digest of these. Written anew, whole,
+                    after each trial
     models/HASH/    `quant` and `int8` of each setup that was run on the whole set
     lock            held by the run that works here
 
@@ -153,6 +154,10 @@ def _digest_of(content: Json) -> str:
     return digest([json.dumps(content)])
 
 
+def _digest_of(content: Json) -> str:
+    return digest([json.dumps(content)])
+
+
 class _State:
     """The checkpoint: what has been measured."""
 
@@ -165,7 +170,7 @@ class _State:
                 if found.pop("digest", "") != _digest_of(found) or found["schema"] != SCHEMA:
                     raise ValueError
                 was = {**dict.fromkeys(identity), **found["of"]}
-            except (OSError, ValueError, AttributeError, RecursionError):
+            except (OSError, ValueError, AttributeError, TypeError, RecursionError):
                 raise OutputError(f"{self.file}: damaged, the run can't be resumed; delete {part}") from None
             for what, now in self.content["of"].items():
                 if was[what] != now:

@@ -147,6 +147,16 @@ def test_a_line_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:
     assert one.asked == ["prepare", *ALL[2:]]
 
 
+def test_a_damaged_line_is_measured_again(tmp_path: Path) -> None:
+    cut_off(tmp_path, Canned("a"), Canned("b", ALL[3], KeyboardInterrupt()))  # type: ignore[arg-type]
+    file = tmp_path / "j.jsonl"
+    file.write_text(file.read_text().replace('"origin": ""', '"origin": []', 1))
+    one = Canned("a")
+    with journal(tmp_path, resume=True) as kept:
+        measured(one, journal=kept)
+    assert one.asked == ["prepare", ALL[1], ALL[4]]  # the anatomy hadn't been reached
+
+
 def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no run was cut off here"):
         journal(tmp_path, resume=True)

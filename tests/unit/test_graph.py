@@ -1,6 +1,7 @@
 """File formats: every layout round-trips; every damaged or foreign file is one clear ModelError."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,3 +168,48 @@ def test_a_flipped_byte_never_does_worse_than_an_error(
 def test_op_input_and_output_of_empty_slots() -> None:
     op = Op("x", {"A": ()}, {})
     assert op.input("A") == op.input("B") == op.output("C") == ""
+
+
+# --- programs that Paddle's own description of ops doesn't allow
+
+
+def _first(graph: Graph, change: Callable[[Op], Op]) -> Graph:
+    """The graph with its first op changed: a convolution."""
+    assert graph.ops[0].type == "conv2d"
+    return replace(graph, ops=(change(graph.ops[0]), *graph.ops[1:]))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda op: replace(op, inputs={"Input": op.inputs["Input"]}), "its input 'Filter' is missing"),
+        (lambda op: replace(op, inputs={**op.inputs, "Filter": ("",)}), "its input 'Filter' is missing"),
+        (lambda op: replace(op, outputs={}), "its output 'Output' is missing"),
+        (lambda op: replace(op, inputs={**op.inputs, "Input": ("x", "x")}), "its 'Input' is 2 variables instead of"),
+        (lambda op: op.with_attrs(strides=1), "its attribute 'strides' is 1, not a list of whole numbers"),
+        (lambda op: op.with_attrs(groups="one"), "its attribute 'groups' is 'one', not a whole number"),
+        (lambda op: op.with_attrs(data_format=["NCHW"]), "its attribute 'data_format' is ['NCHW'], not text"),
+        (lambda op: op.with_attrs(Scale_in=float("nan")), "its attribute 'Scale_in' is nan"),
+    ],
+)
+def test_an_op_is_what_paddle_says_such_ops_are(change: Callable[[Op], Op], told: str, tmp_path: Path) -> None:
+    save_dir(_first(residual_net(), change), tmp_path)
+    with pytest.raises(ModelError, match=r"inference\.pdmodel: op 'conv2d' \(output '.*'\): ") as error:
+        load_dir(tmp_path)
+    assert told in str(error.value)
+
+
+def test_what_paddle_does_not_describe_is_let_pass(tmp_path: Path) -> None:
+    graph = _first(residual_net(), lambda op: op.with_attrs(of_mine="x", strides=[]))
+    other = replace(graph.ops[-1], type="of_my_own", attrs={})
+    save_dir(replace(graph, ops=(*graph.ops[:-1], other)), tmp_path)
+    assert load_dir(tmp_path).op_counts()["of_my_own"] == 1
+
+
+def test_ops_in_another_order_are_told(tmp_path: Path) -> None:
+    graph = residual_net()
+    save_dir(replace(graph, ops=(*graph.ops[1:], graph.ops[0])), tmp_path)
+    with pytest.raises(
+        ModelError, match=r"op 'elementwise_add' \(output 't1'\) reads 't0', which nothing wrote before"
+    ):
+        load_dir(tmp_path)
