@@ -28,6 +28,7 @@ from quant.numerics import SIGNED
 from quant.observers import Choice
 from quant.passes import CALIBRATE, NORMALISE, lift_quantizers
 from quant.passes.drop_identities import is_identity
+from quant.places import fresh_file
 from quant.rounding import Plan, plan_of, roundable, simulate
 
 __all__ = ["Applied", "apply_table", "read_table", "table_of", "write_table"]
@@ -101,14 +102,8 @@ def write_table(path: Path, table: Mapping[str, float]) -> None:
             raise OutputError(f"{path}: the tensor name {name!r} can't stand in a calibration table")
         if not _usable(threshold):
             raise OutputError(f"{path}: {name!r}: a threshold of {threshold} can't stand in a calibration table")
-    staging = path.with_name(f".{path.name}.part")
-    try:
+    with fresh_file(path) as staging:
         staging.write_bytes("".join(f"{name} {np.float32(value)!s}\n" for name, value in table.items()).encode())
-        staging.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: can't be written ({error.strerror})") from error
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 def _usable(threshold: float) -> bool:

@@ -11,6 +11,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ from paddle.base.framework import Parameter
 
 from quant.calibrate import calibrate
 from quant.chains import LOOKUPS
-from quant.errors import DataError, ModelError, OutputError
+from quant.errors import DataError, ModelError
 from quant.graph import Graph, Var, program_bytes, run_passes, save_dir
 from quant.passes import NORMALISE
-from quant.predictor import Predictor, Settings
+from quant.places import fresh_file, writable_dir
+from quant.predictor import Predictor, Settings, last_line
 from quant.qat import Config, freeze, quant_aware, scheme_of, thresholds_in, with_weight_thresholds
 from quant.readers import Dataset, batches, take
 from quant.sequences import Column, Ragged
@@ -101,15 +103,14 @@ def fine_tune(
     heads = _heads(graph)
     labels = data.labels if isinstance(data.labels, np.ndarray) and len(graph.vars[heads[0]].shape) == 2 else None
     paddle.enable_static()
-    scope, program, start = paddle.static.Scope(), _trainable(graph), paddle.static.Program()
+    with _paddle_may_refuse():
+        scope, program, start = paddle.static.Scope(), _trainable(graph), paddle.static.Program()
     counting = paddle.utils.unique_name.guard()  # from 0, so that a checkpoint's names are those of the next run
     with counting, paddle.static.scope_guard(scope), paddle.static.program_guard(program, start):
-        loss, targets = _loss(program, graph, heads, labels is not None)
         schedule = paddle.optimizer.lr.CosineAnnealingDecay(training.rate, training.steps)
-        try:
+        with _paddle_may_refuse():
+            loss, targets = _loss(program, graph, heads, labels is not None)
             paddle.optimizer.Adam(schedule).minimize(loss)
-        except RuntimeError as error:
-            raise ModelError(f"can't be trained: {str(error).strip().splitlines()[-1]}") from error
         thresholds = _first_thresholds(graph, data, training.batch)
         program = quant_aware(program, config, scope=scope, thresholds=thresholds)
         executor = paddle.static.Executor(paddle.CPUPlace())
@@ -129,7 +130,8 @@ def fine_tune(
                 if labels is not None:
                     feed["training.label"] = np.asarray(labels[chosen], np.int64)[:, None]
                 schedule.step(step)
-                value, scores = executor.run(program, feed=feed, fetch_list=[loss, heads[0]], return_numpy=False)
+                with _paddle_may_refuse():
+                    value, scores = executor.run(program, feed=feed, fetch_list=[loss, heads[0]], return_numpy=False)
                 losses.append(float(np.array(value).reshape(-1)[0]))
                 if not np.isfinite(losses[-1]):
                     raise ModelError(f"the loss is {losses[-1]} at step {step + 1}: lower the learning rate")
@@ -147,6 +149,15 @@ def fine_tune(
         params = {name: value for name, value in trained.items() if value is not None}
         scheme = scheme_of(with_weight_thresholds(replace(graph, params=params), config), config)
         return freeze(scheme, thresholds_in(scheme, value_of), config), losses
+
+
+@contextmanager
+def _paddle_may_refuse() -> Iterator[None]:
+    """What Paddle raises of a model becomes a ModelError, of the one line of many that says why."""
+    try:
+        yield
+    except Exception as error:  # Paddle's own error types are plain Exceptions
+        raise ModelError(f"can't be trained: {last_line(error)}") from error
 
 
 def _heads(graph: Graph) -> tuple[str, ...]:
@@ -341,12 +352,6 @@ class _Checkpoint:
         values: Any = {name: np.array(found.get_tensor()) for name, found in tensors.items() if found is not None}
         identity: Any = {f"identity.{part}": np.array(own) for part, own in self.identity.items()}
         identity["identity.step"] = np.array(step)
-        staging = self.path.with_name(f".{self.path.name}.part.npz")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(staging, **values, **identity)
-            staging.rename(self.path)
-        except OSError as error:
-            raise OutputError(f"{self.path}: can't be written ({error.strerror})") from error
-        finally:
-            staging.unlink(missing_ok=True)
+        writable_dir(self.path.parent)
+        with fresh_file(self.path) as staging, staging.open("wb") as file:
+            np.savez(file, **values, **identity)

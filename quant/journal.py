@@ -16,7 +16,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
-from quant.errors import OptionError, OutputError
+from quant.errors import OptionError, OutputError, unwritable
 from quant.places import digest
 
 __all__ = ["Journal"]
@@ -36,12 +36,14 @@ class Journal:
         if resume and not path.is_file():
             raise OptionError(f"--resume: {path}: no run was cut off here")
         try:
-            self._file = path.open("a+", encoding="utf-8", errors="replace")
+            self._file = path.open(
+                "ab+", buffering=0
+            )  # what a full disk doesn't take must not be tried again on closing
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputError(f"{path.parent}: another run is writing there") from None
         except OSError as error:
-            raise OutputError(f"{path}: can't be written ({error.strerror})") from error
+            raise unwritable(path, error) from error
         lines = list(self._lines())
         if resume:
             if not lines or lines[0] != {"about": json.loads(json.dumps(about))}:
@@ -52,8 +54,12 @@ class Journal:
                 )
             self.done = {entry["key"]: entry["found"] for entry in lines[1:]}
         else:
-            self._file.truncate(0)
-            self._write({"about": about})
+            try:
+                self._file.truncate(0)
+                self._write({"about": about})
+            except OutputError:
+                path.unlink(missing_ok=True)
+                raise
 
     def kept(self, key: str, work: Callable[[], Any]) -> Any:
         """What `work` gives, as JSON makes it; what it gave in the run that was cut off."""
@@ -67,8 +73,8 @@ class Journal:
     def _lines(self) -> list[dict[str, Any]]:
         self._file.seek(0)
         found = []
-        for line in self._file:
-            mark, _, text = line.removesuffix("\n").partition(" ")
+        for line in self._file.read().decode(errors="replace").split("\n"):
+            mark, _, text = line.partition(" ")
             if mark == digest([text]):
                 found.append(json.loads(text))
         return found
@@ -77,11 +83,12 @@ class Journal:
         try:
             # A line of its own, even behind one that was cut off.
             text = json.dumps(entry)
-            self._file.write(f"\n{digest([text])} {text}\n")
-            self._file.flush()
+            left = f"\n{digest([text])} {text}\n".encode()
+            while left:
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise OutputError(f"{self.path}: can't be written ({error.strerror})") from error
+            raise unwritable(self.path, error) from error
 
     def __enter__(self) -> Self:
         return self

@@ -15,10 +15,8 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import platform
 import shutil
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from quant.errors import DataError, ModelError, OutputError
-from quant.places import cache_root, digest
+from quant.errors import DataError, ModelError, OutputError, unwritable
+from quant.places import cache_root, digest, fresh_file
 from quant.sequences import Column, Ragged
 
 __all__ = [
@@ -272,7 +270,7 @@ class Store:
                 shutil.rmtree(directory)
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _unwritable(directory, error) from error
+            raise _elsewhere(unwritable(directory, error)) from error
         told = directory / "about.json"
         if not told.exists():
             _write(told, json.dumps({**about, **asdict(key)}, indent=1).encode())
@@ -319,17 +317,16 @@ class Shelf:
 
 def _write(path: Path, content: bytes) -> None:
     """A file, whole or absent, whoever else writes it. Raises OutputError."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            staging.write_bytes(content)
-            staging.replace(path)
-        finally:
-            staging.unlink(missing_ok=True)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _elsewhere(unwritable(path, error)) from error
+    try:
+        with fresh_file(path) as staging:
+            staging.write_bytes(content)
+    except OutputError as error:
+        raise _elsewhere(error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"{path}: can't be written ({error.strerror}); QUANT_CACHE names another place for the cache")
+def _elsewhere(error: OutputError) -> OutputError:
+    return OutputError(f"{error}; QUANT_CACHE names another place for the cache")

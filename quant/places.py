@@ -8,13 +8,14 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from quant.errors import OutputError
+from quant.errors import OutputError, unwritable
 
-__all__ = ["cache_root", "cached", "digest", "fresh_dir", "locked", "writable_dir", "write_text"]
+__all__ = ["cache_root", "cached", "digest", "fresh_dir", "fresh_file", "locked", "writable_dir", "write_text"]
 
 
 def writable_dir(path: Path) -> Path:
@@ -22,22 +23,35 @@ def writable_dir(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{path}: can't be written ({error.strerror})") from error
+        raise unwritable(path, error) from error
     if not os.access(path, os.W_OK):
         raise OutputError(f"{path}: can't be written")
     return path
 
 
+@contextmanager
+def fresh_file(path: Path) -> Iterator[Path]:
+    """A place for a file that becomes `path` when the block ends well; what is there stays whole until then.
+
+    Nothing is left on an error. Several processes may do so at once: one of their files stays. Raises OutputError.
+    """
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: can't be written (it exists and is no file)")
+    staging = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}")
+    try:
+        yield staging
+        staging.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):  # on a read-only place, that there is nothing isn't what is told
+            staging.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file that is whole or absent; one that is there is replaced at once. Raises OutputError."""
-    staging = path.with_name(f".{path.name}.part")
-    try:
+    with fresh_file(path) as staging:
         staging.write_text(text, encoding="utf-8")
-        staging.rename(path)
-    except OSError as error:
-        raise OutputError(f"{path}: can't be written ({error.strerror})") from error
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -52,15 +66,17 @@ def fresh_dir(output: Path) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     except OSError as error:
-        raise OutputError(f"{output}: can't be written ({error.strerror})") from error
+        raise unwritable(output, error) from error
     try:
         staging.chmod(0o755)
         yield staging
         if output.exists():
             output.rmdir()
         staging.rename(output)
+    except OutputError as error:  # a person knows the place by the name it was to get
+        raise OutputError(str(error).replace(str(staging), str(output))) from error
     except OSError as error:
-        raise OutputError(f"{output}: can't be written ({error.strerror})") from error
+        raise unwritable(output, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -88,7 +104,7 @@ def locked(name: str) -> Iterator[None]:
         root.mkdir(parents=True, exist_ok=True)
         lock = (root / f".{name}.lock").open("w")
     except OSError as error:
-        raise OutputError(f"{root}: can't be written ({error.strerror}); QUANT_CACHE names another place") from error
+        raise OutputError(f"{unwritable(root, error)}; QUANT_CACHE names another place") from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

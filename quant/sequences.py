@@ -9,6 +9,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from quant.places import fresh_file
+
 __all__ = [
     "Array",
     "Column",
@@ -139,11 +141,6 @@ def offsets_of(lengths: ArrayLike) -> Array:
 
 @contextmanager
 def staged(path: Path) -> Iterator[IO[bytes]]:
-    """A file that becomes `path` when the block ends well; on an error nothing is left."""
-    staging = path.with_name(f".{path.name}.part")
-    try:
-        with staging.open("wb") as file:
-            yield file
-        staging.rename(path)
-    finally:
-        staging.unlink(missing_ok=True)
+    """An open file that becomes `path` when the block ends well; on an error nothing is left. Raises OutputError."""
+    with fresh_file(path) as staging, staging.open("wb") as file:
+        yield file

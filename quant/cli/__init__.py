@@ -3,6 +3,7 @@
 `--json` prints one JSON object on stdout and nothing else. Progress and warnings go to stderr, bars only on a terminal.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ import typer
 
 from quant.cli import analysis, gating, make, manifest, measure, profiling, reporting, suites, tuning
 from quant.cli.shared import app, err
-from quant.errors import QuantError
+from quant.errors import QuantError, is_unwritable, unwritable
 
 # The commands add themselves to the app.
 __all__ = ["analysis", "gating", "main", "make", "manifest", "measure", "profiling", "reporting", "suites", "tuning"]
@@ -33,8 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = typer.main.get_command(app)
     try:
         result = command.main(_spelled(sys.argv[1:] if argv is None else argv), "quant", standalone_mode=False)
+        sys.stdout.flush()  # now, for a full disk is told as everywhere
     except QuantError as error:
         return _fail(str(error))
+    except OSError as error:
+        if not is_unwritable(error):
+            raise
+        return _fail(str(unwritable(_where(error), error)))
     except Exception as error:
         if not hasattr(error, "format_message"):  # not one of the parser's usage errors
             raise
@@ -42,6 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if result == _INTERRUPTED:
         return _fail("interrupted")
     return result if isinstance(result, int) else 0
+
+
+def _where(error: OSError) -> str:
+    """What can't be written, for a message. All that is written otherwise has a name."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # lest Python tells of it again when it ends
+    return str(error.filename or "stdout")
 
 
 def _fail(message: str) -> int:

@@ -26,7 +26,7 @@ from quant.cli.shared import (
     print_json,
     specs_of,
 )
-from quant.errors import OptionError, OutputError, check_choice
+from quant.errors import OptionError, OutputError, check_choice, unwritable
 from quant.gate import Key
 from quant.outcomes import Store, default_root
 from quant.places import writable_dir, write_text
@@ -173,4 +173,4 @@ def _append(path: Path, text: str) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise OutputError(f"{path}: can't be written ({error.strerror})") from error
+        raise unwritable(path, error) from error

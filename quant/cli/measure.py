@@ -39,8 +39,9 @@ from quant.cli.shared import (
 )
 from quant.cluster import Cluster
 from quant.collect import Sequential
-from quant.errors import OptionError, OutputError
+from quant.errors import OptionError
 from quant.outcomes import Store, default_root
+from quant.places import fresh_file
 from quant.readers import format_of
 from quant.rows import Case
 from quant.sequences import Column, Ragged, values_of
@@ -174,14 +175,8 @@ def _flat(outputs: Mapping[str, Column]) -> dict[str, Any]:
 
 
 def _save_npz(path: Path, arrays: dict[str, Any]) -> None:
-    staging = path.with_name(f".{path.name}.part.npz")
-    try:
-        np.savez(staging, **arrays)
-        staging.rename(path)
-    except OSError as error:
-        raise OutputError(f"{path}: can't be written ({error.strerror})") from error
-    finally:
-        staging.unlink(missing_ok=True)
+    with fresh_file(path) as staging, staging.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 @app.command()
