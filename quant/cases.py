@@ -3,15 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from quant import isolate, pipeline
 from quant.errors import ChildError, OutputError, QuantError, log_of
 from quant.journal import Journal
-from quant.record import Anatomy, Failure, Record
+from quant.outcomes import versions
+from quant.record import Anatomy, Failure, Machine, Record
 from quant.rows import Case, Row
 
-__all__ = ["Measured", "Subject", "Timing", "measure"]
+__all__ = ["Measured", "Subject", "Timing", "journal_of", "measure"]
 
 Progress = isolate.Progress
 
@@ -61,6 +63,23 @@ class Measured:
     untold: tuple[str, ...] = ()
 
 
+def journal_of(
+    path: Path, command: str, subjects: Sequence[Subject], decided_by: Sequence[Any], *, resume: bool
+) -> Journal:
+    """The journal of a suite or a gate, which goes on only with the same command, cases, code and machine.
+
+    `decided_by`: what else decides the results, for JSON. Raises as `Journal` does.
+    """
+    about = {
+        "command": command,
+        "models": [[subject.row.name, *map(str, subject.timings)] for subject in subjects],
+        "versions": dict(versions()),
+        "machine": asdict(Machine.here()),
+        "decided_by": decided_by,
+    }
+    return Journal(path, about, resume=resume)
+
+
 def measure(
     subjects: Sequence[Subject],
     *,
@@ -73,7 +92,8 @@ def measure(
     """Data and models of all, their accuracy, their speed, then what they consist of.
 
     `at_once`: accuracy of one model on each core, for models that are evaluated on one thread. With `only` (name,
-    timing) nothing but these timings. What a `journal` has isn't measured again. A model that fails is left alone from
+    timing) nothing but these timings, once more. What a `journal` has isn't measured again; it keeps the timings of
+    `only` apart. A model that fails is left alone from
     then on. When nothing at all can be measured the first model's error is raised, unless a child process died over it,
     for its log is to be kept; nor with `only`, for what was measured before must not be lost with it.
     """
@@ -100,7 +120,7 @@ def measure(
             return None
 
     def records(subject: Subject, what: str, work: Callable[[], list[Record]]) -> list[Record]:
-        key = f"{subject.row.name}: {what}"
+        key = f"{'' if only is None else 'once more, '}{subject.row.name}: {what}"
         content = attempt(subject, lambda: kept(key, lambda: list(map(asdict, work()))))
         found = list(map(Record.from_json, content or ()))
         for record in found[-1:]:

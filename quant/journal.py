@@ -36,9 +36,8 @@ class Journal:
         if resume and not path.is_file():
             raise OptionError(f"--resume: {path}: no run was cut off here")
         try:
-            self._file = path.open(
-                "ab+", buffering=0
-            )  # what a full disk doesn't take must not be tried again on closing
+            # Without a buffer: closing would try again to write what a full disk didn't take.
+            self._file = path.open("ab+", buffering=0)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputError(f"{path.parent}: another run is writing there") from None

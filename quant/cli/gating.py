@@ -3,16 +3,17 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from quant import cpu, gate, gate_report, history, history_report, manifest_suite, report
 from quant import subjects as subjects_of
-from quant.cases import Subject, Timing, measure
+from quant.cases import Subject, Timing, journal_of, measure
 from quant.cli.shared import (
     HistoryDir,
     Json,
@@ -22,12 +23,15 @@ from quant.cli.shared import (
     counts_of,
     entries_of,
     err,
+    given_by,
     out,
     print_json,
+    sources_of,
     specs_of,
 )
 from quant.errors import OptionError, OutputError, check_choice, unwritable
 from quant.gate import Key
+from quant.journal import Journal
 from quant.outcomes import Store, default_root
 from quant.places import writable_dir, write_text
 from quant.record import Record, Run
@@ -60,6 +64,9 @@ def gate_command(
         Path | None, typer.Option(help="Append a Markdown summary to this file ($GITHUB_STEP_SUMMARY).")
     ] = None,
     history_dir: HistoryDir = history.DEFAULT,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the gate that was cut off: what it measured counts.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure the models, and compare with a baseline: accuracy sample by sample, speed as a ratio to FP32.
@@ -67,38 +74,31 @@ def gate_command(
     Exit code 1 when something regressed, or an accuracy limit is missed. A loss of speed is measured once more before
     it counts. Without a comparable baseline the run is recorded, for the next one to be compared with.
     """
-    if stored is not None and (model or accept or manifest_path or threads):
-        raise OptionError("--run: compares what was measured; no --model, --manifest, --threads or --accept")
+    if stored is not None and (model or accept or manifest_path or threads or resume):
+        raise OptionError("--run: compares what was measured; no --model, --manifest, --threads, --accept or --resume")
     if summary is not None and not summary.parent.is_dir():
         raise OutputError(f"{summary}: can't be written: no such directory")
-    if stored is not None:
-        run = history.load(stored)
-        found = history.baseline(history_dir, baseline, run, err.print)
-        changes = gate.compare(found.run if found else None, run)
-    else:
-        names, counts = list(dict.fromkeys(model or [])), counts_of("--threads", threads) if threads else None
-        if manifest_path is None:
-            store = Store(default_root())
-            for count in counts or []:
-                if count > cpu.cores():
-                    err.print(f"not timed: {count} threads, but only {cpu.cores()} cores")
-            subjects = [subjects_of.gated(spec, counts or [1], store) for spec in specs_of(names)]
-            command = "quant gate"
+    with ExitStack() as stack:
+        if stored is not None:
+            run = history.load(stored)
+            found = history.baseline(history_dir, baseline, run, err.print)
+            changes = gate.compare(found.run if found else None, run)
         else:
-            entries = entries_of(manifest_path, names)
-            own = [replace(entry, threads=tuple(counts)) if counts else entry for entry in entries]
-            for line in manifest_suite.skipped(own):
-                err.print(line)
-            subjects = list(map(manifest_suite.gated, own))
-            command = f"quant gate --manifest {shlex.quote(str(manifest_path))}"
-        run, found, changes = _measured(subjects, command, history_dir, baseline, at_once=manifest_path is None)
-    missed = report.misses(run.exact, run.timed, run.rows)
-    regressed = any(change.result == "REGRESSED" for change in changes)
-    passed = report.passed(run.exact, run.timed, run.rows) and not run.failures and (accept or not regressed)
-    lines = gate_report.verdict(changes, missed, found)
-    if stored is None:
-        file = history.append(history_dir, replace(run, missed=tuple(missed), passed=passed))
-        err.print(f"recorded in {file}")
+            subjects, command, decided_by = _wanted(manifest_path, list(dict.fromkeys(model or [])), threads)
+            writable_dir(history_dir)
+            watch = Watch("gate", command)
+            journal = journal_of(history_dir / ".gate.jsonl", command, subjects, decided_by, resume=resume)
+            stack.enter_context(journal)
+            run, found, changes = _measured(
+                subjects, watch, history_dir, baseline, journal, at_once=manifest_path is None
+            )
+        missed = report.misses(run.exact, run.timed, run.rows)
+        regressed = any(change.result == "REGRESSED" for change in changes)
+        passed = report.passed(run.exact, run.timed, run.rows) and not run.failures and (accept or not regressed)
+        lines = gate_report.verdict(changes, missed, found)
+        if stored is None:
+            file = history.append(history_dir, replace(run, missed=tuple(missed), passed=passed))
+            err.print(f"recorded in {file}")
     if summary is not None:
         _append(summary, gate_report.summary(passed, lines, changes, run.failures))
     if as_json:
@@ -134,23 +134,45 @@ def history_command(
         out.print(report.rich_table(shown))
 
 
+def _wanted(path: Path | None, names: Sequence[str], threads: str | None) -> tuple[list[Subject], str, list[Any]]:
+    """What is to be measured, what measures it again, and what else decides the results."""
+    counts = counts_of("--threads", threads) if threads else None
+    if path is None:
+        specs, store = specs_of(names), Store(default_root())
+        for count in counts or []:
+            if count > cpu.cores():
+                err.print(f"not timed: {count} threads, but only {cpu.cores()} cores")
+        return [subjects_of.gated(spec, counts or [1], store) for spec in specs], "quant gate", [sources_of(specs)]
+    entries = entries_of(path, names)
+    own = [replace(entry, threads=tuple(counts)) if counts else entry for entry in entries]
+    for line in manifest_suite.skipped(own):
+        err.print(line)
+    command = f"quant gate --manifest {shlex.quote(str(path))}"
+    return list(map(manifest_suite.gated, own)), command, given_by(path, own)
+
+
 def _measured(
-    subjects: Sequence[Subject], command: str, history_dir: Path, reference: str | None, *, at_once: bool
+    subjects: Sequence[Subject],
+    watch: Watch,
+    history_dir: Path,
+    reference: str | None,
+    journal: Journal,
+    *,
+    at_once: bool,
 ) -> tuple[Run, history.Baseline | None, list[gate.Change]]:
     """A new run, its baseline, and what changed; losses of speed are measured once more."""
-    writable_dir(history_dir)
     rows = [subject.row for subject in subjects]
-    watch = Watch("gate", command)
     found = history.baseline(history_dir, reference, watch.run(rows, []), err.print)
     with bar() as progress:
-        measured = measure(subjects, at_once=at_once, tell=_tell, progress=progress)
+        measuring = partial(measure, subjects, at_once=at_once, journal=journal, tell=_tell, progress=progress)
+        measured = measuring()
         run = watch.run(rows, [*measured.exact, *measured.timed], failures=measured.failed)
         changes = gate.compare(found.run if found else None, run)
         suspects = gate.suspects(changes)
         if found and suspects:
             err.print(f"measured once more: {', '.join(f'{key.model}, {key}' for key in suspects)}")
-            again = Watch("gate", command)
-            second = measure(subjects, at_once=at_once, only=partial(_is_one, suspects), tell=_tell, progress=progress)
+            again = Watch("gate", watch.command)
+            second = measuring(only=partial(_is_one, suspects))
             changes = gate.confirmed(changes, found.run, again.run(rows, second.timed))
             run = replace(run, failures=(*run.failures, *second.failed))
     return run, found, changes

@@ -18,9 +18,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from quant import cpu, custom, isolate, manifest, registry
+from quant import cpu, custom, isolate, manifest, pipeline, registry
 from quant.errors import OptionError, check_choice
 from quant.manifest import Entry
+from quant.places import digest
 from quant.readers import FORMATS
 from quant.registry import ModelSpec
 
@@ -47,6 +48,7 @@ __all__ = [
     "entries_of",
     "err",
     "executor_of",
+    "given_by",
     "ids",
     "listed",
     "out",
@@ -54,6 +56,7 @@ __all__ = [
     "precision_of",
     "print_json",
     "shapes_of",
+    "sources_of",
     "specs_of",
     "warn_below_avx512",
 ]
@@ -141,6 +144,22 @@ def entries_of(path: Path, names: Sequence[str]) -> list[Entry]:
     for name in names:
         check_choice(f"model in {path}", name, known)
     return [known[name] for name in names] or list(found.models)
+
+
+def sources_of(specs: Sequence[ModelSpec]) -> str:
+    """A digest of what decides what a row's models are: a journal is gone on with only where it is the same."""
+    return digest(pipeline.sources(*(spec.small for spec in specs)))
+
+
+def given_by(path: Path, entries: Sequence[Entry]) -> list[Any]:
+    """The same of a manifest: its content; of the models and data that it names the files, their sizes and times."""
+    places = [place for entry in entries for place in (entry.fp32, entry.quant, entry.int8, entry.data) if place]
+    return [digest([path]), [_state(place) for place in places]]
+
+
+def _state(place: Path) -> list[list[Any]]:
+    files = sorted(place.rglob("*")) if place.is_dir() else [place]
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
 
 
 def shapes_of(specs: Sequence[str]) -> dict[str, list[int]]:

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from quant import cpu, history, manifest_suite, pipeline, registry, report, zoo_report, zoo_suite
+from quant import cpu, history, manifest_suite, registry, report, zoo_report, zoo_suite
 from quant import subjects as subjects_of
-from quant.cases import Measured, Subject, measure
+from quant.cases import Measured, Subject, journal_of, measure
 from quant.cli.reporting import page
 from quant.cli.shared import (
     HistoryDir,
@@ -22,17 +22,17 @@ from quant.cli.shared import (
     bar,
     entries_of,
     err,
+    given_by,
     out,
     print_json,
+    sources_of,
     specs_of,
     warn_below_avx512,
 )
 from quant.errors import OptionError
 from quant.isolate import Progress
-from quant.journal import Journal
 from quant.manifest import Entry
-from quant.outcomes import versions
-from quant.places import digest, writable_dir, write_text
+from quant.places import writable_dir, write_text
 from quant.record import Machine, Record
 from quant.registry import ModelSpec
 from quant.rows import Row
@@ -91,8 +91,7 @@ def _judged(rows: Sequence[Row], found: Measured, fed: str = "") -> Judged:
 
 def _embedded(specs: Sequence[ModelSpec], full: bool) -> _Plan:
     subjects = [subjects_of.whole(spec, 50_000 if full else None) for spec in specs]
-    sources = digest(pipeline.sources(*(spec.small for spec in specs)))
-    return _Plan(subjects, specs, partial(_judged, specs), at_once=True, decided_by=[full, sources])
+    return _Plan(subjects, specs, partial(_judged, specs), at_once=True, decided_by=[full, sources_of(specs)])
 
 
 def _published(directory: Path, specs: Sequence[ModelSpec], full: bool, progress: Progress) -> _Plan:
@@ -111,20 +110,13 @@ def _published(directory: Path, specs: Sequence[ModelSpec], full: bool, progress
 def _own(path: Path, entries: Sequence[Entry]) -> _Plan:
     rows = [entry.row() for entry in entries]
     fed = "On the first batches of each model's own data."
-    given = [place for entry in entries for place in (entry.fp32, entry.quant, entry.int8, entry.data) if place]
     return _Plan(
         list(map(manifest_suite.whole, entries)),
         rows,
         partial(_judged, rows, fed=fed),
         skipped=list(manifest_suite.skipped(entries)),
-        decided_by=[digest([path]), [_state(place) for place in given]],
+        decided_by=given_by(path, entries),
     )
-
-
-def _state(place: Path) -> list[list[Any]]:
-    """Which files there are, how large, and when they changed."""
-    files = sorted(place.rglob("*")) if place.is_dir() else [place]
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
 
 
 @app.command()
@@ -162,14 +154,8 @@ def suite(
     writable_dir(history_dir)
     watch = Watch("suite", command)
     warn_below_avx512(None)
-    about = {
-        "command": command,
-        "models": [subject.row.name for subject in plan.subjects],
-        "versions": dict(versions()),
-        "machine": asdict(Machine.here()),
-        "decided_by": plan.decided_by,
-    }
-    with Journal(output_dir / ".suite.jsonl", about, resume=resume) as journal:
+    file = output_dir / ".suite.jsonl"
+    with journal_of(file, command, plan.subjects, plan.decided_by, resume=resume) as journal:
         with bar() as progress:
             found = measure(plan.subjects, at_once=plan.at_once, journal=journal, tell=_tell, progress=progress)
         tables, missed, passed = plan.judge(found)

@@ -10,6 +10,7 @@ import pytest
 from quant import cpu, history
 from quant.cases import Subject, Timing
 from quant.cli import gating as command
+from quant.errors import ChildError
 from quant.record import Load, Machine, Record, Run
 from quant.registry import find
 from quant.rows import Row
@@ -58,7 +59,7 @@ def test_a_missing_baseline_is_recorded(tmp_path: Path, call: Call) -> None:
         (("--run", "{tmp}/broken.json"), "broken.json: schema None, this version reads"),
         (
             ("--run", "{tmp}/a.json", "--model", "gru"),
-            "--run: compares what was measured; no --model, --manifest, --threads or --accept",
+            "--run: compares what was measured; no --model, --manifest, --threads, --accept or --resume",
         ),
         (("--run", "{tmp}/a.json", "--baseline", "nonsense"), "--baseline: 'nonsense' is no file, and no commit"),
         (("--run", "{tmp}/a.json", "--summary", "{tmp}/no/s.md"), "no/s.md: can't be written: no such directory"),
@@ -127,6 +128,55 @@ def test_a_loss_is_measured_once_more_before_it_fails(
     assert ("measured once more: resnet50, speed" in err) == (asked == 3)
     both = [found.passed for _, found in history.runs(tmp_path)]
     assert sorted(both) == sorted([True, codes[1] == 0])
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("reached", [1, 2])
+def test_a_gate_that_was_cut_off_goes_on(
+    reached: int, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it measured, and while it measured a loss once more: what was measured isn't measured again."""
+    options = ("gate", "--model", "resnet50", "--history", str(tmp_path))
+    monkeypatch.setattr(command.subjects_of, "gated", Canned(3.4))
+    assert call(*options)[0] == 0
+    canned = Canned(*[3.0, 3.0][: reached - 1])  # out of figures, it raises IndexError
+    monkeypatch.setattr(command.subjects_of, "gated", canned)
+    with pytest.raises(IndexError):
+        call(*options)
+    assert (tmp_path / ".gate.jsonl").exists() and len(list(history.runs(tmp_path))) == 1
+    left = Canned(*[3.0, 3.0][reached - 1 :])
+    monkeypatch.setattr(command.subjects_of, "gated", left)
+    code, out, _ = call(*options, "--resume")
+    assert (code, left.asked) == (1, 3 - reached)
+    assert "REGRESSED: resnet50, speed" in " ".join(out.split())
+    assert not (tmp_path / ".gate.jsonl").exists() and len(list(history.runs(tmp_path))) == 2
+    code, out, err = call(*options, "--resume")
+    assert (code, out) == (2, "") and "no run was cut off here" in err
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_model_that_crashes_while_it_is_measured_once_more_loses_nothing(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(found: Subject, canned: Canned) -> Subject:
+        def timed(*given: object) -> list[Record]:
+            if canned.asked:
+                raise ChildError("Paddle crashed on this model (SIGSEGV)", ("its last line",))
+            return found.speed(*given)  # type: ignore[arg-type]
+
+        return replace(found, speed=timed)
+
+    options = ("gate", "--model", "resnet50", "--history", str(tmp_path))
+    monkeypatch.setattr(command.subjects_of, "gated", Canned(3.4))
+    assert call(*options)[0] == 0
+    canned = Canned(3.0)
+    monkeypatch.setattr(command.subjects_of, "gated", lambda *given: crash(canned(*given), canned))
+    code, out, _ = call(*options)
+    assert code == 1
+    assert "failed: ResNet-50: could not be measured: Paddle crashed on this model (SIGSEGV)\n    its last line" in out
+    [_, (_, run)] = history.runs(tmp_path)
+    assert (run.passed, [failure.log for failure in run.failures]) == (False, [("its last line",)])
+    assert len(run.exact) == 3 and len(run.timed) == 2
 
 
 @pytest.mark.usefixtures("quiet")
