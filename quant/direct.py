@@ -10,7 +10,8 @@ A `Program` holds what doesn't depend on the sizes of the inputs, a `Plan` what 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ from quant.workspace import Constants, Step, Workspace
 __all__ = ["Plan", "Program"]
 
 Array = NDArray[Any]
+# What sizes and attributes that don't fit together come to, here and in NumPy. Paddle's executor then gets the model,
+# and refuses it in its own words.
+_NONSENSE = (ArithmeticError, LookupError, TypeError, ValueError)
 
 
 class Program:
@@ -88,6 +92,14 @@ def _followers(graph: Graph, ops: Sequence[Op]) -> dict[Op, Op]:
     return found
 
 
+@contextmanager
+def _ids_are_known() -> Iterator[None]:
+    try:
+        yield
+    except IndexError as error:
+        raise DataError(f"an id is not in the embedding table: {error}") from error
+
+
 class Plan:
     """The kernels for one set of input shapes, in order: `feed`, `run`, `outputs`.
 
@@ -105,7 +117,7 @@ class Plan:
         for work.number, op in enumerate(ops):
             try:
                 EMIT[op.type](work, op)
-            except (RefusedError, ValueError) as error:  # ValueError: NumPy's, of sizes that don't fit together
+            except (RefusedError, *_NONSENSE) as error:
                 raise UnsupportedError(f"op {op.type!r} (output {op.writes[0]!r}): {error}") from error
             self.ends[op] = len(work.calls) - 1
             work.release(op)
@@ -120,12 +132,10 @@ class Plan:
             np.copyto(self.work.inputs[name], arrays[name])
 
     def run(self) -> None:
-        try:
+        with _ids_are_known():
             for function, arguments in self.steps:
                 if function(*arguments):
                     raise ModelError("oneDNN failed to run a kernel")
-        except IndexError as error:
-            raise DataError(f"an id is not in the embedding table: {error}") from error
 
     def trace(self, seen: Callable[[str, str, Array], None]) -> None:
         """Run, with `seen(op type, variable, values)` called when a variable is written: its memory is used again.
@@ -137,8 +147,9 @@ class Plan:
             last = self.work.followers.get(op, op)
             written.setdefault(place, []).extend((last.type, name) for name in last.writes if self._readable(name))
         for place, (function, arguments) in enumerate(self.steps):
-            if function(*arguments):
-                raise ModelError("oneDNN failed to run a kernel")
+            with _ids_are_known():
+                if function(*arguments):
+                    raise ModelError("oneDNN failed to run a kernel")
             for type, name in written.get(place, ()):
                 seen(type, name, np.array(self.work.value(name), order="C"))
 

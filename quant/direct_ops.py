@@ -107,7 +107,7 @@ def _conv(work: Workspace, op: Op) -> None:
     grouped = (groups, filters[0] // groups, *filters[1:]) if groups > 1 else filters
     scales: dict[str, int] = {}
     if int8:
-        per_channel = len(op.attr("Scale_weights")) > 1
+        per_channel = _by_channel(op, filters[0])
         scales = {"src": 0, "weights": (3 if groups > 1 else 1) if per_channel else 0}
         if dtype != "float32":
             scales["dst"] = 0
@@ -131,10 +131,26 @@ def _conv(work: Workspace, op: Op) -> None:
 
     operands = {"src": source, "dst": goal, "weights": work.constants.weights(f"{name} {out}", made.weights, values)}
     if bias:
-        operands["bias"] = flat(work.constants.value(bias))
+        operands["bias"] = _vector(work, bias, filters[0])
     work.kernel(made, **operands, **_scale_memories(op, scales, "Scale_in", "Scale_weights"))
     if unsigned and dtype == "int8":  # not negative, and read as uint8 from here on
         work.values[out] = target.view(np.uint8)
+
+
+def _vector(work: Workspace, name: str, size: int) -> Memory:
+    """A constant of so many values: a kernel reads that many, whether they are there or not."""
+    value = work.constants.value(name)
+    if value.size != size:
+        raise UnsupportedError(f"{name!r} holds {value.size} values, not {size}")
+    return flat(value)
+
+
+def _by_channel(op: Op, channels: int) -> bool:
+    """Whether an op's weights have a scale a channel, or one for all."""
+    count = len(op.attr("Scale_weights"))
+    if count not in (1, channels):
+        raise UnsupportedError(f"{op.type} with {count} scales for {channels} channels")
+    return count > 1
 
 
 def _scale_memories(op: Op, scales: Mapping[str, int], source: str, weights: str) -> dict[str, Memory]:
@@ -163,7 +179,7 @@ def _fc(work: Workspace, op: Op) -> None:
         operands["post_op"] = work.memory(_rows_of(other, shape, flat_x.shape[0]))
         post = [("add", operands["post_op"].layout)]
         work.view(follower.output("Out"), out, target)
-    scales = {"src": 0, "weights": 1 if len(op.attr("Scale_weights")) > 1 else 0} if int8 else {}
+    scales = {"src": 0, "weights": 1 if _by_channel(op, columns) else 0} if int8 else {}
     if not whole:
         scales["dst"] = 0
     source, goal = work.memory(flat_x), work.memory(target.reshape(flat_x.shape[0], -1))
@@ -182,7 +198,7 @@ def _fc(work: Workspace, op: Op) -> None:
 
     operands |= {"src": source, "dst": goal, "weights": work.constants.weights(f"{name} {out}", made.weights, values)}
     if bias:
-        operands["bias"] = flat(work.constants.value(bias))
+        operands["bias"] = _vector(work, bias, columns)
     work.kernel(made, **operands, **_scale_memories(op, scales, "Scale_in", "Scale_weights"))
 
 
@@ -316,7 +332,7 @@ def _layer_norm(work: Workspace, op: Op) -> None:
     target = work.new(out, x.shape, "float32")
     source, goal = work.memory(x.reshape(-1, columns)), work.memory(target.reshape(-1, columns))
     made = primitive("layer_normalization", Attributes(), source.layout, goal.layout, op.attr("epsilon", 1e-5))
-    constants = {slot: flat(work.constants.value(op.input(name))) for slot, name in _SCALE_AND_SHIFT.items()}
+    constants = {slot: _vector(work, op.input(name), columns) for slot, name in _SCALE_AND_SHIFT.items()}
     work.kernel(made, src=source, dst=goal, **constants)
 
 
@@ -456,7 +472,7 @@ def _batch_norm(work: Workspace, op: Op) -> None:
     numbers = (op.attr("epsilon", 1e-5), follower is not None)
     made = primitive("batch_normalization", Attributes(), source.layout, goal.layout, *numbers)
     slots = {**_SCALE_AND_SHIFT, "mean": "Mean", "variance": "Variance"}
-    constants = {slot: flat(work.constants.value(op.input(name))) for slot, name in slots.items()}
+    constants = {slot: _vector(work, op.input(name), x.shape[1]) for slot, name in slots.items()}
     work.kernel(made, src=source, dst=goal, **constants)
 
 

@@ -24,7 +24,17 @@ import paddle.inference as engine
 from paddle import CPUPlace, assign
 from paddle.base.core import DenseTensor
 
-__all__ = ["BROKEN_ONEDNN", "EXECUTORS", "PRECISIONS", "Executor", "Precision", "Predictor", "Settings", "log_kernels"]
+__all__ = [
+    "BROKEN_ONEDNN",
+    "EXECUTORS",
+    "PRECISIONS",
+    "Executor",
+    "Precision",
+    "Predictor",
+    "Settings",
+    "last_line",
+    "log_kernels",
+]
 
 Arrays = Mapping[str, Column]
 Seen = Callable[[str, str, NDArray[Any]], None]  # op type, variable, values
@@ -262,7 +272,7 @@ class _Paddle:
         try:
             self._engine.native.run()
         except Exception as error:
-            raise ModelError(f"{self.directory}: Paddle can't run this model ({_last_line(error)})") from error
+            raise ModelError(f"{self.directory}: Paddle can't run this model ({last_line(error)})") from error
 
     def watch(self, seen: Callable[[str, str], None]) -> None:
         self._engine.native.register_output_hook(lambda op, variable, tensor: seen(op, variable))
@@ -321,7 +331,7 @@ class _Engine:
             # A configuration of Paddle's serves one predictor only.
             self.native: Any = engine.create_predictor(_config(directory, settings))
         except Exception as error:  # Paddle's own error types are plain Exceptions
-            raise ModelError(f"{directory}: Paddle can't load this model ({_last_line(error)})") from error
+            raise ModelError(f"{directory}: Paddle can't load this model ({last_line(error)})") from error
         self.inputs: tuple[str, ...] = tuple(self.native.get_input_names())
         self.outputs: tuple[str, ...] = tuple(self.native.get_output_names())
         self.feeds = {name: self.native.get_input_handle(name) for name in self.inputs}
@@ -346,7 +356,7 @@ def log_kernels(on: bool) -> None:
     library().dnnl_set_verbose(1 if on else 0)
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
     """The line of Paddle's many that says what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if re.match(r"(\w+Error: )?\(\w+\) ", line)]

@@ -43,10 +43,19 @@ _TYPES: Mapping[int, tuple[set[int], str]] = {
 
 # Attributes of oneDNN's INT8 ops, which Paddle keeps beside its descriptions.
 _INT8_ATTRIBUTES: Mapping[str, int] = {
-    **dict.fromkeys(("Scale_in", "Scale_out", "Scale_in_eltwise", "Scale_x", "Scale_y"), proto.FLOAT),
+    **dict.fromkeys(("Scale", "Scale_in", "Scale_out", "Scale_in_eltwise", "Scale_x", "Scale_y"), proto.FLOAT),
     **dict.fromkeys(("Scale_data", "Shift_data", "fuse_alpha", "fuse_beta", "weight_levels"), proto.FLOAT),
     **dict.fromkeys(("Scale_weights", "weight_thresholds"), proto.FLOATS),
     **dict.fromkeys(("mkldnn_data_type", "fuse_activation"), proto.STRING),
+}
+
+
+# Attributes that Paddle's descriptions leave to its kernels, and without which these ops have no meaning.
+_NEEDED: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("quantize", "dequantize"), ("Scale",)),
+    **dict.fromkeys(("transpose2", "fused_transpose"), ("axis",)),
+    "cast": ("in_dtype", "out_dtype"),
+    "pool2d": ("pooling_type", "ksize"),
 }
 
 
@@ -83,7 +92,11 @@ def fault_of(
 ) -> str:
     """What is wrong with an op, in words; "" when nothing is. `attrs`: name -> (AttrType, value)."""
     described = _described().get(type)
-    return next(_faults(described, inputs, outputs, attrs), "") if described else ""
+    if described is None:
+        return ""
+    if lacking := [name for name in _NEEDED.get(type, ()) if name not in attrs]:
+        return f"its attribute {lacking[0]!r} is missing"
+    return next(_faults(described, inputs, outputs, attrs), "")
 
 
 def _faults(
@@ -128,6 +141,6 @@ def _finite(value: Any) -> bool:
 
 # Attribute -> whether a value makes sense in any op that has it.
 _SENSIBLE: Mapping[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("Scale_in", "Scale_out", "Scale_in_eltwise", "Scale_x", "Scale_y"), _finite),
+    **dict.fromkeys(("Scale", "Scale_in", "Scale_out", "Scale_in_eltwise", "Scale_x", "Scale_y"), _finite),
     **dict.fromkeys(("Scale_data", "Shift_data", "Scale_weights", "weight_thresholds"), _finite),
 }

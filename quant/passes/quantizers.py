@@ -106,6 +106,8 @@ class _Lift:
     def fake_quant(self, op: Op, source: str, target: str, threshold: float, levels: int) -> None:
         if not np.isfinite(threshold) or threshold <= 0:
             raise ConversionError(f"op {op.type!r} (output {target!r}): its scale is {threshold}: not calibrated?")
+        if levels < 1:
+            raise ConversionError(f"op {op.type!r} (output {target!r}) has {levels} levels")
         self.ops.append(
             Op.make("fake_quant", {"X": source}, {"Out": target}, threshold=float(threshold), levels=levels)
         )
@@ -116,8 +118,19 @@ class _Lift:
         else:
             self.names[target] = source
 
-    def weight(self, source: str, target: str, thresholds: NDArray[np.float64], levels: int, axis: int) -> None:
+    def weight(self, op: Op, source: str, target: str, thresholds: NDArray[np.float64], levels: int, axis: int) -> None:
         """Integer-valued parameter `source` becomes the float parameter `target`."""
+        shape = self.graph.params[source].shape
+        where = f"op {op.type!r} (output {op.writes[0]!r})"
+        if not np.isfinite(thresholds).all() or (thresholds < 0).any():
+            wrong = thresholds[~(np.isfinite(thresholds) & (thresholds >= 0))][0]
+            raise ConversionError(f"{where}: the scale of weight {source!r} is {wrong}: not calibrated?")
+        if thresholds.size != 1 and (axis >= len(shape) or thresholds.size != shape[axis]):
+            raise ConversionError(
+                f"{where}: weight {source!r} of shape {list(shape)} has {thresholds.size} scales along axis {axis}"
+            )
+        if levels < 1:
+            raise ConversionError(f"{where}: weight {source!r} has {levels} levels")
         self.params[target] = dequantise(self.graph.params[source], thresholds, levels, axis)
         self.grids[target] = {"weight_thresholds": [float(t) for t in thresholds], "weight_levels": levels}
 
@@ -144,7 +157,7 @@ class _Lift:
         levels, source, target = op.attr("qmax", SIGNED), op.input("X"), op.output("Y")
         scale = self.constant(op, "Scale")
         if source in self.graph.params:
-            self.weight(source, target, scale, levels, max(op.attr("quant_axis", 0), 0))
+            self.weight(op, source, target, scale, levels, max(op.attr("quant_axis", 0), 0))
         elif source in self.quantised_linear and scale.size == 1:
             self.fake_quant(op, self.quantised_linear[source].input("X"), target, float(scale[0]), levels)
         else:
@@ -161,7 +174,7 @@ class _Lift:
             thresholds = self.graph.params[op.inputs["Scales"][0]].astype(np.float64).reshape(-1)
         target = f"{name}.dequantized"
         if target not in self.params:
-            self.weight(name, target, thresholds, levels_of((op.attr("quant_bits") or [8])[0]), axis)
+            self.weight(op, name, target, thresholds, levels_of((op.attr("quant_bits") or [8])[0]), axis)
         self.ops = [o.rewired({name: target}) if o.writes == behind.writes else o for o in self.ops]
         self.pass_through(op.input("X"), op.output("Out"))
 

@@ -12,12 +12,13 @@ import pytest
 from quant.calibrate import calibrate
 from quant.chains import is_move, numbered
 from quant.convert import convert
-from quant.errors import ConversionError, DataError, OptionError
+from quant.errors import ConversionError, DataError, ModelError, OptionError
 from quant.graph import Graph, run_passes, save_dir
 from quant.metrics import sqnr
-from quant.observers import ALGORITHMS
+from quant.observers import ALGORITHMS, Choice
 from quant.passes import CALIBRATE, PLACE, lift_quantizers, lower_quantizers
 from quant.predictor import Settings
+from quant.rounding import plan_of, roundable, simulate
 from tests.nets import NATIVE, NETS, Net, data, pyramid_net, residual_net, run
 
 INT8_OPS = ("fused_conv2d", "fc")
@@ -274,3 +275,37 @@ def test_calibration_streams() -> None:
 
     for algo in ("avg", "mse"):
         calibrate(graph, stream(), algo=algo)
+
+
+# --- what can't be rounded
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_told(value: float) -> None:
+    net = Net()
+    weight = net.conv("x", 8)
+    graph = net.graph(weight)
+    name = graph.ops[0].input("Filter")
+    graph.params[name][0, 0, 0, 0] = value
+    chains = roundable(graph, (), (), 127)
+    plan = plan_of(graph, chains)
+    chosen = {group: Choice("abs_max", 1.0) for group in plan.levels}
+    with pytest.raises(ModelError, match=f"parameter '{name}' holds NaN or Inf"):
+        simulate(graph, chains, plan, chosen, 127)
+
+
+@pytest.mark.parametrize(
+    ("scale", "told"),
+    [
+        (np.full(8, np.nan), "the scale of weight '.*' is nan: not calibrated"),
+        (np.full(8, -1.0), "the scale of weight '.*' is -1.0: not calibrated"),
+        (np.zeros(0), r"weight '.*' of shape \[8, 8, 1, 1\] has 0 scales along axis 0"),
+        (np.ones(5), r"weight '.*' of shape \[8, 8, 1, 1\] has 5 scales along axis 0"),
+    ],
+)
+def test_scales_of_weights_that_make_no_sense_are_told(scale: np.ndarray, told: str) -> None:
+    net = Net()
+    graph = lower_quantizers(calibrate(net.graph(net.conv("x", 8)), net.batches(1), algo="abs_max"))
+    [name] = [op.input("Scale") for op in graph.ops if op.type == "dequantize_linear" and op.input("X") in graph.params]
+    with pytest.raises(ConversionError, match=told):
+        lift_quantizers(replace(graph, params={**graph.params, name: scale.astype(np.float32)}))

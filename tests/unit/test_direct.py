@@ -239,3 +239,31 @@ def test_what_can_be_looked_at_in_another_shape(order: tuple[int, ...], shape: t
     except AttributeError:
         expected = False
     assert all(_viewable(array, shape) == expected for _ in range(50))
+
+
+def test_a_kernel_reads_no_constant_beyond_its_end() -> None:
+    """A bias or scales for other channels than there are: oneDNN would read on behind them."""
+    net = Net()
+    simulated = calibrate(net.graph(net.act(net.bias(net.conv("x", 8, 3)))), net.batches(1), algo="abs_max")
+    graph, _ = convert(simulated)
+    [conv] = [op for op in graph.ops if op.type == "fused_conv2d"]
+
+    def refused(changed: Graph, told: str) -> None:
+        with pytest.raises(UnsupportedError, match=told):
+            Program(changed).plan({"x": np.zeros((1, 8, 8, 8), np.float32)})
+
+    scaled = conv.with_attrs(Scale_weights=conv.attr("Scale_weights")[:3])
+    refused(replace(graph, ops=tuple(scaled if op is conv else op for op in graph.ops)), "3 scales for 8 channels")
+    bias = conv.input("Bias")
+    short = {**graph.params, bias: graph.params[bias][:3]}
+    refused(replace(graph, params=short), f"'{bias}' holds 3 values, not 8")
+
+
+def test_attributes_that_make_no_sense_are_paddles_to_refuse() -> None:
+    net = Net()
+    graph = net.graph(net.pool(net.act("x")))
+    pool = graph.ops[-1]
+    for changed in (pool.with_attrs(strides=[0, 0]), pool.with_attrs(ksize=[2]), replace(pool, attrs={})):
+        program = Program(replace(graph, ops=(*graph.ops[:-1], changed)))
+        with pytest.raises(UnsupportedError, match="op 'pool2d'"):
+            program.plan({"x": np.zeros((1, 8, 8, 8), np.float32)})
