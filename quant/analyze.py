@@ -122,11 +122,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Of one INT8 model over some samples. `ops`: in the order of execution; `unseen`: (variable, op type) of what is
-    written and read inside one kernel; `as_read_db`: the simulation's outputs as converting reads it, to those as it
-    is given."""
+    """Of one INT8 model over some samples, called `title`. `ops`: in the order of execution; `unseen`: (variable, op
+    type) of what is written and read inside one kernel; `as_read_db`: the simulation's outputs as converting reads it,
+    to those as it is given."""
 
     model: Path
+    title: str
     executor: str
     isa: str
     threads: int
@@ -136,10 +137,11 @@ class Analysis:
     ops: tuple[OpError, ...]
 
     @staticmethod
-    def from_job(found: Mapping[str, Any], model: Path, isa: str, threads: int) -> "Analysis":
+    def from_job(found: Mapping[str, Any], model: Path, isa: str, threads: int, title: str = "") -> "Analysis":
         """From what quant.analyze_jobs.analyze_model gives."""
         return Analysis(
             model=model,
+            title=title or str(model),
             executor=found["executor"],
             isa=isa,
             threads=threads,
@@ -284,7 +286,10 @@ _RULES: tuple[tuple[str, Callable[[OpError], str]], ...] = (
 
 @dataclass(frozen=True)
 class Subject:
-    """An INT8 model, what it was made of (`quant`: its simulation, None if there is none), and data to run it on."""
+    """An INT8 model, what it was made of (`quant`: its simulation, None if there is none), and data to run it on.
+
+    `title`: what it is called where its path says little.
+    """
 
     model: Path
     fp32: Path
@@ -292,6 +297,7 @@ class Subject:
     data: Path
     format: str | None = None
     labels: Path | None = None
+    title: str = ""
 
 
 def subject_of(name: str, samples: int, isa: str | None = None, progress: isolate.Progress | None = None) -> Subject:
@@ -305,7 +311,8 @@ def subject_of(name: str, samples: int, isa: str | None = None, progress: isolat
     models = small_of(spec, progress)
     suffix = "" if weight_levels(isa) == SIGNED else "-7bit"
     data = data_of(spec, (spec.test[0], min(samples, spec.most)), progress)
-    return Subject(models / f"int8{suffix}", models / "fp32", models / f"quant{suffix}", data, spec.format)
+    int8, simulation = models / f"int8{suffix}", models / f"quant{suffix}"
+    return Subject(int8, models / "fp32", simulation, data, spec.format, title=spec.title)
 
 
 def analyze(
@@ -335,4 +342,4 @@ def analyze(
         "local": local,
     }
     found = isolate.call("quant.analyze_jobs:analyze_model", arguments, isa=isa, threads=threads, progress=progress)
-    return Analysis.from_job(found, subject.model, cpu.tier_of(isa).name, threads)
+    return Analysis.from_job(found, subject.model, cpu.tier_of(isa).name, threads, subject.title)

@@ -1,27 +1,46 @@
-"""An analysis -> tables, a chart, JSON. Never runs a model."""
+"""An analysis -> tables, a chart, a part of a page, JSON and back. Never runs a model."""
 
-from collections.abc import Iterable
-from dataclasses import asdict
-from importlib.resources import files
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from quant import charts
 from quant.analyze import Analysis, OpError
+from quant.gaps import MOST_DB
 from quant.report import Table
+from quant.sheets import Cell, Column, Drawing, Line, Section, Sheet, as_table, counted, figure
 
-__all__ = ["as_json", "chart", "standalone", "tables"]
+__all__ = ["as_json", "chart", "from_json", "section", "tables"]
 
+SCHEMA = 1
 _WORST = 20
+_LEAST_DB = -1000.0  # float32 holds no greater difference
 _SERIES = (
-    ("own error: simulation on the same inputs", "local_db", "D", charts.MUTED, ""),
+    ("own error, on the same inputs", "local_db", "D", charts.MUTED, ""),
     ("to the simulation", "quant_db", "s", charts.INK, (0, (5, 2))),
     ("to FP32", "fp32_db", "o", charts.ACCENT, "-"),
+)
+_WHOSE = {"engine": "the engine", "calibration": "calibration", "range": "the range of integers"}
+_FINDINGS_NOTE = (
+    "engine: the executed op doesn't do what the simulation does. calibration: the simulation's rounding doesn't "
+    "fit the values. range: integers that are never used."
+)
+_OPS_NOTE = (
+    "SQNR, 150 is no difference. Own error: executed op against the simulation on the same inputs; of recurrent "
+    "layers with the rounding of their state. Rounding: what rounding this op alone costs. To sim., to FP32: with "
+    "the errors of all ops before. Drop: below the worst input."
 )
 
 
 def tables(analysis: Analysis, *, each: bool = False) -> tuple[Table, ...]:
     """Findings; the twenty worst ops (with `each`, all in the order of execution); what can't be seen."""
-    found = [_findings(analysis), _ops(analysis, each)]
+    order = "In the order of execution." if each else "Worst: faults of the engine, then by the noise that ops add."
+    found = [as_table(_findings(analysis), _FINDINGS_NOTE), as_table(_ops(analysis, each), f"{_OPS_NOTE} {order}")]
     if analysis.unseen:
         rows = tuple((variable, type) for variable, type in analysis.unseen)
         note = "Written and read inside one kernel; what that puts out is compared as a whole."
@@ -29,67 +48,94 @@ def tables(analysis: Analysis, *, each: bool = False) -> tuple[Table, ...]:
     return tuple(found)
 
 
-def _findings(analysis: Analysis) -> Table:
-    rows = tuple((finding.kind, finding.output or "-", finding.text) for finding in analysis.findings)
-    note = (
-        "engine: the executed op doesn't do what the simulation does. calibration: the simulation's rounding doesn't "
-        "fit the values. range: integers that are never used."
+def section(analysis: Analysis) -> Section:
+    """The same for a page: in words, findings, the worst ops, SQNR over the ops."""
+    ops = _ops(analysis, each=False)
+    titles = [column.title for column in ops.columns]
+    findings = _findings(analysis).only("Findings, worst first", ("Output", "Kind", "What"), lambda line: True)
+    return Section(
+        topic="Why accuracy drops",
+        model=analysis.title,
+        sentences=tuple(_sentences(analysis)),
+        drawings=(Drawing("SQNR over the ops", partial(chart, analysis)),) if analysis.ops else (),
+        sheets=(
+            *([(findings, _FINDINGS_NOTE)] if analysis.findings else []),
+            (ops.only(ops.caption, [titles[1], titles[0], *titles[2:]], lambda line: True), _OPS_NOTE),
+        ),
     )
-    return Table("Findings, worst first", ("Kind", "Output", "What"), rows or (("-", "-", "nothing was found"),), note)
 
 
-def _ops(analysis: Analysis, each: bool) -> Table:
+def _sentences(analysis: Analysis) -> Iterator[str]:
+    yield (
+        f"Each op of the INT8 model {analysis.model} as it was executed ({analysis.isa}, executor {analysis.executor}, "
+        f"{counted(analysis.threads, 'thread')}), on {counted(analysis.samples, 'sample')}: against the simulation, "
+        "where there is one, and against the FP32 model."
+    )
+    kinds = Counter(finding.kind for finding in analysis.findings)
+    told = [f"{count} of {_WHOSE[kind]}" for kind, count in kinds.items()]
+    found = f"{counted(len(analysis.findings), 'finding')}: {', '.join(told)}." if told else "Nothing was found."
+    judged = any(op.local_db is not None for op in analysis.ops)
+    sound = " The engine does what the simulation says." if judged and not kinds["engine"] else ""
+    yield f"{found}{sound}{_worst(analysis)}"
+    if analysis.unseen:
+        one = len(analysis.unseen) == 1
+        yield (
+            f"{counted(len(analysis.unseen), 'tensor')} {'is' if one else 'are'} written and read inside one kernel, "
+            f"and can't be seen: what that kernel puts out is compared as a whole."
+        )
+
+
+def _findings(analysis: Analysis) -> Sheet:
+    found = [(finding.kind, finding.output or "-", finding.text) for finding in analysis.findings]
+    lines = tuple(Line(tuple(map(Cell, texts))) for texts in found or [("-", "-", "nothing was found")])
+    return Sheet("Findings, worst first", (Column("Kind"), Column("Output"), Column("What")), lines)
+
+
+_COLUMNS = (
+    Column("No.", True), Column("Output"), Column("Executed op"), Column("Stored"), Column("Of the FP32 model"),
+    Column("Own error dB", True), Column("Rounding dB", True), Column("To sim. dB", True), Column("To FP32 dB", True),
+    Column("Drop dB", True), Column("FP32 range"), Column("Threshold", True), Column("Beyond", True),
+    Column("At ends", True),
+)  # fmt: skip
+
+
+def _ops(analysis: Analysis, each: bool) -> Sheet:
     chosen = analysis.ops if each else analysis.ranked[:_WORST]
     place = {op.variable: number for number, op in enumerate(analysis.ops, 1)}
-    rows = tuple((str(place[op.variable]), *_row(analysis, op)) for op in chosen)
-    columns = (
-        *("", "Output", "Executed op", "Stored", "Of the FP32 model", "Own error dB", "Rounding dB", "To sim. dB"),
-        *("To FP32 dB", "Drop dB", "FP32 range", "Threshold", "Beyond", "At ends"),
-    )
+    lines = tuple(Line((figure(place[op.variable], 0), *_cells(analysis, op))) for op in chosen)
     title = (
         f"{analysis.model} {analysis.isa}, executor {analysis.executor}, threads {analysis.threads}, "
         f"{analysis.samples} samples, {len(chosen)} of {len(analysis.ops)} ops"
     )
-    note = (
-        "SQNR, 150 is no difference. Own error: executed op against the simulation on the same inputs; of recurrent "
-        "layers with the rounding of their state. Rounding: what rounding this op alone costs. To sim., to FP32: with "
-        "the errors of all ops before. Drop: below the worst input. "
-        + ("In the order of execution." if each else "Worst: faults of the engine, then by the noise that ops add.")
-    )
-    return Table(title, columns, rows, note)
+    return Sheet(title, _COLUMNS, lines)
 
 
-def _row(analysis: Analysis, op: OpError) -> tuple[str, ...]:
+def _cells(analysis: Analysis, op: OpError) -> tuple[Cell, ...]:
     shown = {"": "-", "float32": "f32", "int8": "s8", "uint8": "u8 - 128" if op.shift else "u8"}
     seen = "-" if op.low is None or op.high is None else f"{op.low:.3g} .. {op.high:.3g}"
     return (
-        op.output,
-        op.type,
-        shown.get(op.stored, op.stored),
-        " + ".join(source.removeprefix("elementwise_") for source in op.sources) or "-",
-        _db(op.local_db) if op.local_db is not None else op.unmeasured,
-        *map(_db, (op.local_fp32_db, op.quant_db, op.fp32_db)),
-        _db(analysis.drop_db(op)),
-        seen,
-        "-" if op.grid is None else f"{op.grid[0]:.3g}/{op.grid[1]}",
-        _share(op.saturated),
-        _share(op.ends),
+        Cell(op.output),
+        Cell(op.type),
+        Cell(shown.get(op.stored, op.stored)),
+        Cell(" + ".join(source.removeprefix("elementwise_") for source in op.sources) or "-"),
+        figure(op.local_db, 1) if op.local_db is not None else Cell(op.unmeasured),
+        *(figure(db, 1) for db in (op.local_fp32_db, op.quant_db, op.fp32_db, analysis.drop_db(op))),
+        Cell(seen),
+        Cell("-") if op.grid is None else Cell(f"{op.grid[0]:.3g}/{op.grid[1]}", op.grid[0]),
+        *(Cell("-") if share is None else Cell(f"{100 * share:.2f}%", share) for share in (op.saturated, op.ends)),
     )
 
 
-def _db(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}%"
+# --- JSON
 
 
 def as_json(analysis: Analysis) -> dict[str, Any]:
     """All of it as one object, ops from the worst; `place` is an op's number in the order of execution."""
     place = {op.variable: number for number, op in enumerate(analysis.ops, 1)}
     return {
+        "schema": SCHEMA,
         "model": str(analysis.model),
+        "title": analysis.title,
         "executor": analysis.executor,
         "isa": analysis.isa,
         "threads": analysis.threads,
@@ -102,6 +148,62 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
         ],
         "unseen": [{"variable": variable, "type": type} for variable, type in analysis.unseen],
     }
+
+
+@dataclass(frozen=True)
+class _PlacedOpError(OpError):
+    place: int
+
+
+@dataclass(frozen=True)
+class _Unseen:
+    variable: str
+    type: str
+
+
+class _File(BaseModel):
+    """What of `as_json` the rest follows from."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    number: Literal[1] = Field(alias="schema")
+    model: str
+    title: str
+    executor: str
+    isa: str
+    threads: int
+    samples: int
+    as_read_db: float | None
+    ops: tuple[_PlacedOpError, ...]
+    unseen: tuple[_Unseen, ...]
+
+
+def from_json(text: str | bytes) -> Analysis:
+    """The inverse of `as_json`. Raises ValueError (pydantic's own where a key is missing or of another type)."""
+    found = _File.model_validate_json(text)
+    placed = sorted(found.ops, key=lambda op: op.place)
+    if len({op.variable for op in placed}) < len(placed):
+        raise ValueError("ops: two of them write the same variable")
+    for op in placed:
+        known = (db for db in (op.local_db, op.local_fp32_db, op.quant_db, op.fp32_db) if db is not None)
+        if not all(_LEAST_DB <= db <= MOST_DB for db in known):
+            raise ValueError(f"ops: SQNR must be from {_LEAST_DB:.0f} to {MOST_DB:.0f} dB")
+    analysis = Analysis(
+        model=Path(found.model),
+        title=found.title,
+        executor=found.executor,
+        isa=found.isa,
+        threads=found.threads,
+        samples=found.samples,
+        as_read_db=found.as_read_db,
+        unseen=tuple((entry.variable, entry.type) for entry in found.unseen),
+        ops=tuple(OpError(**{column.name: getattr(op, column.name) for column in fields(OpError)}) for op in placed),
+    )
+    try:
+        _ = analysis.findings, analysis.ranked
+    except (ArithmeticError, IndexError) as error:
+        raise ValueError(f"ops: figures that no analysis has ({error})") from error
+    return analysis
 
 
 # --- chart
@@ -126,7 +228,7 @@ def chart(analysis: Analysis, name: str = "analysis") -> str:
         axes.grid(axis="y", color=charts.LINE, lw=0.6)
         axes.set_ylabel("SQNR, dB")
         axes.set_xlabel("op, in the order of execution")
-        drawn.legend(loc="outside upper left", frameon=False, ncols=2, fontsize="small")
+        drawn.legend(loc="outside upper left", frameon=False, ncols=2, columnspacing=1)
         return charts.svg(drawn, name, _message(analysis))
 
 
@@ -136,18 +238,13 @@ def _columns(points: Iterable[tuple[int, float]]) -> tuple[list[int], list[float
 
 
 def _message(analysis: Analysis) -> str:
-    worst = analysis.ranked[0] if analysis.ranked else None
-    if worst is None:
-        return "No op could be compared."
+    return f"SQNR of {counted(len(analysis.ops), 'op')} in the order of execution.{_worst(analysis)}"
+
+
+def _worst(analysis: Analysis) -> str:
+    """A sentence about the op that comes first, behind others."""
+    if not analysis.ranked:
+        return " No op could be compared."
+    worst = analysis.ranked[0]
     kind = "doesn't do what the simulation does" if worst.faulty else "adds the most noise"
-    return f"SQNR of {len(analysis.ops)} ops in the order of execution; {worst.output} {kind}."
-
-
-def standalone(drawing: str) -> str:
-    """The text of an .svg file: a drawing of `chart` with the page's colours, light or dark as the viewer is."""
-    style = files("quant").joinpath("templates/report.css").read_text()
-    colours = style[: style.index("* {")]  # the variables alone
-    rules = f"{colours} svg {{ background: var(--panel); font-family: sans-serif; }}"
-    return drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(
-        "<title", f"<style>{rules}</style><title", 1
-    )
+    return f" Worst: {worst.output} {kind}."

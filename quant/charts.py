@@ -1,4 +1,4 @@
-"""Charts as SVG for HTML pages, drawn by matplotlib. Never runs a model.
+"""Charts as SVG for HTML pages, and as files, drawn by matplotlib. Never runs a model.
 
 A chart is drawn in sentinel colours that become the page's CSS variables, so that one drawing serves light and dark.
 Its text is text, in the page's font. It says in words what it shows (`message`), for those who don't see it; marks
@@ -11,7 +11,8 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # loaded where it draws: it takes half a second, which no oth
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Bar", "Trend", "bars", "figure", "plain", "styled", "svg", "trends"]
+__all__ = ["Bar", "Spot", "Trend", "bars", "figure", "plain", "spots", "standalone", "styled", "svg", "trends"]
 
 # Sentinel colour -> what stands for it in the page's CSS.
 _THEME = {
@@ -132,6 +133,16 @@ def _themed(style: str) -> str:
     for sentinel, variable in _THEME.items():
         style = style.replace(sentinel, variable)
     return style
+
+
+def standalone(drawing: str) -> str:
+    """The text of an .svg file: what `svg` gives, with the page's colours, light or dark as the viewer is."""
+    style = files("quant").joinpath("templates/report.css").read_text()
+    colours = style[: style.index("* {")]  # the variables alone
+    rules = f"{colours} svg {{ background: var(--panel); font-family: sans-serif; }}"
+    return drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(
+        "<title", f"<style>{rules}</style><title", 1
+    )
 
 
 # --- bars
@@ -255,3 +266,67 @@ def trends(found: Sequence[Trend], moments: Sequence[str], name: str, message: s
         labels = [plain(trend.label, 42) for trend in found]
         drawn.legend(axes.lines, labels, loc="outside upper left", frameon=False, fontsize=_SIZE, handlelength=3.2)
         return svg(drawn, name, message)
+
+
+# --- points in the plane
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A figure over another, each with its interval (estimate, low, high), and what it stands out by."""
+
+    label: str
+    x: tuple[float, float, float]
+    y: tuple[float, float, float]
+    kind: Literal["chosen", "pareto", "other"]
+
+
+# Kind -> what it is called, marker, its size, edge and filling.
+_KINDS = {
+    "chosen": ("chosen", "*", 14, ACCENT, ACCENT),
+    "pareto": ("Pareto: none is better in both", "D", 6.5, ACCENT, ACCENT_SOFT),
+    "other": ("others", "o", 6.5, INK, PANEL),
+}
+
+
+def spots(found: Sequence[Spot], name: str, message: str, *, limit: float, axes: tuple[str, str]) -> str:
+    """Points with their intervals, and a line at the largest y that is accepted; `axes`: what x and y are.
+
+    What isn't finite has no point.
+    """
+    found = [spot for spot in found if np.isfinite([*spot.x, *spot.y]).all()]
+    with styled():
+        drawn, panel = figure(3.5)
+        for kind, (label, marker, size, edge, filling) in _KINDS.items():
+            x, y = (np.array([getattr(s, axis) for s in found if s.kind == kind]).reshape(-1, 3) for axis in "xy")
+            if len(x):
+                panel.errorbar(
+                    x[:, 0], y[:, 0], _reach(y), _reach(x), fmt="none", color=MUTED, elinewidth=1, capsize=2, zorder=2
+                )
+                panel.plot(x[:, 0], y[:, 0], marker, ms=size, mec=edge, mfc=filling, label=label, zorder=3)
+        panel.axhline(limit, color=BAD, lw=1.4, ls=(0, (4, 3)), label="limit", zorder=1)
+        for spot, side in _sides(found):
+            panel.annotate(
+                plain(spot.label, 12), (spot.x[0], spot.y[0]), (9 * side, 4), textcoords="offset points",
+                ha="left" if side > 0 else "right", color=INK, weight="bold" if spot.kind == "chosen" else "normal",
+                bbox={"boxstyle": "square,pad=0.1", "fc": PANEL, "ec": "none"},
+            )  # fmt: skip
+        panel.margins(0.12)
+        panel.ticklabel_format(useOffset=False)
+        panel.grid(color=LINE, lw=0.6)
+        panel.set_axisbelow(True)
+        panel.set_xlabel(axes[0])
+        panel.set_ylabel(axes[1])
+        drawn.legend(loc="outside upper left", frameon=False, ncols=2)
+        return svg(drawn, name, message)
+
+
+def _reach(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far intervals go to both sides of their estimates, [2, N]."""
+    return np.maximum([values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]], 0)
+
+
+def _sides(found: Sequence[Spot]) -> Iterable[tuple[Spot, int]]:
+    """On which side of a point its label stands, right (1) or left (-1): neighbours take turns."""
+    for place, spot in enumerate(sorted(found, key=lambda spot: (spot.y[0], spot.x[0]))):
+        yield spot, 1 - 2 * (place % 2)

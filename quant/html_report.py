@@ -17,13 +17,13 @@ from markupsafe import Markup
 from quant import charts
 from quant.html_values import page_of
 from quant.record import Run
-from quant.sheets import Chart
+from quant.sheets import Chart, Drawing, Section
 
 __all__ = ["render"]
 
 
-def render(run: Run, history: Sequence[Run] = ()) -> str:
-    """The page of a run, with lines over earlier ones, in any order. The same runs, the same text.
+def render(run: Run, history: Sequence[Run] = (), sections: Sequence[Section] = ()) -> str:
+    """The page of a run, with lines over earlier ones, in any order, and sections. The same runs, the same text.
 
     Raises ValueError for records that don't belong together.
     """
@@ -34,9 +34,11 @@ def render(run: Run, history: Sequence[Run] = ()) -> str:
     script = loader.get_source(environment, "report.js")[0]
     numbers = count(1)
 
-    def draw(chart: Chart) -> Markup:
+    def draw(chart: Chart | Drawing) -> Markup:
         name = f"chart{next(numbers)}"
-        if chart.trends:
+        if isinstance(chart, Drawing):
+            drawn = chart.draw(name)
+        elif chart.trends:
             drawn = charts.trends(chart.trends, chart.moments, name, chart.message, axis=chart.axis)
         else:
             drawn = charts.bars(chart.bars, name, chart.message, axis=chart.axis, base=chart.base)
@@ -44,15 +46,16 @@ def render(run: Run, history: Sequence[Run] = ()) -> str:
 
     page = environment.get_template("report.html").render(
         page=page_of(run, history),
+        sections=sections,
         draw=draw,
-        sortable=_sortable,
+        plain_number=_plain_number,
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     return page.encode("utf-8", "replace").decode("utf-8")  # names from JSON may hold halves of characters
 
 
-def _sortable(value: float | None) -> str:
+def _plain_number(value: float | None) -> str:
     """A number as JavaScript reads it; "" for none."""
     if value is None or math.isnan(value):
         return ""

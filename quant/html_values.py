@@ -12,7 +12,7 @@ from quant.charts import Bar
 from quant.cpu import TIERS
 from quant.html_history import case_words, commit_of, comparable, history_of
 from quant.ratios import Pair, pairs
-from quant.record import Anatomy, Run
+from quant.record import Anatomy, Failure, Run
 from quant.report import Comparison, comparisons, skipped_tiers
 from quant.sheets import (
     Cell,
@@ -69,6 +69,7 @@ class Part:
 class Page:
     about: str  # when, where, of what
     headline: Headline
+    failures: tuple[Failure, ...]
     drops: tuple[Chart, ...]
     accuracy: Sheet | None
     ratios: tuple[Chart, ...]
@@ -94,6 +95,7 @@ def page_of(run: Run, history: Sequence[Run] = ()) -> Page:
     return Page(
         about=" · ".join(filter(None, (*about, f"commit {commit_of(run)}" if run.commit else ""))),
         headline=_headline(run, names, exact, timed),
+        failures=run.failures,
         drops=tuple(_drops(isa, some) for isa, some in _grouped(exact, lambda c: c.int8.isa)),
         accuracy=accuracy if exact else None,
         ratios=tuple(
@@ -304,7 +306,9 @@ def _ratios(isa: str, threads: int, found: Sequence[Pair]) -> Chart:
 
 def _headline(run: Run, names: Sequence[str], exact: Sequence[Comparison], timed: Sequence[Pair]) -> Headline:
     missed = len(run.missed)
-    if not names:
+    if not names and run.failures:
+        sentence = "No model could be measured."
+    elif not names:
         sentence = "Nothing was measured."
     elif run.passed and missed:
         are = "figure is" if missed == 1 else "figures are"
@@ -313,6 +317,8 @@ def _headline(run: Run, names: Sequence[str], exact: Sequence[Comparison], timed
         sentence = "All limits hold, and all figures reach what is due."
     elif missed:
         sentence = "A limit was missed:" if missed == 1 else f"{missed} limits or figures were missed:"
+    elif run.failures:
+        sentence = f"{counted(len(run.failures), 'model')} could not be measured; the others keep all limits."
     else:
         sentence = "The run failed; it doesn't tell by what."
     known = run.machine.tier in {tier.name for tier in TIERS}
@@ -324,7 +330,8 @@ def _facts(
     run: Run, names: Sequence[str], exact: Sequence[Comparison], timed: Sequence[Pair]
 ) -> Iterable[tuple[str, str, str]]:
     """What to know at first sight: what it is, the figure, more about it."""
-    yield "Models", str(len(names)), f"{len(exact)} scores, {len(timed)} ratios"
+    lost = f"; {len(run.failures)} could not be measured" if run.failures else ""
+    yield "Models", str(len(names)), f"{len(exact)} scores, {len(timed)} ratios{lost}"
     if exact:
         worst = max(exact, key=lambda c: (not math.isnan(c.drop.drop), c.drop.drop))
         where = f"points, {worst.row.title} {worst.metric} on {worst.int8.isa}"

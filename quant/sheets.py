@@ -6,14 +6,18 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from quant.charts import Bar, Trend
+from quant.report import Table
 
 __all__ = [
     "Cell",
     "Chart",
     "Column",
+    "Drawing",
     "Line",
+    "Section",
     "Sheet",
     "Status",
+    "as_table",
     "counted",
     "figure",
     "heads",
@@ -74,6 +78,31 @@ class Chart:
     base: float | None = None
     trends: tuple[Trend, ...] = ()
     moments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A chart that draws itself: `draw(name)` is an <svg> element; `name` is unique in the page."""
+
+    title: str
+    draw: Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page of its own, about one model; `sheets`: tables, each with what is to be known of its columns."""
+
+    topic: str
+    model: str
+    sentences: tuple[str, ...]
+    drawings: tuple[Drawing, ...]
+    sheets: tuple[tuple[Sheet, str], ...]
+
+
+def as_table(sheet: Sheet, note: str = "") -> Table:
+    """The same for a terminal or Markdown."""
+    rows = tuple(tuple(cell.text for cell in line.cells) for line in sheet.lines)
+    return Table(sheet.caption, tuple(column.title for column in sheet.columns), rows, note)
 
 
 # --- figures as text and value

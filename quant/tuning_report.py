@@ -1,86 +1,240 @@
-"""What `quant tune` found (tuning.json, see quant.tuning_run) -> a table of accuracy and latency, and sentences."""
+"""What `quant tune` found (tuning.json, see quant.tuning_run) -> accuracy and latency as table and chart, sentences."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from quant import charts
+from quant.charts import Spot
 from quant.report import Table
+from quant.sheets import Cell, Column, Drawing, Line, Section, Sheet, as_table, counted, figure, interval, points
 
-__all__ = ["sentences", "table"]
+__all__ = ["chart", "from_json", "section", "sentences", "table"]
 
 _SHOWN = 8  # op ids of a model
+_NOTE = "pareto: no other model here is as good in drop and time, and better in one"
+
+Found = Mapping[str, Any]
 
 
-def table(found: Mapping[str, Any]) -> Table:
+def table(found: Found) -> Table:
     """FP32, then each model that was run on the whole set, in the order it was found."""
-    fp32 = found["fp32"]
-    rows = [("FP32", "all", "", f"{100 * fp32['score']:.2f}%", "", "", _ms(fp32["median_ms"]), "1.00", "")]
-    for point in found["points"]:
-        notes = [name for name in ("chosen", "pareto") if point[name]]
-        rows.append(
-            (
-                "INT8",
-                _named([str(number) for number in point["op_ids"]]) or "none",
-                _algorithms(point),
-                f"{100 * point['score']:.2f}%",
-                f"{100 * point['drop']:+.2f} [{100 * point['low']:+.2f}, {100 * point['high']:+.2f}]",
-                "met" if point["met"] else "missed",
-                _ms(point["median_ms"]),
-                _speedup(point),
-                ", ".join(notes),
-            )
-        )
-    columns = (
-        "Model",
-        "Ops in FP32",
-        "Algorithm",
-        found["metric"],
-        "Drop, points [95%]",
-        "Target",
-        "ms",
-        "FP32 / this",
-    )
-    note = "pareto: no other model here is as good in drop and time, and better in one"
-    return Table("Accuracy and latency", (*columns, ""), tuple(rows), note)
+    return as_table(_points(found), _NOTE)
 
 
-def sentences(found: Mapping[str, Any], output: Path, resumable: bool) -> list[str]:
+def sentences(found: Found, output: Path, resumable: bool) -> list[str]:
     """What was chosen and why, what it is judged on, how the search ended, where things are."""
+    lines = list(_told(found))
+    if resumable:
+        lines.append("the time ended before the search did: the same command with --resume goes on")
+    drawn = ", pareto.svg" if _timed(found) else ""
+    lines.append(f"{output}: int8, quant (its simulation), tuning.json{drawn}, quant.toml (its manifest entry)")
+    return lines
+
+
+def section(found: Found) -> Section:
+    """The same for a page."""
+    told = [f"{line[:1].upper()}{line[1:]}." for line in _told(found)]
+    if not found["finished"]:
+        told.append("The time ended before the search did.")
+    drawn = Drawing("Drop and speed", lambda name: str(chart(found, name)))
+    return Section(
+        topic="Accuracy and latency",
+        model=found["title"],
+        sentences=tuple(told),
+        drawings=(drawn,) if _timed(found) else (),
+        sheets=((_points(found), f"{_NOTE[:1].upper()}{_NOTE[1:]}. Drawn, by its number, is what was timed."),),
+    )
+
+
+def _points(found: Found) -> Sheet:
+    fp32 = found["fp32"]
+    columns = (
+        Column("Model"), Column("Ops in FP32"), Column("Algorithm"), Column(found["metric"], True),
+        Column("Drop, points [95%]", True), Column("Target"), Column("ms", True), Column("FP32 / this", True),
+        Column("Note"),
+    )  # fmt: skip
+    first = (
+        Cell("FP32"), Cell("all"), Cell(""), _percent(fp32["score"]), Cell(""), Cell(""),
+        _ms(fp32["median_ms"]), Cell("1.00", 1.0), Cell(""),
+    )  # fmt: skip
+    lines = [Line(first)]
+    for number, point in enumerate(found["points"], 1):
+        low, high = 100 * point["low"], 100 * point["high"]
+        cells = (
+            Cell(f"INT8 {number}"),
+            Cell(_named([str(op_id) for op_id in point["op_ids"]]) or "none"),
+            Cell(_algorithms(point)),
+            _percent(point["score"]),
+            Cell(f"{points(point['drop']).text} {interval(low, high, '+')}", point["drop"]),
+            Cell("met" if point["met"] else "missed"),
+            _ms(point["median_ms"]),
+            _speedup(point),
+            Cell(", ".join(name for name in ("chosen", "pareto") if point[name])),
+        )
+        lines.append(Line(cells))
+    return Sheet("Accuracy and latency", columns, tuple(lines))
+
+
+def _told(found: Found) -> Iterator[str]:
     [point] = [point for point in found["points"] if point["chosen"]]
     limit = f"{100 * found['max_drop']:.2f} points"
     ops = [f"{op['op_type']}({op['op_id']}) {op['output']}" for op in point["ops"]]
-    kept = f"{len(point['op_ids'])} op{'s' * (len(point['op_ids']) != 1)} in FP32"
     listed = f": {_named(ops)}" if ops else ""
-    lines = [f"INT8 by {_algorithms(point)}, {kept}{listed}"]
+    yield f"INT8 by {_algorithms(point)}, {_kept(point)}{listed}"
     met = "met" if point["met"] else "missed"
-    lines.append(
+    yield (
         f"its drop is {100 * point['drop']:.2f} points of {found['metric']} on {found['samples']:,} samples; the "
         f"target of {limit} is {met} by the estimate, {found['verdict']} by its 95% interval"
     )
     if point["speedup"] is not None and point["speedup"]["low"] <= 1:
-        lines.append(f"on this CPU it isn't surely faster than FP32: {_speedup(point)} times as fast")
-    tried = f"{len(found['trials'])} trials in {found['spent_s']:.0f} of at most {found['budget_s']:.0f} s"
+        yield f"on this CPU it isn't surely faster than FP32: {_speedup(point).text} times as fast"
     failed = sum(bool(trial["failed"]) for trial in found["trials"])
-    lines.append(tried + (f", {failed} of them failed (tuning.json says why)" if failed else ""))
-    if resumable:
-        lines.append("the time ended before the search did: the same command with --resume goes on")
-    lines.append(f"{output}: int8, quant (its simulation), tuning.json, quant.toml (its manifest entry)")
-    return lines
+    tried = f"{len(found['trials'])} trials in {found['spent_s']:.0f} of at most {found['budget_s']:.0f} s"
+    yield tried + (f", {failed} of them failed (tuning.json says why)" if failed else "")
 
 
-def _algorithms(point: Mapping[str, Any]) -> str:
+def _kept(point: Found) -> str:
+    return f"{counted(len(point['op_ids']), 'op')} in FP32"
+
+
+def _algorithms(point: Found) -> str:
     own = len(point["tensors"])
-    return str(point["algo"]) + (f", {own} tensor{'s' * (own > 1)} otherwise" if own else "")
+    return str(point["algo"]) + (f", {counted(own, 'tensor')} otherwise" if own else "")
 
 
-def _named(names: list[str]) -> str:
+def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
 
 
-def _ms(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _percent(score: float) -> Cell:
+    return Cell(f"{100 * score:.2f}%", score)
 
 
-def _speedup(point: Mapping[str, Any]) -> str:
+def _ms(value: float | None) -> Cell:
+    return Cell("") if value is None else figure(value, 3)
+
+
+def _speedup(point: Found) -> Cell:
     found = point["speedup"]
-    return "" if found is None else f"{found['ratio']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+    return (
+        Cell("")
+        if found is None
+        else Cell(f"{found['ratio']:.2f} {interval(found['low'], found['high'])}", found["ratio"])
+    )
+
+
+# --- JSON
+
+_Figure = Annotated[float, Field(ge=-1e9, le=1e9)]  # what can be drawn
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Ratio(_Strict):
+    ratio: _Figure
+    low: _Figure
+    high: _Figure
+
+
+class _Op(_Strict):
+    op_id: int
+    op_type: str
+    output: str
+
+
+class _Point(_Strict):
+    algo: str
+    op_ids: list[int]
+    tensors: dict[str, str]
+    ops: list[_Op]
+    score: _Figure
+    drop: _Figure
+    low: _Figure
+    high: _Figure
+    met: bool
+    median_ms: _Figure | None
+    speedup: _Ratio | None
+    chosen: bool
+    pareto: bool
+
+
+class _Fp32(_Strict):
+    score: _Figure
+    median_ms: _Figure | None
+
+
+class _Trial(_Strict):
+    failed: str | None
+
+
+class _File(_Strict):
+    """What of tuning.json is shown."""
+
+    number: Literal[2] = Field(alias="schema")
+    title: str
+    metric: str
+    max_drop: _Figure
+    samples: int
+    fp32: _Fp32
+    verdict: str
+    finished: bool
+    points: list[_Point]
+    trials: list[_Trial]
+    budget_s: _Figure
+    spent_s: _Figure
+
+
+def from_json(text: str | bytes) -> Found:
+    """What `table`, `section` and `chart` need of a tuning.json. Raises ValueError for what isn't one."""
+    found = _File.model_validate_json(text)
+    if sum(point.chosen for point in found.points) != 1:
+        raise ValueError("points: not exactly one is chosen")
+    return found.model_dump(by_alias=True)
+
+
+# --- chart
+
+
+def _timed(found: Found) -> list[tuple[int, Found]]:
+    """Points that were timed, by their number in the table."""
+    return [(number, point) for number, point in enumerate(found["points"], 1) if point["speedup"] is not None]
+
+
+def chart(found: Found, name: str = "tuning") -> str | None:
+    """Drop over speed, as an <svg> element for a page (see quant.charts); None when nothing was timed."""
+    timed = _timed(found)
+    if not timed:
+        return None
+    spots = [
+        Spot(
+            label=str(number),
+            kind="chosen" if point["chosen"] else "pareto" if point["pareto"] else "other",
+            x=tuple(point["speedup"][key] for key in ("ratio", "low", "high")),
+            y=tuple(100 * point[key] for key in ("drop", "low", "high")),
+        )
+        for number, point in timed
+    ]
+    return charts.spots(
+        spots, name, _message(found, timed), limit=100 * found["max_drop"],
+        axes=("times as fast as FP32 (to the right is better)", "points of drop (lower is better)"),
+    )  # fmt: skip
+
+
+def _message(found: Found, timed: Sequence[tuple[int, Found]]) -> str:
+    told = [
+        f"model {number}, {_kept(point)}, loses {points(point['drop']).text} points at {point['speedup']['ratio']:.2f} "
+        "times FP32's speed"
+        for number, point in timed
+        if point["chosen"]
+    ]
+    best = ", ".join(str(number) for number, point in timed if point["pareto"]) or "none"
+    chosen = f"Chosen: {told[0]}." if told else "The chosen model wasn't timed."
+    return (
+        f"Drop over speed of {counted(len(timed), 'INT8 model')}; the limit is {100 * found['max_drop']:.2f} points. "
+        f"{chosen} No other is as good in drop and time, and better in one: {best}."
+    )

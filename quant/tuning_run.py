@@ -154,10 +154,6 @@ def _digest_of(content: Json) -> str:
     return digest([json.dumps(content)])
 
 
-def _digest_of(content: Json) -> str:
-    return digest([json.dumps(content)])
-
-
 class _State:
     """The checkpoint: what has been measured."""
 

@@ -1,14 +1,15 @@
 """The command that says which op of an INT8 model loses accuracy."""
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from quant import report
+from quant import charts, report
 from quant.analyze import Subject, subject_of
 from quant.analyze import analyze as analyzed
-from quant.analyze_report import as_json, chart, standalone, tables
+from quant.analyze_report import as_json, chart, tables
 from quant.cli.shared import (
     Executor,
     Format,
@@ -44,14 +45,18 @@ def analyze(
     chart_file: Annotated[
         Path | None, typer.Option("--chart", help="Also draw SQNR over the ops: an .svg file.")
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write all of it as JSON, for `quant report --with`.")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
     json: Json = False,
 ) -> None:
     """Why did accuracy drop? Each executed INT8 op against the simulation and the FP32 model, worst first."""
     executor = executor_of(executor)
     given = {"--fp32-model": fp32_model, "--quant-model": quant_model, "--data": data}
-    if chart_file is not None and not chart_file.absolute().parent.is_dir():
-        raise OptionError(f"--chart: {chart_file.parent} is not a directory")
+    for option, file in (("--chart", chart_file), ("--output", output)):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise OptionError(f"{option}: {file.parent} is not a directory")
     with bar() as tell:
         if fp32_model is not None and data is not None:
             subject = Subject(Path(model), fp32_model, quant_model, data, format)
@@ -62,7 +67,9 @@ def analyze(
             subject = subject_of(model, samples, isa, tell)
         found = analyzed(subject, samples=samples, executor=executor, isa=isa, threads=threads, progress=tell)
     if chart_file is not None:
-        write_text(chart_file, standalone(chart(found)))
+        write_text(chart_file, charts.standalone(chart(found)))
+    if output is not None:
+        write_text(output, dumps(as_json(found), indent=1) + "\n")
     if json:
         print_json(as_json(found))
         return

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quant import metrics, report
+from quant import charts, metrics, report
 from quant.cli.shared import (
     Format,
     Isa,
@@ -26,8 +26,9 @@ from quant.cli.shared import (
 )
 from quant.errors import OptionError, check_choice
 from quant.manifest import Entry
+from quant.places import write_text
 from quant.readers import format_of
-from quant.tuning_report import sentences, table
+from quant.tuning_report import chart, sentences, table
 from quant.tuning_run import ALGORITHMS, Subject
 from quant.tuning_run import tune as tuned
 
@@ -38,7 +39,7 @@ _MISSED = 1  # exit code
 
 @app.command()
 def tune(
-    output: Annotated[Path, typer.Option(help="Directory to write: int8, quant, tuning.json, quant.toml.")],
+    output: Annotated[Path, typer.Option(help="Directory to write: int8, quant, tuning.json, pareto.svg, quant.toml.")],
     fp32_model: Annotated[Path | None, typer.Option(help="FP32 model directory.")] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Calibration data, in the format of --data, without samples of it.")
@@ -99,6 +100,8 @@ def tune(
     with bar() as tell:
         subject = Subject(entry, limit, threads, isa)
         found = tuned(subject, output, budget_s=time_budget, resume=resume, progress=tell)
+    if drawing := chart(found):
+        write_text(output / "pareto.svg", charts.standalone(drawing))
     warn_below_avx512(isa)
     if json:
         print_json(found)
@@ -129,10 +132,9 @@ def _entry_of(manifest: Path, model: str | None) -> Entry:
 
 def _entry(fp32: Path, calibration: Path, data: Path, metric: str, format: str | None, labels: Path | None) -> Entry:
     """What a manifest would say of the options."""
-    name = fp32.absolute().name
     return Entry(
-        name=name,
-        title=name,
+        name=fp32.absolute().name,
+        title=str(fp32),
         fp32=fp32.absolute(),
         quant=None,
         int8=None,

@@ -15,8 +15,9 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from quant import html_report
+from quant.record import Failure
 from tests import runs
-from tests.unit.test_html_report import HOSTILE, contrast, hostile_run, past
+from tests.unit.test_html_report import HOSTILE, contrast, hostile_run, hostile_sections, past, sections
 
 CHROMIUM = shutil.which("chromium")
 PHONE = {"width": 360, "height": 740}
@@ -40,10 +41,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     place = tmp_path_factory.mktemp("pages")
     run = runs.suite_run(["resnet50", "mobilenet_v2", "gru"])
     run = replace(run, records=(*run.records, *runs.speed("mobilenet_v2", 1.0)))  # one that fails
-    both = {"suite": html_report.render(run, past()), "hostile": html_report.render(hostile_run())}
-    for name, text in both.items():
+    lost = Failure("Own", "own/int8: died of SIGSEGV", ("oneDNN v3", "a line of the log " * 20)), Failure("Two", "no")
+    pages = {
+        "suite": html_report.render(run, past()),
+        "hostile": html_report.render(hostile_run(), (), hostile_sections()),
+        "more": html_report.render(replace(run, failures=lost, passed=False), (), sections()),
+    }
+    for name, text in pages.items():
         (place / f"{name}.html").write_text(text, encoding="utf-8")
-    return {name: (place / f"{name}.html").as_uri() for name in both}
+    return {name: (place / f"{name}.html").as_uri() for name in pages}
 
 
 class Shown:
@@ -109,7 +115,7 @@ def test_links_open_a_models_part(show: Shown) -> None:
     assert show(fragment="#model-3").locator("details[open] h3").inner_text() == "GRU (LAC)"
 
 
-@pytest.mark.parametrize("name", ["suite", "hostile"])
+@pytest.mark.parametrize("name", ["suite", "hostile", "more"])
 def test_a_phone_scrolls_tables_and_not_the_page(show: Shown, name: str) -> None:
     page = show(name, viewport=PHONE)
     page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
@@ -144,15 +150,18 @@ def test_light_and_dark(show: Shown) -> None:
             assert contrast(colour(page, text, what), colour(page, ".scroll", "background-color")) >= 4.5, text
 
 
-def test_paper_has_everything_and_no_buttons(show: Shown) -> None:
-    page = show(color_scheme="dark")
+@pytest.mark.parametrize("name", ["suite", "more"])
+def test_paper_has_everything_and_no_buttons(show: Shown, name: str) -> None:
+    page = show(name, color_scheme="dark")
     page.emulate_media(media="print")
     assert colour(page, "body", "background-color") == "#ffffff" and colour(page, "body", "color") == "#000000"
+    for log in page.locator("details pre").all():
+        assert log.is_visible()
     for part in page.locator("details .inside").all():
         assert part.is_visible() and (part.bounding_box() or {})["height"] > 100
     assert page.locator(".tools:visible, .command button:visible, nav:visible").count() == 0
     page.set_viewport_size({"width": 1032, "height": 730})  # A4, landscape, less its margins
-    for table in page.locator("table").all():
+    for table in page.locator("table, pre").all():
         box = table.bounding_box()
         assert box is not None and box["x"] + box["width"] <= 1032, "cut off"
     assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
@@ -165,6 +174,40 @@ def test_it_is_all_there_without_javascript(show: Shown) -> None:
     assert page.locator("button:visible, .tools:visible").count() == 0
     page.locator("summary").first.click()
     expect(page.locator("details[open] code").last).to_have_text("quant suite --model resnet50")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_models_that_could_not_be_measured(show: Shown, scheme: str) -> None:
+    page = show("more", color_scheme=scheme, java_script_enabled=False, viewport=PHONE)
+    assert page.locator("#failures h3").all_inner_texts() == ["✗ Own", "✗ Two"]
+    log = page.locator("#failures pre")
+    assert log.count() == 1 and not log.is_visible()
+    page.locator("#failures summary").click()
+    expect(log).to_contain_text("oneDNN v3")
+    assert log.inner_text().splitlines()[0] == "oneDNN v3"
+    assert log.evaluate("(element) => element.scrollWidth > element.clientWidth")  # it scrolls, not the page
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    for text in ("#failures summary", "#failures pre", "#failures h3"):
+        assert contrast(colour(page, text, "color"), colour(page, "body", "background-color")) >= 4.5
+
+
+def test_what_analyze_and_tune_found(show: Shown) -> None:
+    page = show("more")
+    links = page.locator("nav a", has_text="ResNet-50")
+    assert links.all_inner_texts() == ["Why accuracy drops: ResNet-50", "Accuracy and latency: ResNet-50"]
+    links.last.click()
+    expect(page.locator("#section-2 h2")).to_be_in_viewport()
+    for drawing in page.locator("#section-1 svg, #section-2 svg").all():
+        box = drawing.bounding_box()
+        assert box is not None and box["width"] > 200 and box["height"] > 100
+    assert page.locator("#section-2 svg[role=img] title").inner_html().startswith("Drop over speed of 4 INT8 models;")
+    ops = "section-1-table-2"
+    page.locator(f"#{ops} thead button", has_text="To FP32 dB").click()
+    shown = [float(text) for text in column(page, ops, "To FP32 dB")]
+    assert shown == sorted(shown) and len(shown) == 20
+    page.locator(f"#{ops} thead button", has_text="Own error dB").click()
+    assert column(page, ops, "Own error dB")[-1] == "not asked for"  # what has no figure comes last
+    assert page.locator("#section-2 .tools").count() == 0
 
 
 # --- what one can do with it
@@ -278,6 +321,15 @@ def test_hostile_names_stay_text(show: Shown) -> None:
     for drawing in page.locator("#accuracy svg, #speed svg").all():
         assert any(text.startswith("<script>") for text in drawing.locator("text").all_text_contents())
         assert "<script>alert(1)</script>" in drawing.locator("title").text_content()  # type: ignore[operator]
+    for name, found in zip(HOSTILE[:3], page.locator("#failures h3").all_inner_texts(), strict=False):
+        assert found == f"✗ {' '.join(name.split())}"
+    assert page.locator("#failures pre").first.inner_text().startswith(HOSTILE[0])
+    for number, name in enumerate(HOSTILE[:3]):
+        why, tuned = (page.locator(f"#section-{2 * number + place}") for place in (1, 2))
+        assert why.locator("h2").inner_text() == f"Why accuracy drops: {name}"
+        assert f"Worst: {name} doesn't do what the simulation does" in why.inner_text()
+        assert f"{name} otherwise" not in tuned.inner_text() and f"INT8 by {name}" in tuned.inner_text()
+        assert name in tuned.locator("thead").inner_text()
     assert page.locator("img, iframe, object, script").count() == 1
     handlers = "(all) => all.filter((one) => [...one.attributes].some((a) => a.name.startsWith('on'))).length"
     assert page.locator("*").evaluate_all(handlers) == 0

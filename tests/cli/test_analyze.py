@@ -14,6 +14,7 @@ from quant.calibrate import calibrate
 from quant.convert import convert
 from quant.errors import OptionError
 from quant.graph import load_dir, save_dir
+from quant.html_sections import section_of
 from quant.passes import lower_quantizers
 from quant.record import Anatomy
 
@@ -34,6 +35,17 @@ def test_json_and_chart(place: Path, call: Call, tmp_path: Path) -> None:
     assert all(op["local_db"] > 60 for op in found["ops"])
     assert sorted(op["place"] for op in found["ops"]) == list(range(1, len(found["ops"]) + 1))
     assert ElementTree.parse(tmp_path / "chart.svg").getroot().tag.endswith("svg")
+
+
+def test_the_file_for_the_report(place: Path, call: Call, tmp_path: Path) -> None:
+    file = tmp_path / "why.json"
+    code, out, err = call(*arguments(place), "--json", "--output", file)
+    assert (code, err) == (0, "")
+    assert json.loads(file.read_text()) == json.loads(out)
+    section = section_of(file)
+    assert (section.topic, section.model) == ("Why accuracy drops", str(place / "int8"))
+    code, out, _ = call(*arguments(place), "--output", file)
+    assert code == 0 and "Findings" in out  # the tables are printed all the same
 
 
 def test_saturated_sums_are_found_where_they_occur(place: Path, tmp_path: Path) -> None:
@@ -69,7 +81,8 @@ def test_markdown_without_a_simulation(place: Path, call: Call) -> None:
         (("{place}/int8", "--fp32-model", "{place}/fp32", "--data", "{place}/none.npz"), "none.npz: no such data file"),
         (("{place}/fp32", "--fp32-model", "{place}/fp32", "--data", "{place}/data.npz"), "fp32: holds no INT8 op"),
         (("{place}/int8", "--fp32-model", "{place}/none", "--data", "{place}/data.npz"), "no such model directory"),
-        (("resnet50", "--chart", "{place}/none/chart.svg"), "none is not a directory"),
+        (("resnet50", "--chart", "{place}/none/chart.svg"), "--chart: {place}/none is not a directory"),
+        (("resnet50", "--output", "{place}/none/why.json"), "--output: {place}/none is not a directory"),
         (("resnet50", "--executor", "other"), "unknown executor 'other'"),
         (("resnet50", "--samples", "0"), "--samples"),
     ],
@@ -77,7 +90,7 @@ def test_markdown_without_a_simulation(place: Path, call: Call) -> None:
 def test_bad_input_is_one_line(
     place: Path, refused: Callable[..., str], options: tuple[str, ...], message: str
 ) -> None:
-    assert message in refused("analyze", *(option.format(place=place) for option in options))
+    assert message.format(place=place) in refused("analyze", *(option.format(place=place) for option in options))
 
 
 def test_a_row_knows_its_models_and_data(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +99,7 @@ def test_a_row_knows_its_models_and_data(monkeypatch: pytest.MonkeyPatch) -> Non
     subject = subject_of("ernie", 64, "avx512_core_vnni")
     assert (subject.model, subject.quant) == (Path("small/ernie/int8"), Path("small/ernie/quant"))
     assert (subject.fp32, subject.format) == (Path("small/ernie/fp32"), "pairs")
+    assert subject.title.startswith("ERNIE")
     assert subject.data == Path("pairs-('test', 64)")
     below = subject_of("ernie", 64, "avx2")
     assert (below.model, below.quant) == (Path("small/ernie/int8-7bit"), Path("small/ernie/quant-7bit"))

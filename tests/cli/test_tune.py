@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from quant import jobs, manifest
 from quant.graph import load_dir, run_passes, save_dir
+from quant.html_sections import section_of
 from quant.islands import int8_op
 from quant.outcomes import model_digest
 from quant.passes import NORMALISE
@@ -107,6 +109,14 @@ def test_plain_ptq_misses_the_target_and_at_most_three_ops_in_fp32_meet_it(plant
     assert not whole.with_name("out.part").exists()
     float_ops = [op for op in load_dir(whole / "int8").ops if op.type == "conv2d" and not int8_op(op)]
     assert len(float_ops) == len(point["op_ids"])
+
+
+def test_the_chart_and_the_part_of_a_report(planted: Path, whole: Path) -> None:
+    section = section_of(whole / "tuning.json")
+    assert (section.topic, section.model) == ("Accuracy and latency", str(planted / "fp32"))
+    title = ElementTree.parse(whole / "pareto.svg").getroot().find("{http://www.w3.org/2000/svg}title")
+    assert title is not None and title.text and title.text.startswith("Drop over speed of ")
+    assert {path.name for path in whole.iterdir()} == {"int8", "quant", "quant.toml", "tuning.json", "pareto.svg"}
 
 
 def test_what_is_written_is_as_good_as_the_table_says_and_equals_its_simulation(

@@ -12,9 +12,10 @@ import pytest
 
 from quant.analyze import LOCAL_DB, Analysis, OpError, Scale, findings_of
 from quant.analyze_jobs import analyze_model
-from quant.analyze_report import as_json, chart, standalone, tables
+from quant.analyze_report import as_json, chart, from_json, tables
 from quant.anatomy_jobs import kept_ops
 from quant.calibrate import calibrate
+from quant.charts import standalone
 from quant.convert import convert
 from quant.errors import ModelError
 from quant.gaps import MOST_DB, Errors, Gap
@@ -460,7 +461,9 @@ def test_tables_chart_and_json(analyzed: Analyze) -> None:
     assert "conv2d + batch_norm + add + relu" in ops.rows[0]
     each = tables(found, each=True)[1]
     assert [row[0] for row in each.rows] == [str(number) for number in range(1, len(found.ops) + 1)]
-    content = json.loads(json.dumps(as_json(found), allow_nan=False))
+    text = json.dumps(as_json(found), allow_nan=False)
+    assert from_json(text) == found
+    content = json.loads(text)
     assert content["ops"][0]["output"] == found.ranked[0].output
     assert content["ops"][0]["place"] == found.ops.index(found.ranked[0]) + 1
     drawing = chart(found)

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -12,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from quant import charts, html_report, report
-from quant.charts import Bar, Trend
+from quant import analyze_report, charts, html_report, report, tuning_report
+from quant.charts import Bar, Spot, Trend
 from quant.html_values import Part, page_of
-from quant.record import Anatomy, KeptOp, Kernel, Layer, Run
+from quant.record import Anatomy, Failure, KeptOp, Kernel, Layer, Run
 from quant.rows import Case, Row
-from tests import runs
+from quant.sheets import Section
+from tests import found, runs
 
 CSS = (Path(html_report.__file__).parent / "templates" / "report.css").read_text()
 HOSTILE = (
@@ -68,7 +70,21 @@ def hostile_run() -> Run:
     }
     run = runs.run(exact, timed, rows=rows, anatomy=anatomy, machine=runs.machine(cpu=HOSTILE[0]), commit=HOSTILE[1])
     missed = tuple(report.misses(run.exact, run.timed, run.rows))
-    return replace(run, command=f"quant suite --manifest {HOSTILE[0]}", kind=HOSTILE[2], missed=missed, passed=False)
+    failures = tuple(Failure(name, name, HOSTILE) for name in HOSTILE)
+    command = f"quant suite --manifest {HOSTILE[0]}"
+    return replace(run, command=command, kind=HOSTILE[2], missed=missed, passed=False, failures=failures)
+
+
+def sections(name: str = "", title: str = "ResNet-50") -> list[Section]:
+    """An analysis and a tuning, with `name` in all of their texts."""
+    return [
+        analyze_report.section(analyze_report.from_json(found.analysis_json(title, name))),
+        tuning_report.section(tuning_report.from_json(found.tuning_json(title, name))),
+    ]
+
+
+def hostile_sections() -> list[Section]:
+    return [section for name in HOSTILE[:3] for section in sections(name, name)]  # no JSON holds the fourth
 
 
 def past(count: int = 8) -> list[Run]:
@@ -86,7 +102,8 @@ def some_run() -> Run:
 def page(kind: str = "suite") -> str:
     pages = {
         "suite": lambda: html_report.render(some_run(), past()),
-        "hostile": lambda: html_report.render(hostile_run()),
+        "hostile": lambda: html_report.render(hostile_run(), (), hostile_sections()),
+        "sections": lambda: html_report.render(some_run(), (), sections()),
     }
     return pages[kind]()
 
@@ -222,6 +239,100 @@ def test_rows_without_limits_are_not_judged() -> None:
     assert shown.drops[0].bars[0].mark is None and not shown.drops[0].bars[0].beyond
 
 
+# --- models that could not be measured
+
+
+def test_models_that_could_not_be_measured() -> None:
+    log = ("oneDNN v3", "", "FatalError: <Segmentation fault>")
+    lost = Failure("Own", "own/int8: died of SIGSEGV", log), Failure("Other", "other: no such model directory")
+    text = html_report.render(replace(some_run(), failures=lost, passed=False))
+    read = Reader(text)
+    told = "2 models could not be measured; the others keep all limits."
+    assert told in read.text and "3 45 scores" not in read.text
+    assert read.text.index(told) < read.text.index("own/int8: died of SIGSEGV") < read.text.index("How much of its")
+    assert "<pre" in text and "\noneDNN v3\n\nFatalError: &lt;Segmentation fault&gt;\n</pre>" in text
+    assert read.text.count("What its process printed last (3 lines)") == 1  # the other printed nothing
+    assert "could not be measured" not in Reader(page()).text
+
+
+def test_a_run_in_which_nothing_could_be_measured() -> None:
+    run = replace(runs.run(), failures=(Failure("Own", "own: not a program"),), passed=False)
+    assert "✗ FAILED No model could be measured." in Reader(html_report.render(run)).text
+
+
+# --- what analyze and tune found
+
+
+def test_why_accuracy_drops() -> None:
+    why, _ = sections()
+    assert (why.topic, why.model) == ("Why accuracy drops", "ResNet-50")
+    assert why.sentences[1] == (
+        "2 findings: 1 of the engine, 1 of calibration. Worst: conv_3.tmp_0 doesn't do what the simulation does."
+    )
+    findings, ops = (sheet for sheet, _ in why.sheets)
+    assert [line.cells[0].text for line in findings.lines] == ["conv_3.tmp_0", "conv_4.tmp_0"]
+    shown = [[cell.text for cell in line.cells] for line in ops.lines]
+    assert len(shown) == 20 and shown[0][:2] == ["conv_3.tmp_0", "3"]
+    own = [column.title for column in ops.columns].index("Own error dB")
+    [unmeasured] = [line.cells[own] for line in ops.lines if line.cells[0].text == "conv_20.tmp_0"]
+    assert (unmeasured.text, unmeasured.value) == ("not asked for", None)
+    text = Reader(page("sections")).text
+    assert text.index("No earlier figure") < text.index(why.sentences[0]) < text.index("Environment CPU")
+
+
+def test_an_analysis_without_a_simulation_says_nothing_of_the_engine() -> None:
+    known = found.analysis(ops=2)
+    sound = analyze_report.section(known)
+    assert "The engine does what the simulation says." in sound.sentences[1]
+    assert len(sound.sheets) == 1  # no table of findings
+    alone = replace(known, ops=tuple(replace(op, local_db=None) for op in known.ops))
+    assert "engine" not in analyze_report.section(alone).sentences[1]
+
+
+def test_accuracy_and_latency() -> None:
+    _, tuned = sections()
+    assert (tuned.topic, tuned.model) == ("Accuracy and latency", "ResNet-50")
+    assert tuned.sentences[0] == "INT8 by mse, 1 tensor otherwise, 1 op in FP32: conv2d(12) conv_12.tmp_0."
+    [(points, _)] = tuned.sheets
+    shown = [[cell.text for cell in line.cells] for line in points.lines]
+    assert [row[0] for row in shown] == ["FP32", "INT8 1", "INT8 2", "INT8 3", "INT8 4", "INT8 5"]
+    assert shown[4][4] == "+0.18 [+0.00, +0.38]" and shown[4][-1] == "chosen, pareto"
+    assert [line.cells[4].value for line in points.lines][:3] == [None, 0.0241, 0.0110]  # sorted by the drop alone
+    drawn = tuned.drawings[0].draw("one")
+    assert (
+        "Drop over speed of 4 INT8 models; the limit is 0.30 points. Chosen: model 4, 1 op in FP32, loses +0.18 points "
+        "at 2.95 times FP32's speed. No other is as good in drop and time, and better in one: 1, 2, 4." in drawn
+    )
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
+    assert {"1", "2", "4", "5", "chosen", "limit", "others"} <= set(labels) and "3" not in labels  # it wasn't timed
+
+
+def test_a_tuning_of_which_nothing_was_timed_has_no_chart() -> None:
+    content = json.loads(found.tuning_json())
+    for point in content["points"]:
+        point["speedup"] = point["median_ms"] = None
+    tuned = tuning_report.section(tuning_report.from_json(json.dumps(content)))
+    assert tuned.drawings == () and tuning_report.chart(content) is None
+
+
+def test_marks_differ_in_shape() -> None:
+    place = (1.0, 0.9, 1.1)
+    alone = {}
+    for kind in ("chosen", "pareto", "other"):
+        drawn = charts.spots([Spot("1", place, place, kind)], "one", "told", limit=0.5, axes=("x", "y"))
+        alone[kind] = max(re.findall(r'<path id="one-m[^"]*" d="([^"]*)"', drawn), key=len)
+    assert len(set(alone.values())) == 3
+
+
+def test_points_that_are_no_numbers_are_left_out() -> None:
+    spots = [
+        Spot("1", (math.nan, 1.0, 1.0), (1.0, 1.0, 1.0), "other"),
+        Spot("2", (2.0, 1.9, 2.1), (0.1, 0, 1), "chosen"),
+    ]
+    drawn = charts.spots(spots, "one", "told", limit=0.5, axes=("x", "y"))
+    assert "others" not in drawn and "chosen" in drawn and "nan" not in drawn
+
+
 # --- earlier runs
 
 
@@ -270,7 +381,7 @@ def test_hostile_text_stays_text() -> None:
     page("hostile").encode("utf-8")
 
 
-@pytest.mark.parametrize("kind", ["suite", "hostile"])
+@pytest.mark.parametrize("kind", ["suite", "hostile", "sections"])
 def test_ids_are_unique_and_references_resolve(kind: str) -> None:
     read = Reader(page(kind))
     ids = read.of("id")
@@ -302,13 +413,14 @@ def test_the_same_runs_give_the_same_text() -> None:
     assert html_report.render(some_run(), past()[::-1]) == page()
 
 
-def test_tables_are_tables() -> None:
-    read = Reader(page())
+@pytest.mark.parametrize("kind", ["suite", "hostile", "sections"])
+def test_tables_are_tables(kind: str) -> None:
+    read = Reader(page(kind))
     tags = [tag for tag, _ in read.elements]
     assert tags.count("table") == tags.count("caption") == tags.count("thead")
     assert all("scope" in attributes for tag, attributes in read.elements if tag == "th")
     regions = [a for tag, a in read.elements if a.get("role") == "region"]
-    assert len(regions) == tags.count("table") and all(a["tabindex"] == "0" for a in regions)
+    assert len(regions) == tags.count("table") + tags.count("pre") and all(a["tabindex"] == "0" for a in regions)
 
 
 def test_charts_say_what_they_show() -> None:
@@ -334,6 +446,8 @@ def drawings() -> Iterator[str]:
     trends = [Trend("_hidden?", [1.0, None, 2.0]), Trend("b", [math.nan, 1.0, math.inf])]
     yield charts.trends(trends, ["a", "b", "c"], "second", "told", axis="ratio")
     yield charts.bars([Bar("n", math.nan, math.nan, math.nan, "none")], "third", "told", axis="points")
+    for section in sections():
+        yield section.drawings[0].draw("fourth")
 
 
 def test_colours_are_the_pages_own() -> None:
@@ -346,7 +460,7 @@ def test_colours_are_the_pages_own() -> None:
 
 
 def test_labels_are_text_as_it_is_given() -> None:
-    first, second, _ = drawings()
+    first, second, *_ = drawings()
     assert "$a_b$ &lt;&amp;&gt;" in first and "…" in first
     assert "_hidden?" in second  # matplotlib leaves out what begins so, unless it is told
     assert first.count("<pattern") == 1  # the bar beyond its mark is hatched, the other isn't
