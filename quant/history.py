@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from quant.benchmark_files import from_benchmark, is_benchmark
 from quant.errors import DataError, OptionError
-from quant.places import writable_dir, write_text
+from quant.places import sole_writer, writable_dir, write_text
 from quant.record import Run
 from quant.surroundings import git
 
@@ -36,10 +36,11 @@ def append(directory: Path, run: Run) -> Path:
     target = writable_dir(directory) / name_of(run)
     stem = target.stem
     number = 1
-    while target.exists():
-        number += 1
-        target = target.with_name(f"{stem}_{number}.json")  # sorts behind the first
-    write_text(target, run.to_json())
+    with sole_writer(directory):
+        while target.exists():
+            number += 1
+            target = target.with_name(f"{stem}_{number}.json")  # sorts behind the first
+        write_text(target, run.to_json())
     return target
 
 

@@ -1,6 +1,7 @@
 """The order of steps: what is built from what, which job runs under which ISA, which records come out."""
 
 import importlib.util
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,7 +15,7 @@ from quant.errors import OptionError
 from quant.metrics import agreement, cosine, sqnr
 from quant.numerics import REDUCED, SIGNED, bits_of
 from quant.outcomes import Store
-from quant.places import cached
+from quant.places import cached, giving_up
 from quant.record import Record, columns
 from quant.registry import MODELS, ModelSpec
 from quant.rows import Case, Row
@@ -281,7 +282,10 @@ def each(specs: Sequence[S], work: Callable[[S], T]) -> list[T]:
             return [future.result() for future in reversed(waiting)]
         except BaseException:  # also Ctrl-C: don't wait for rows whose result nobody wants
             pool.shutdown(wait=False, cancel_futures=True)
-            isolate.end_all()
+            with giving_up():
+                while not all(future.done() for future in waiting):
+                    isolate.end_all()  # again: what was between two children has begun the next one meanwhile
+                    time.sleep(0.05)
             raise
 
 

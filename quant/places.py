@@ -12,10 +12,26 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from quant.errors import OutputError, unwritable
 
-__all__ = ["cache_root", "cached", "digest", "fresh_dir", "fresh_file", "locked", "writable_dir", "write_text"]
+__all__ = [
+    "cache_root",
+    "cached",
+    "digest",
+    "fresh_dir",
+    "fresh_file",
+    "giving_up",
+    "locked",
+    "sole_writer",
+    "writable_dir",
+    "write_text",
+]
+
+
+_POLL_S = 0.1
+_given_up = threading.Event()
 
 
 def writable_dir(path: Path) -> Path:
@@ -52,6 +68,18 @@ def write_text(path: Path, text: str) -> None:
     """Write a file that is whole or absent; one that is there is replaced at once. Raises OutputError."""
     with fresh_file(path) as staging:
         staging.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def sole_writer(directory: Path) -> Iterator[None]:
+    """Only one process at a time is inside, of all that ask for it: to find a free name in a directory, and take it."""
+    place = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
 
 
 @contextmanager
@@ -106,8 +134,28 @@ def locked(name: str) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"{unwritable(root, error)}; QUANT_CACHE names another place") from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        while not _taken(lock):
+            if _given_up.wait(_POLL_S):
+                raise OutputError(f"{root / name}: gave up waiting for another process that makes it")
         yield
+
+
+def _taken(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def giving_up() -> Iterator[None]:
+    """Meanwhile no thread waits for another process: Ctrl-C reaches the main thread alone."""
+    _given_up.set()
+    try:
+        yield
+    finally:
+        _given_up.clear()
 
 
 def cached(name: str, parts: Iterable[str | bytes | Path], build: Callable[[Path], None]) -> Path:

@@ -8,10 +8,14 @@ file ends, as long as list and size are the same.
 """
 
 import itertools
+import multiprocessing
 import os
+import signal
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from quant.cpu import cores
-from quant.errors import DataError, OutputError
+from quant.errors import ChildError, DataError, OutputError, unwritable
 
 __all__ = ["preprocess", "read_list"]
 
@@ -85,7 +89,10 @@ def preprocess(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         done = _resumable(part, head, image_bytes, len(entries), label_list)
-        with part.open("r+b" if part.exists() else "w+b") as file, ProcessPoolExecutor(cores()) as pool:
+        with (
+            part.open("r+b" if part.exists() else "w+b") as file,
+            ProcessPoolExecutor(cores(), initializer=_end_with_parent) as pool,
+        ):
             file.write(head)
             file.truncate(8 + done * image_bytes)
             file.seek(0, os.SEEK_END)
@@ -99,9 +106,24 @@ def preprocess(
                     progress(done, len(entries))
             file.write(np.array([label for _, label in entries], "<i8").tobytes())
         part.rename(output)
+    except BrokenProcessPool as error:
+        raise ChildError("a process that decoded images was killed; where nobody did that, memory ran out") from error
     except OSError as error:
-        raise OutputError(f"{output}: can't be written ({error.strerror})") from error
+        raise unwritable(output, error) from error
     return len(entries)
+
+
+def _end_with_parent() -> None:
+    """In a process that decodes: Ctrl-C is the parent's affair, and its end is this one's too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _chunks(paths: Iterator[Path]) -> Iterator[list[Path]]:
