@@ -1,6 +1,6 @@
 """A run as one HTML page that needs nothing else: no network, no font, no image file. Never runs a model.
 
-What is shown is quant.html_values, how it looks quant/templates. Jinja escapes every text; only the SVG of
+What is shown is quant.html_values and sections, how it looks quant/templates. Jinja escapes every text; only the SVG of
 quant.charts and the page's own script go in as they are. The page may run that one script and load nothing
 (Content-Security-Policy).
 """

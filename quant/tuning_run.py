@@ -10,7 +10,8 @@ OUTPUT.part lies beside OUTPUT while a run lasts, and stays when its time ends b
 To resume is to search again from the start with the measures of `trials`; the whole set's outputs are kept part by part
 (quant.outcomes). So the resumed search goes the way it went, and a run that is killed loses the trial it was in.
 
-OUTPUT holds `quant` and `int8`, the chosen model and its simulation; `quant.toml`, a manifest of it; and `tuning.json`:
+OUTPUT holds `quant` and `int8`, the chosen model and its simulation; `quant.toml`, a manifest of it; and `tuning.json`,
+of which the command draws `pareto.svg`:
 
     schema      2
     title, metric, max_drop, samples, fp32: score and median_ms

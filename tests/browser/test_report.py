@@ -157,6 +157,7 @@ def test_paper_has_everything_and_no_buttons(show: Shown, name: str) -> None:
     assert colour(page, "body", "background-color") == "#ffffff" and colour(page, "body", "color") == "#000000"
     for log in page.locator("details pre").all():
         assert log.is_visible()
+        assert log.evaluate("(element) => element.scrollWidth <= element.clientWidth"), "cut off"
     for part in page.locator("details .inside").all():
         assert part.is_visible() and (part.bounding_box() or {})["height"] > 100
     assert page.locator(".tools:visible, .command button:visible, nav:visible").count() == 0
