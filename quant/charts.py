@@ -292,7 +292,7 @@ _KINDS = {
 def spots(found: Sequence[Spot], name: str, message: str, *, limit: float, axes: tuple[str, str]) -> str:
     """Points with their intervals, and a line at the largest y that is accepted; `axes`: what x and y are.
 
-    What isn't finite has no point.
+    What isn't finite has no point. The y axis spans at least 0.2, as that of `trends` does.
     """
     found = [spot for spot in found if np.isfinite([*spot.x, *spot.y]).all()]
     with styled():
@@ -312,6 +312,9 @@ def spots(found: Sequence[Spot], name: str, message: str, *, limit: float, axes:
                 bbox={"boxstyle": "square,pad=0.1", "fc": PANEL, "ec": "none"},
             )  # fmt: skip
         panel.margins(0.12)
+        least, most = panel.get_ylim()
+        room = max(0.0, _LEAST_SPAN - (most - least)) / 2
+        panel.set_ylim(least - room, most + room)
         panel.ticklabel_format(useOffset=False)
         panel.grid(color=LINE, lw=0.6)
         panel.set_axisbelow(True)

@@ -21,6 +21,7 @@ from tests.unit.test_html_report import HOSTILE, contrast, hostile_run, hostile_
 
 CHROMIUM = shutil.which("chromium")
 PHONE = {"width": 360, "height": 740}
+LONG = "/models/of/a/place/that/is/far/below/the/root/resnet50/int8"
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     pages = {
         "suite": html_report.render(run, past()),
         "hostile": html_report.render(hostile_run(), (), hostile_sections()),
-        "more": html_report.render(replace(run, failures=lost, passed=False), (), sections()),
+        "more": html_report.render(replace(run, failures=lost, passed=False), (), [*sections(), *sections(title=LONG)]),
     }
     for name, text in pages.items():
         (place / f"{name}.html").write_text(text, encoding="utf-8")

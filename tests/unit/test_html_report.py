@@ -324,6 +324,12 @@ def test_marks_differ_in_shape() -> None:
     assert len(set(alone.values())) == 3
 
 
+def test_drops_that_hardly_differ_do_not_look_as_if_they_did() -> None:
+    drawn = charts.spots([Spot("1", (2, 2, 2), (0, 0, 0), "chosen")], "one", "told", limit=0.0, axes=("x", "y"))
+    labels = [text.replace("\N{MINUS SIGN}", "-") for text in re.findall(r"<text[^>]*>([^<]*)</text>", drawn)]
+    assert {"-0.100", "0.100"} <= set(labels)  # the ends of the y axis
+
+
 def test_points_that_are_no_numbers_are_left_out() -> None:
     spots = [
         Spot("1", (math.nan, 1.0, 1.0), (1.0, 1.0, 1.0), "other"),
