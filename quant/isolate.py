@@ -135,6 +135,10 @@ class Child:
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._tail: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
         self._oom_kills = _oom_kills()
+        try:  # its temporary files: one that dies leaves copies of models behind
+            self._scratch = tempfile.TemporaryDirectory(prefix="quant-child-", ignore_cleanup_errors=True)
+        except OSError as error:
+            raise unwritable("the directory of temporary files (TMPDIR)", error) from error
         lifeline, self._lifeline = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -144,12 +148,13 @@ class Child:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                env={**os.environ, "PYTHONPATH": search, **extra, **(environment or {})},
+                env={**os.environ, "TMPDIR": self._scratch.name, "PYTHONPATH": search, **extra, **(environment or {})},
                 pass_fds=[lifeline],
                 start_new_session=True,  # so that a hung child goes with all it started
             )
         except OSError as error:
             os.close(self._lifeline)
+            self._scratch.cleanup()
             raise ChildError(f"{_told(arguments)}can't start a child process ({error.strerror})") from error
         finally:
             os.close(lifeline)
@@ -234,6 +239,7 @@ class Child:
         self._process.wait()
         self.end_requests()
         os.close(self._lifeline)
+        self._scratch.cleanup()
         _running.discard(self._process)
 
 

@@ -6,7 +6,7 @@ import pkgutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,11 @@ Json = dict[str, Any]
 
 @contextmanager
 def about(path: str) -> Iterator[None]:
-    """Errors raised inside name `path`, unless they name it already."""
+    """Errors raised inside name `path`, unless they name it already; or another place, which can't be written."""
     try:
         yield
     except QuantError as error:
-        if path in str(error):
+        if path in str(error) or isinstance(error, OutputError):
             raise
         raise type(error)(f"{path}: {error}") from error
 
@@ -172,13 +172,19 @@ def qat(
     format: str | None = None,
     labels: str | None = None,
     checkpoint: str | None = None,
+    config_file: str | None = None,
     threads: int = 1,
 ) -> Json:
-    """FP32 model directory + training data -> fake-quantized model directory, fine-tuned."""
+    """FP32 model directory + training data -> fake-quantized model directory, fine-tuned.
+
+    `config_file`: where `config` comes from, for errors.
+    """
     from quant.finetune import Training, fine_tune  # these load Paddle's training side, which other jobs don't need
     from quant.qat import Config
 
-    settings, plan = Config.of(config), Training(**training)
+    with about(config_file) if config_file else nullcontext():
+        settings = Config.of(config)
+    plan = Training(**training)
     graph = load_dir(Path(model))
     dataset = opened(graph, data, format, labels, scored=True)
     with fresh_dir(Path(output)) as staging, about(model):

@@ -6,7 +6,6 @@ import os
 import pkgutil
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -112,9 +111,13 @@ def _measure(predictor: Predictor, budget_s: float) -> Json:
 
 
 def _log_of(action: Callable[[], None]) -> list[str]:
-    """What oneDNN prints while `action` runs. It goes to a file: a pipe would wake its reader for every line."""
+    """What oneDNN prints while `action` runs.
+
+    It goes to a file, because a pipe would wake its reader for every line; one in memory, because C's stdio says
+    nothing of what a full disk doesn't take.
+    """
     library = ctypes.CDLL(None)
-    with tempfile.TemporaryFile("w+") as file:
+    with os.fdopen(os.memfd_create("kernels"), "w+") as file:
         library.fflush(None)
         sys.stdout.flush()
         stdout = os.dup(1)

@@ -41,7 +41,7 @@ import numpy as np
 
 from quant import cpu, isolate, pipeline
 from quant.collect import Evaluated, evaluate
-from quant.errors import ChildError, OptionError, OutputError, QuantError
+from quant.errors import ChildError, OptionError, OutputError, QuantError, unwritable
 from quant.manifest import Entry
 from quant.metrics import metric_of, paired, ratio_interval, verdict
 from quant.outcomes import Store, data_digests, default_root, model_digest, versions
@@ -142,7 +142,7 @@ def _place(output: Path, resume: bool) -> Iterator[Path]:
         (part / "models").mkdir(parents=True, exist_ok=True)
         lock = (part / "lock").open("w")
     except OSError as error:
-        raise OutputError(f"{part}: can't be written ({error.strerror})") from error
+        raise unwritable(part, error) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -416,9 +416,9 @@ def tune(
     """
     entry = subject.entry
     with _place(output, resume) as part:
-        state = _State(part, subject.identity(progress), resume)
-        kept = False
+        state: _State | None = None
         try:
+            state = _State(part, subject.identity(progress), resume)
             if not resume:
                 checked = {"model": str(entry.fp32), "calibration": str(entry.calibration), "data": str(entry.data)}
                 more = {"format": entry.format, "labels": entry.labels and str(entry.labels)}
@@ -428,7 +428,6 @@ def tune(
                 points = search(bench, subject.given, subject.max_drop, ALGORITHMS)
                 if not points:
                     raise ChildError(f"{entry.fp32}: {state.trials[-1]['failed']}")
-                kept = True
                 timed = bench.timed(_to_time(points, subject.max_drop))
                 chosen = chosen_point(points, timed, subject.max_drop)
                 content = _content(subject, bench, points, timed, chosen)
@@ -436,7 +435,8 @@ def tune(
             finally:
                 bench.close()
         except QuantError:
-            if not kept and not resume:  # bad input leaves nothing behind
+            measured = state is not None and any(trial["failed"] is None for trial in state.trials)
+            if not measured and not resume:  # bad input leaves nothing behind, but a full disk loses no hours
                 shutil.rmtree(part, ignore_errors=True)
             raise
         if output.exists() and any(output.iterdir()):

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -68,6 +69,11 @@ def start_others() -> None:
         others.append(child.hear_event()["pid"])
         isolate.report_event({"pids": [os.getpid(), *others]})
         ctypes.PyDLL(None).sleep(60)
+
+
+def crash_over_files() -> None:
+    Path(tempfile.mkdtemp(), "model").write_bytes(bytes(1000))
+    os.kill(os.getpid(), signal.SIGSEGV)
 
 
 def tell_and_hang() -> None:
@@ -174,6 +180,17 @@ def test_memory_that_a_child_is_refused() -> None:
 def test_a_full_disk_in_a_child_is_its_place_and_reason(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r": can't be written \(File too large\)$"):
         isolate.call(f"{HERE}:fill_disk", {"path": str(tmp_path / "file")})
+
+
+def test_a_crash_leaves_no_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    failure("crash_over_files")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(
+        OutputError, match=r"temporary files \(TMPDIR\): can't be written \(No such file or directory\)"
+    ):
+        isolate.call(f"{HERE}:add", {"left": 2, "right": 3})
 
 
 def test_the_log_is_short_and_does_nothing_to_a_terminal() -> None:
