@@ -33,9 +33,9 @@ from quant.chains import (
 from quant.errors import ConversionError
 from quant.graph import DTYPE_NUMBERS, Attr, Graph, Op, Var, run_passes
 from quant.kernels import SCRATCH, STATE, Grid, Int8, conv_attrs, fc_attrs, product_attrs, recurrent_attrs
-from quant.numerics import SHIFT, SIGNED, STATE_THRESHOLD, TABLE, UNSIGNED, channel_thresholds, dequantise, quantise
+from quant.numerics import SHIFT, SIGNED, STATE_THRESHOLD, TABLE, UNSIGNED, dequantise, quantise
 from quant.passes import PLACE
-from quant.passes.quantizers import state_matrix
+from quant.passes.quantizers import peaks_of, state_matrix
 
 __all__ = ["Coverage", "Kept", "convert"]
 
@@ -453,7 +453,7 @@ class _Emitter:
         """Store an embedding table as int16 where that loses nothing, as in a simulation. Not as float16: a
         predictor then leaves out what its passes for oneDNN do (docs/paddle-faults.md)."""
         values = self.graph.params[name]
-        peaks = channel_thresholds(values, 1)
+        peaks = peaks_of(name, values, 1)
         grid = quantise(values, peaks, TABLE, 1)
         if not np.array_equal(dequantise(grid, peaks, TABLE, 1), values):
             return name

@@ -294,5 +294,5 @@ def _note(part: Path) -> Path:
 def _read_note(part: Path) -> _Version | None:
     try:
         return _Version(**json.loads(_note(part).read_text()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None  # none yet, or cut off: the part then starts anew

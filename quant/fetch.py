@@ -232,7 +232,7 @@ def _read_record(noted: Path) -> _Record | None:
             return _Record(**content)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass
     raise FetchError(
         f"{noted}: no record of this command that can be read; it knows the SHA-256 of what was fetched before"

@@ -52,7 +52,7 @@ def load(path: Path) -> Run:
         return from_benchmark(content) if is_benchmark(content) else Run.from_json(text)
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: json's, of what is nested too deeply
         raise DataError(f"{path}: {error}") from error
 
 

@@ -243,7 +243,7 @@ def _mark(path: Path) -> dict[str, str | int]:
 def _noted(note: Path) -> dict[str, Any]:
     try:
         content = json.loads(note.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) and isinstance(content.get("sha256"), str) else {}
 
@@ -296,7 +296,7 @@ class Shelf:
                 return None
             about = About.of(note["about"])
             return Part(about, *unpack(blob, len(about.outputs)))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def put(self, about: About, blob: bytes) -> None:

@@ -8,7 +8,9 @@ came later without a number of their own: a run without the key had none that wa
 """
 
 import json
+import math
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -259,7 +261,51 @@ class Run:
         if schema != SCHEMA:
             raise ValueError(f"schema {schema!r}, this version reads {SCHEMA}")
         found: Run = _restored(Run, content)
+        if fault := next(_faults(found), ""):
+            raise ValueError(f"not a run: {fault}")
         return found
+
+
+# Numbers between single blanks, as `columns` writes them.
+_COLUMN = re.compile(r"(?:-?[0-9]{1,18}(?:\.[0-9]+)?(?:e(?:-[0-9]{1,3}|\+[0-9]{1,2}))?(?: (?=[-0-9])|$))+")
+
+
+def _faults(run: Run) -> Iterator[str]:
+    """What doesn't belong together in records whose every key is right."""
+    shapes: dict[tuple[str, str], tuple[int, int]] = {}  # model, metric -> numbers a sample, samples
+    for record in run.records:
+        who = f"a record of {record.model!r}, {record.precision}"
+        if record.model not in run.rows:
+            yield f"{who}: no such row"
+        for metric, found in record.outcomes.items():
+            if not found or {column.count(" ") + 1 for column in found} != {record.samples}:
+                yield f"{who}: its outcomes of {metric!r} aren't one for each of its {record.samples} samples"
+            if not all(_COLUMN.fullmatch(column) for column in found):
+                yield f"{who}: its outcomes of {metric!r} aren't numbers"
+            shape = (len(found), record.samples)
+            if shapes.setdefault((record.model, metric), shape) != shape:
+                yield f"{who}: its outcomes of {metric!r} are of other samples than another record's"
+        if not all(0 < seconds < math.inf for seconds in (*record.latency_s, *record.twin_s)):
+            yield f"{who}: a time isn't above 0"
+    yield from _unpaired(run)
+
+
+def _unpaired(run: Run) -> Iterator[str]:
+    """INT8 records without what they are compared with."""
+    for int8 in run.exact:
+        who = f"a record of {int8.model!r}, {int8.precision}"
+        beside = [record for record in run.exact if record.model == int8.model and record.precision == "fp32"]
+        if int8.precision == "int8" and not beside:
+            yield f"{who}: no record of its FP32 model"
+        for metric in run.rows[int8.model].max_drop:
+            if metric not in int8.outcomes:
+                yield f"{who}: no outcomes of {metric!r}"
+    timed = run.timed
+    if len(timed) % 2:
+        yield f"{len(timed)} speed records: one was timed against no other"
+    for fp32, int8 in zip(timed[::2], timed[1::2], strict=False):
+        if fp32.model != int8.model or len(fp32.latency_s) != len(int8.latency_s):
+            yield f"a record of {int8.model!r}, {int8.precision}: as many rounds of FP32 aren't before it"
 
 
 @cache

@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.chains import LOOKUPS, Chain, chains_of, chosen_ops, is_carrier
-from quant.errors import ModelError
 from quant.graph import Graph, Op
-from quant.numerics import REDUCED, SIGNED, STATE_THRESHOLD, TABLE, UNSIGNED, channel_thresholds, dequantise, quantise
+from quant.numerics import REDUCED, SIGNED, STATE_THRESHOLD, TABLE, UNSIGNED, dequantise, quantise
 from quant.observers import Choice
-from quant.passes.quantizers import WEIGHT_SLOT, pack_state_weight, state_matrix
+from quant.passes.quantizers import WEIGHT_SLOT, pack_state_weight, peaks_of, state_matrix
 
 __all__ = ["Plan", "plan_of", "roundable", "simulate"]
 
@@ -162,10 +161,10 @@ def simulate(
         if chain.weight:
             axis = WEIGHT_SLOT[op.type][1]
             own = op.attr("weight_thresholds")  # where a training has settled them
-            peaks = np.array(own, np.float64) if own else _peaks(chain.weight, graph.params[chain.weight], axis)
+            peaks = np.array(own, np.float64) if own else peaks_of(chain.weight, graph.params[chain.weight], axis)
             if chain.cell:  # one scale a channel for both weights, the input's in units of its threshold
                 cell, state = chain.cell, state_matrix(chain.cell, graph.params[chain.state_weight])
-                states = _peaks(chain.state_weight, state, 1)
+                states = peaks_of(chain.state_weight, state, 1)
                 peaks = np.maximum(peaks * threshold(chain.data) / STATE_THRESHOLD, states)
                 name = graph.fresh(f"{chain.state_weight}.grid")
                 params[name] = pack_state_weight(cell, onto_grid(state, peaks, 1))
@@ -192,19 +191,11 @@ def simulate(
     return graph.evolve(ops, described, params)
 
 
-def _peaks(name: str, values: NDArray[Any], axis: int) -> NDArray[np.float64]:
-    """abs-max of each slice of a parameter. Raises ModelError when it has none, or isn't finite."""
-    if not values.size or values.dtype.kind != "f" or not np.isfinite(values).all():
-        what = "holds NaN or Inf" if values.size and values.dtype.kind == "f" else f"is {values.dtype}{[*values.shape]}"
-        raise ModelError(f"parameter {name!r} {what}: it can't be rounded to integers")
-    return channel_thresholds(values, axis)
-
-
 def _rounded_tables(graph: Graph) -> dict[str, NDArray[np.float32]]:
     """The embedding tables on a 16-bit grid, one step a column."""
     names = {op.input("W") for op in graph.ops if op.type in LOOKUPS}
     tables = {name: graph.params[name] for name in names if name in graph.params}
-    peaks = {name: _peaks(name, table, 1) for name, table in tables.items()}
+    peaks = {name: peaks_of(name, table, 1) for name, table in tables.items()}
     return {
         name: dequantise(quantise(table, peaks[name], TABLE, 1), peaks[name], TABLE, 1)
         for name, table in tables.items()

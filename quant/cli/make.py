@@ -121,6 +121,7 @@ def qat(
             "data": str(data),
             "output": str(output),
             "config": settings,
+            "config_file": None if config is None else str(config),
             "training": {"steps": steps, "batch": batch_size, "rate": learning_rate},
             "format": format,
             "labels": None if labels is None else str(labels),
@@ -169,7 +170,7 @@ def _config(path: Path | None) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise OptionError(f"{path}: can't be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OptionError(f"{path}: not JSON ({error})") from error
     if not isinstance(content, dict):
         raise OptionError(f"{path}: not a JSON object of configuration keys")

@@ -16,7 +16,8 @@ _CONVS = ("conv2d", "depthwise_conv2d")
 def bias_as_vector(graph: Graph) -> Graph:
     """conv -> elementwise_add(reshape2(b)) or (b of shape [1, C, 1, 1]) becomes conv -> elementwise_add(b[C], axis=1).
 
-    Not touched: an operand that isn't one value a channel, or an add that doesn't follow a convolution.
+    Not touched: an operand that isn't one value a channel, or an add that doesn't follow a convolution with a constant
+    weight.
     """
     writers = graph.writers()
     ops, params, changed = [], {}, False
@@ -25,11 +26,12 @@ def bias_as_vector(graph: Graph) -> Graph:
         if before is None or before.type not in _CONVS or before.attr("data_format", "NCHW") != "NCHW":
             ops.append(op)
             continue
+        weight = graph.params.get(before.input("Filter"))
         bias = op.input("Y")
         shaping = writers.get(bias)
         source = shaping.input("X") if shaping is not None and shaping.type == "reshape2" else bias
         shape = tuple(graph.vars[bias].shape)
-        channels = graph.params[before.input("Filter")].shape[0]
+        channels = 0 if weight is None else weight.shape[0]
         aligned = len(shape) == 4 or (len(shape) == 3 and op.attr("axis", -1) in (-1, 1))
         if source not in graph.params or not aligned or shape[-3:] != (channels, 1, 1) or shape[:-3] not in ((), (1,)):
             ops.append(op)

@@ -33,7 +33,7 @@ def equalise_embeddings(graph: Graph) -> Graph:
             continue
         if not all(_feeds_cell(graph, readers, op) and op.input("X") == lookup.output("Out") for op in products):
             continue
-        if any(op.attr("weight_thresholds") for op in products):
+        if any(op.attr("weight_thresholds") for op in products) or not np.isfinite(graph.params[table]).all():
             continue
         peaks = usable(np.abs(graph.params[table]).max(0))
         if (peaks == 1).all():

@@ -19,8 +19,8 @@ _CONVS = ("conv2d", "depthwise_conv2d")
 def fold_batch_norm(graph: Graph) -> Graph:
     """conv [-> bias add] -> batch_norm becomes conv -> bias add.
 
-    Not touched: batch norm in training mode, over another layout, after anything else than a convolution with a
-    constant filter, or when the values in between have another reader or are fetched.
+    Not touched: batch norm in training mode, over another layout or number of channels, after anything else than a
+    convolution with a constant filter, or when the values in between have another reader or are fetched.
     """
     writers, readers = graph.writers(), graph.readers()
 
@@ -44,6 +44,9 @@ def fold_batch_norm(graph: Graph) -> Graph:
         weight, bias = conv.input("Filter"), bias_op.input("Y") if bias_op else ""
         stats = [norm.input(slot) for slot in ("Scale", "Bias", "Mean", "Variance")]
         if any(name not in graph.params for name in (weight, *stats, *([bias] if bias else []))):
+            continue
+        shape = graph.params[weight].shape
+        if len(shape) != 4 or any(graph.params[name].shape != shape[:1] for name in (*stats, bias) if name):
             continue
         gamma, beta, mean, variance = (graph.params[name].astype(np.float64) for name in stats)
         gain = gamma / np.sqrt(variance + norm.attr("epsilon", 1e-5))

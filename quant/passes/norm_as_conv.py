@@ -39,6 +39,8 @@ def norm_as_conv(graph: Graph) -> Graph:
         out = norm.output("Y")
         if len(graph.vars[out].shape) != 4 or any(name not in graph.params for name in stats):
             continue
+        if {graph.params[name].shape for name in stats} != {graph.vars[out].shape[1:2]}:
+            continue
         after = readers.get(out, [])
         if len(after) == 1 and out not in graph.fetches and conv_activation(after[0]) is not None:
             if not is_rounded(after[0].output("Out")):

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from quant.chains import RECURRENT, Chain, chains_of, is_carrier
 from quant.graph import Graph, Op
-from quant.numerics import SIGNED, STATE_THRESHOLD, channel_thresholds, dequantise, quantise
-from quant.passes.quantizers import WEIGHT_SLOT, pack_state_weight, state_matrix
+from quant.numerics import SIGNED, STATE_THRESHOLD, dequantise, quantise
+from quant.passes.quantizers import WEIGHT_SLOT, pack_state_weight, peaks_of, state_matrix
 
 __all__ = ["quantize_cells"]
 
@@ -76,7 +76,7 @@ def _round_weights(
     slot, axis = WEIGHT_SLOT[op.type]
     levels, own = op.attr("weight_levels"), np.array(op.attr("weight_thresholds"), np.float64)
     state = state_matrix(cell, graph.params[chain.state_weight])
-    peaks = np.maximum(own * threshold / STATE_THRESHOLD, channel_thresholds(state, 1))
+    peaks = np.maximum(own * threshold / STATE_THRESHOLD, peaks_of(chain.state_weight, state, 1))
     of_input = peaks * STATE_THRESHOLD / threshold
 
     def onto_grid(matrix: NDArray[Any], thresholds: NDArray[Any], axis: int) -> NDArray[np.float32]:

@@ -19,15 +19,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.errors import ConversionError
+from quant.errors import ConversionError, ModelError
 from quant.graph import Attr, Graph, Op, Var
-from quant.numerics import SIGNED, bits_of, dequantise, levels_of, quantise
+from quant.numerics import SIGNED, bits_of, channel_thresholds, dequantise, levels_of, quantise, usable
 
 __all__ = [
     "WEIGHT_SLOT",
     "lift_quantizers",
     "lower_quantizers",
     "pack_state_weight",
+    "peaks_of",
     "state_matrix",
     "without_quantizers",
 ]
@@ -68,6 +69,15 @@ def pack_state_weight(cell: Op, matrix: NDArray[Any]) -> NDArray[Any]:
     hidden = matrix.shape[0]
     parts = (matrix[:, : 2 * hidden].reshape(-1), matrix[:, 2 * hidden :].reshape(-1))
     return np.concatenate(parts).reshape(hidden, 3 * hidden)
+
+
+def peaks_of(name: str, values: NDArray[Any], axis: int) -> NDArray[np.float64]:
+    """abs-max of each slice of a parameter along `axis`. Raises ModelError where there is none, or it isn't finite."""
+    if not values.size or values.dtype.kind != "f":
+        raise ModelError(f"parameter {name!r} is {values.dtype}{list(values.shape)}: it can't be rounded to integers")
+    if not np.isfinite(values).all():
+        raise ModelError(f"parameter {name!r} holds NaN or Inf: it can't be rounded to integers")
+    return channel_thresholds(values, axis)
 
 
 def lift_quantizers(graph: Graph) -> Graph:
@@ -132,7 +142,7 @@ class _Lift:
         if levels < 1:
             raise ConversionError(f"{where}: weight {source!r} has {levels} levels")
         self.params[target] = dequantise(self.graph.params[source], thresholds, levels, axis)
-        self.grids[target] = {"weight_thresholds": [float(t) for t in thresholds], "weight_levels": levels}
+        self.grids[target] = {"weight_thresholds": usable(thresholds).tolist(), "weight_levels": levels}
 
     def visit(self, op: Op) -> None:
         if op.type in _DYNAMIC:

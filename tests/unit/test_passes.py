@@ -123,6 +123,21 @@ def scaled_before_tanh() -> Graph:
     return net.graph(net.conv(net.act(net.op("scale", {"X": "x"}, scale=2.0, bias=0.0), "tanh"), 4))
 
 
+def norm_of_other_channels() -> Graph:
+    """What no model has, and a damaged one may."""
+    net = Net()
+    net.norm(net.conv("x", 4))
+    net.params[net.ops[-1].inputs["Mean"][0]] = np.zeros(3, np.float32)
+    return net.graph("t1")
+
+
+def bias_of_a_computed_weight() -> Graph:
+    net = Net()
+    out = net.bias(net.conv("x", 4))
+    net.ops[0] = replace(net.ops[0], inputs={**net.ops[0].inputs, "Filter": ("x",)})
+    return net.graph(out)
+
+
 def fetched_identity() -> Graph:
     net = Net()
     return net.graph(dropout(net, net.act("x"), "upscale_in_train"))
@@ -192,6 +207,8 @@ LEAVES = [
     (bias_as_vector, bias_after_relu),
     (fold_batch_norm, norm_of_a_relu),
     (fold_batch_norm, norm_in_training),
+    (fold_batch_norm, norm_of_other_channels),
+    (bias_as_vector, bias_of_a_computed_weight),
     (fold_batch_norm, conv_with_two_readers),
     (pad_as_pad3d, pad_of_the_batch),
 ]

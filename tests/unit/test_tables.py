@@ -2,8 +2,10 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,21 +126,22 @@ def speed(fp32: float, int8: float, threads: int = 1) -> list[Record]:
 
 
 def test_records_round_trip() -> None:
-    records = (*accuracy("1" * 2000), *speed(3.0, 1.0), record("int8", "0110", data="d1", processes=2))
+    records = (*accuracy("1" * 2000), *speed(3.0, 1.0), record("int8", "0110" * 500, data="d1", processes=2))
     parts = (
         (KeptOp("y", "fc", "no scale"),),
         (Kernel("fc", "brgemm", "u8", 2, 0.5, 0.9),),
         (Layer("y", "fc", 30.1, None),),
     )
+    own = {"resnet50": Row.of(registry.BY_NAME["resnet50"])}
     run = Run(
-        MACHINE, {}, records, "2026-01-02T03:04:05+00:00", 1.5, "abc", True, "quant suite", "gate", 7,
+        MACHINE, own, records, "2026-01-02T03:04:05+00:00", 1.5, "abc", True, "quant suite", "gate", 7,
         Load(0.5, 0.01, 3), {"resnet50": Anatomy({"conv2d": 3}, *parts)}, ("one",), False,
         (Failure("Net", "crashed", ("one line", "and another")),),
     )  # fmt: skip
-    assert Run.from_json(run.to_json()) == run
+    assert replace(Run.from_json(run.to_json()), rows=own) == run
     content = json.loads(replace(run, failures=()).to_json())
     del content["failures"]  # as files were before there was the key
-    assert Run.from_json(json.dumps(content)) == replace(run, failures=())
+    assert replace(Run.from_json(json.dumps(content)), rows=own) == replace(run, failures=())
     rows = {spec.name: Row.of(spec) for spec in registry.MODELS}
     known = Run.from_json(replace(run, rows=rows).to_json()).rows
     assert {name: asdict(row) for name, row in known.items()} == {name: asdict(row) for name, row in rows.items()}
@@ -152,6 +155,38 @@ def test_records_round_trip() -> None:
     for text in ("[]", "{}", '{"schema": 4, "machine": 3}', "nonsense", misspelt):
         with pytest.raises(ValueError, match=r"not a run|schema|Expecting"):
             Run.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda run: replace(run, rows={}), "a record of 'resnet50', fp32: no such row"),
+        (
+            lambda run: replace(run, records=run.records[1:]),
+            "a record of 'resnet50', int8: no record of its FP32 model",
+        ),
+        (lambda run: replace(run, records=run.records[:-1]), "1 speed records: one was timed against no other"),
+        (lambda run: _changed(run, 1, samples=7), "aren't one for each of its 7 samples"),
+        (lambda run: _changed(run, 1, outcomes={"top1": ("1 x", "1 1")}, samples=2), "aren't numbers"),
+        (lambda run: _changed(run, 1, outcomes={"top1": ("1 1",) * 2}, samples=2), "of other samples than another"),
+        (lambda run: _changed(run, 1, outcomes={"f1": ("1",) * 2}, samples=1), "no outcomes of 'top1'"),
+        (lambda run: _changed(run, -1, latency_s=(0.0,)), "a time isn't above 0"),
+        (lambda run: _changed(run, -1, latency_s=(1.0,)), "as many rounds of FP32 aren't before it"),
+    ],
+)
+def test_records_that_do_not_belong_together_are_no_run(change: Callable[[Run], Run], told: str) -> None:
+    rows = {"resnet50": Row.of(registry.BY_NAME["resnet50"])}
+    run = Run(MACHINE, rows, (record("fp32", "1011"), record("int8", "1001"), *speed(3.0, 1.0)))
+    assert Run.from_json(run.to_json()).records == run.records
+    with pytest.raises(ValueError, match="not a run: ") as error:
+        Run.from_json(change(run).to_json())
+    assert told in str(error.value)
+
+
+def _changed(run: Run, place: int, **values: Any) -> Run:
+    records = list(run.records)
+    records[place] = replace(records[place], **values)
+    return replace(run, records=tuple(records))
 
 
 def test_thresholds_that_hold_and_that_fail() -> None:
