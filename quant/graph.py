@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.errors import ModelError
+from quant.errors import ModelError, unwritable
 
 os.environ.setdefault("FLAGS_enable_pir_api", "0")  # before Paddle loads: the INT8 tooling is legacy-format only
 
@@ -326,7 +326,7 @@ def save_dir(graph: Graph, directory: Path, layout: str = "inference") -> None:
     """Write a model into `directory`, which exists and is empty.
 
     `layout`: "inference" (inference.pdmodel/.pdiparams), "model" (model, params), "combined" (__model__,
-    __params__), or "separate" (__model__ and a file a parameter). All attributes are kept.
+    __params__), or "separate" (__model__ and a file a parameter). All attributes are kept. Raises OutputError.
     """
     names = {
         "inference": ("inference.pdmodel", "inference.pdiparams"),
@@ -335,14 +335,17 @@ def save_dir(graph: Graph, directory: Path, layout: str = "inference") -> None:
         "separate": ("__model__", None),
     }
     program, combined = names[layout]
-    (directory / program).write_bytes(program_bytes(graph))
-    if combined is not None:
-        with (directory / combined).open("wb") as file:
-            for name in sorted(graph.params):
-                file.writelines(_tensor_bytes(graph.params[name]))
-    else:
-        for name, value in graph.params.items():
-            (directory / name).write_bytes(b"".join(_tensor_bytes(value)))
+    try:
+        (directory / program).write_bytes(program_bytes(graph))
+        if combined is not None:
+            with (directory / combined).open("wb") as file:
+                for name in sorted(graph.params):
+                    file.writelines(_tensor_bytes(graph.params[name]))
+        else:
+            for name, value in graph.params.items():
+                (directory / name).write_bytes(b"".join(_tensor_bytes(value)))
+    except OSError as error:
+        raise unwritable(directory, error) from error
 
 
 # --- programs ----------------------------------------------------------------------------------------------------

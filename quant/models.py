@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quant import cpu, isolate, pipeline
-from quant.errors import DataError, ModelError, QuantError
+from quant.errors import DataError, ModelError, OutputError, QuantError
 from quant.numerics import REDUCED
 from quant.outcomes import Store, default_root
 from quant.places import cached
@@ -167,9 +167,14 @@ def _check_apart(given: Given, model: Path) -> None:
 
 @contextmanager
 def naming(made: Mapping[Path, str]) -> Iterator[None]:
-    """Errors about what was made on the way name what it was made of instead; `made`: place -> that."""
+    """Errors about what was made on the way name what it was made of instead; `made`: place -> that.
+
+    But for a place that can't be written: there it is the place that counts.
+    """
     try:
         yield
+    except OutputError:
+        raise
     except QuantError as error:
         message = str(error)
         for place, source in made.items():

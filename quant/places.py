@@ -38,11 +38,10 @@ def writable_dir(path: Path) -> Path:
     """A directory that files can be put into, made where it is missing. Raises OutputError before any work is done."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
     except OSError as error:
         raise unwritable(path, error) from error
-    if not os.access(path, os.W_OK):
-        raise OutputError(f"{path}: can't be written")
-    return path
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import numpy as np
 from quant.calibrate import Calibration
 from quant.chains import numbered
 from quant.convert import convert
-from quant.errors import ModelError, QuantError, UnsupportedError
+from quant.errors import ModelError, OutputError, QuantError, UnsupportedError
 from quant.evaluation import opened
 from quant.graph import Graph, load_dir, run_passes, save_dir
 from quant.isolate import report_event, report_progress, requests
@@ -65,6 +65,8 @@ def serve(
         for request in requests():
             try:
                 report_event(workshop.answer(request))
+            except OutputError:
+                raise  # no fault of this trial's
             except QuantError as error:
                 report_event({"failed": str(error)})
 

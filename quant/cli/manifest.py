@@ -10,7 +10,7 @@ from quant import isolate, manifest, pipeline
 from quant.cli.shared import app, bar, err, out
 from quant.errors import ModelError, OptionError, OutputError
 from quant.manifest_text import drafts_of, manifest_text
-from quant.places import write_text
+from quant.places import writable_dir, write_text
 
 __all__ = ["init"]
 
@@ -27,8 +27,9 @@ def init(
     """Look at models, and write a commented manifest for them: inputs, ops, what will be INT8, and keys to fill in."""
     if os.path.lexists(output):
         raise OutputError(f"{output}: exists already; nothing was written")
-    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-        raise OutputError(f"{output}: can't be written")
+    if not output.parent.is_dir():
+        raise OutputError(f"{output}: can't be written (No such directory)")
+    writable_dir(output.parent)
     for option, path in (("--data", data), ("--calibration", calibration)):
         if path is not None and not path.exists():
             raise OptionError(f"{option}: {path}: no such file")
