@@ -1,12 +1,13 @@
 """The cache: one process at a time where it matters, and a place that can't be written is told in one line."""
 
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
 from quant.errors import OutputError
-from quant.places import cached, locked
+from quant.places import cached, fresh_dir, giving_up, locked, write_text
 
 
 def test_one_at_a_time_is_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +28,53 @@ def test_one_at_a_time_is_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             seen.append("first, inside")
     waiting.join(10)
     assert seen == ["first", "first, inside", "other"]
+
+
+def test_whoever_gives_up_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while another process makes what a thread waits for."""
+    monkeypatch.setenv("QUANT_CACHE", str(tmp_path))
+    told: list[str] = []
+
+    def other() -> None:
+        try:
+            with locked("a"):
+                told.append("inside")
+        except OutputError as error:
+            told.append(str(error))
+
+    waiting = threading.Thread(target=other)
+    with locked("a"):
+        waiting.start()
+        with giving_up():
+            waiting.join(10)
+    assert told == [f"{tmp_path}/a: gave up waiting for another process that makes it"]
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    for text in ("first", "second"):
+        write_text(file, text)
+        assert file.read_text() == text
+    with pytest.raises(UnicodeEncodeError):
+        write_text(file, "half\ud800")
+    assert file.read_text() == "second" and list(tmp_path.iterdir()) == [file]
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(OutputError, match=r"can't be written \(it exists and is no file\)"):
+            write_text(place, "text")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_place_is_told_by_the_name_that_it_was_to_get(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match=f"^{tmp_path}/new/int8: can't be written$"),
+        fresh_dir(tmp_path / "new") as staging,
+    ):
+        raise OutputError(f"{staging}/int8: can't be written")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
