@@ -172,7 +172,7 @@ def run_child(
                 heard=watch.heard,
             )
         except ChildError as error:
-            raise ChildError(f"{watch.model or runs[0]['model']}: {error}") from error
+            raise ChildError(error.what, error.log, watch.model or str(runs[0]["model"])) from error
 
 
 class _Watch:

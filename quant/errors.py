@@ -71,11 +71,14 @@ class ClusterError(QuantError):
 
 
 class ChildError(QuantError):
-    """A child process that died, hung or printed no result; `log`: the last lines that it printed."""
+    """A child process that died, hung or printed no result.
 
-    def __init__(self, message: str, log: Iterable[str] = ()) -> None:
-        super().__init__(message)
-        self.log = tuple(log)
+    `what` became of it, the last lines that it printed (`log`), and the `subject` that it was about, if that is known.
+    """
+
+    def __init__(self, what: str, log: Iterable[str] = (), subject: str = "") -> None:
+        super().__init__(f"{subject}: {what}" if subject else what)
+        self.what, self.log = what, tuple(log)
 
 
 def is_unwritable(error: OSError) -> bool:

@@ -127,9 +127,11 @@ class Child:
         log: Callable[[str], None] | None = None,
     ) -> None:
         extra = {"QUANT_CHILD": "1", "FLAGS_enable_pir_api": "0", "GLOG_minloglevel": "2", **isa_environment(isa)}
+        # Paddle warns of it whenever it is imported, which would be the first lines of each log.
+        extra["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:No ccache found"]))
         if threads is not None:
             extra["OMP_NUM_THREADS"] = str(threads)
-        search = os.pathsep.join(path for path in sys.path if path)
+        extra["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         self._arguments, self._log = arguments, log
         self._patience_s = patience_s()
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -139,6 +141,7 @@ class Child:
             self._scratch = tempfile.TemporaryDirectory(prefix="quant-child-", ignore_cleanup_errors=True)
         except OSError as error:
             raise unwritable("the directory of temporary files (TMPDIR)", error) from error
+        extra["TMPDIR"] = self._scratch.name
         lifeline, self._lifeline = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -148,14 +151,14 @@ class Child:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                env={**os.environ, "TMPDIR": self._scratch.name, "PYTHONPATH": search, **extra, **(environment or {})},
+                env={**os.environ, **extra, **(environment or {})},
                 pass_fds=[lifeline],
                 start_new_session=True,  # so that a hung child goes with all it started
             )
         except OSError as error:
             os.close(self._lifeline)
             self._scratch.cleanup()
-            raise ChildError(f"{_told(arguments)}can't start a child process ({error.strerror})") from error
+            raise ChildError(f"can't start a child process ({error.strerror})", (), _subject(arguments)) from error
         finally:
             os.close(lifeline)
         _running.add(self._process)
@@ -226,7 +229,7 @@ class Child:
             self._log(line)
 
     def _error(self, what: str) -> ChildError:
-        return ChildError(_told(self._arguments) + what, self._tail)
+        return ChildError(what, self._tail, _subject(self._arguments))
 
     def __enter__(self) -> Self:
         return self
@@ -277,10 +280,9 @@ def end_all() -> None:
             os.killpg(child.pid, signal.SIGKILL)
 
 
-def _told(arguments: Mapping[str, Any]) -> str:
-    """The model, or models, that a failed job was about, for the message."""
-    subjects = list(dict.fromkeys(_models(arguments)))
-    return f"{' or '.join(subjects)}: " if subjects else ""
+def _subject(arguments: Mapping[str, Any]) -> str:
+    """The model, or models, that a job is about, for a message."""
+    return " or ".join(dict.fromkeys(_models(arguments)))
 
 
 def _models(value: Any) -> Iterator[str]:
