@@ -57,6 +57,7 @@ class Plugin:
         self.command = f"quant suite --manifest {shlex.quote(str(path))}"
         self.watch = Watch("pytest", self.command)
         self.records: list[Record] = []
+        self.failures: list[Failure] = []
         self.failed = False
         self.told = ""  # what became of the run's file
         self.why_untimed = _why_untimed(config)
@@ -77,7 +78,9 @@ class Plugin:
         """What a case measured goes with its report, from an xdist worker to the process that writes the run."""
         made = yield
         if isinstance(item, _Case):
-            made.quant_records = [asdict(record) for record in item.subject.take_records()]  # type: ignore[attr-defined]
+            records, failures = item.subject.take()
+            made.quant_records = list(map(asdict, records))  # type: ignore[attr-defined]
+            made.quant_failures = list(map(asdict, failures))  # type: ignore[attr-defined]
         return made
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -85,17 +88,20 @@ class Plugin:
         if found is not None:
             self.failed |= report.failed
             self.records.extend(map(Record.from_json, found))
+            failed = report.quant_failures
+            self.failures.extend(Failure(one["title"], one["reason"], tuple(one["log"])) for one in failed)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if self.is_worker or not self.records:
+        if self.is_worker or not (self.records or self.failures):
             return
-        # Workers of xdist that had cases of one model have both told its records.
+        # Workers of xdist that had cases of one model have both told its records, and its failures.
+        failures = {(one.title, one.reason): one for one in self.failures}.values()
         records = {(one.model, one.precision, one.isa, one.variant): one for one in self.records}.values()
         known = {entry.name: entry.row() for entry in self.manifest.models}
         exact = list(records)
         rows = [row for name, row in known.items() if any(record.model == name for record in exact)]
         missed = report.misses(exact, (), known)
-        run = self.watch.run(rows, exact, missed=missed, passed=not self.failed)
+        run = self.watch.run(rows, exact, missed=missed, passed=not self.failed, failures=tuple(failures))
         try:
             self.told = f"accuracy written to {history.append(self.history, run)}"
         except OutputError as error:
@@ -140,6 +146,7 @@ class _Subject:
         self._kept: dict[object, Any] = {}
         self._told: set[object] = set()
         self._fresh: list[Record] = []
+        self._failures: list[Failure] = []
 
     def _once(self, key: object, work: Callable[[], T]) -> T:
         if key not in self._kept:
@@ -153,6 +160,7 @@ class _Subject:
             if key in self._told:
                 pytest.skip(str(failure))  # it has failed once
             self._told.add(key)
+            self._failures.append(failure)
             pytest.fail("\n".join([str(failure), *(f"    {line}" for line in failure.log)]), pytrace=False)
         return found  # type: ignore[no-any-return]
 
@@ -175,10 +183,11 @@ class _Subject:
         self._fresh = records
         return records
 
-    def take_records(self) -> list[Record]:
-        """The accuracy records that nobody has taken yet."""
-        fresh, self._fresh = self._fresh, []
-        return fresh
+    def take(self) -> tuple[list[Record], list[Failure]]:
+        """The accuracy records and the failures that nobody has taken yet."""
+        taken = self._fresh, self._failures
+        self._fresh, self._failures = [], []
+        return taken
 
     def pair(self, batch: int, threads: int) -> Pair:
         """FP32 and INT8 timed against each other."""

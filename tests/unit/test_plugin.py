@@ -197,6 +197,8 @@ def test_each_failure_is_one_clear_message(run_pytest: Pytest, repository: Path,
     [(_, run)] = history.runs(tmp_path / "history")
     assert not run.passed
     assert {record.model for record in run.records} == {"worse", "fine"}
+    assert {failure.title for failure in run.failures} == {"damaged", "crashes"}
+    assert {"about to crash" in failure.log for failure in run.failures if failure.title == "crashes"} == {True}
     assert [(record.model, record.precision) for record in run.records if record.model == "worse"] == [
         ("worse", precision) for precision in ("fp32", "quant", "int8")
     ]
