@@ -48,6 +48,7 @@ _BATCH = 16
 _VALUES = 30_000_000  # of all tensors of a batch: each is held up to five times
 _EXPLAINED_DB = 60.0  # what lies above are single values beside a rounding boundary
 _INTEGERS = ("int8", "uint8")
+_UNSCALED = 1.0  # what Paddle's kernels take for a scale that isn't there
 
 
 def analyze_model(
@@ -325,7 +326,7 @@ class _State:
             for slot, attribute in SCALES.get(op.type, {}).items():
                 grid = self.grids.get(stem(op.input(slot), self.names)) if op.input(slot) in self.forms else None
                 if grid:
-                    found.append({"name": attribute, "value": op.attr(attribute), "due": grid[1] / grid[0]})
+                    found.append({"name": attribute, "value": op.attr(attribute, _UNSCALED), "due": grid[1] / grid[0]})
             joined = op.inputs.get("X", ()) if op.type not in SCALES else ()
             for name in joined if len(joined) > 1 and twin.variable in self.forms else ():  # concat: of one grid
                 if name in self.forms:
@@ -333,7 +334,7 @@ class _State:
                     found.append({"name": f"the scale of {name}", "value": self.steps(name), "due": due})
         if twin.grid and twin.variable in self.forms and twin.op.type in WRITTEN:
             name = WRITTEN[twin.op.type]
-            found.append({"name": name, "value": twin.op.attr(name), "due": twin.grid[1] / twin.grid[0]})
+            found.append({"name": name, "value": twin.op.attr(name, _UNSCALED), "due": twin.grid[1] / twin.grid[0]})
         return [*found, *self.weight_scales(twin)]
 
     def weight_scales(self, twin: Twin) -> list[Json]:
@@ -342,7 +343,7 @@ class _State:
         if weighted is None or twin.op.type not in ("fused_conv2d", "fc"):
             return []
         due = weighted.attr("weight_levels") / np.array(weighted.attr("weight_thresholds"), np.float64)
-        found = np.array(twin.op.attr("Scale_weights"), np.float64)
+        found = np.array(twin.op.attr("Scale_weights", [_UNSCALED]), np.float64)
         if found.size != due.size:
             return []
         if weighted.attr("weight_levels") <= REDUCED and np.allclose(found, 2 * due, rtol=1e-3):

@@ -59,5 +59,5 @@ def from_benchmark(content: Mapping[str, Any]) -> Run:
         run = Run.from_json(json.dumps(parts))
         missed = tuple(report.misses((), run.timed, run.rows))
         return replace(run, missed=missed, passed=report.passed((), run.timed, run.rows))
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(f"not a whole file of pytest-benchmark: {type(error).__name__} {error}") from error

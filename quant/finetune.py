@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import os
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +33,7 @@ from quant.places import fresh_file, writable_dir
 from quant.predictor import Predictor, Settings, last_line
 from quant.qat import Config, freeze, quant_aware, scheme_of, thresholds_in, with_weight_thresholds
 from quant.readers import Dataset, batches, take
-from quant.sequences import Column, Ragged
+from quant.sequences import DAMAGE, Column, Ragged
 
 __all__ = ["Training", "fine_tune"]
 
@@ -333,7 +332,7 @@ class _Checkpoint:
         try:
             with np.load(self.path, allow_pickle=False) as stored:
                 values = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, MemoryError, *DAMAGE) as error:
             raise ModelError(f"{self.path}: not a checkpoint, or damaged; delete it to begin anew") from error
         for part, own in self.identity.items():
             if str(values.pop(f"identity.{part}", "")) != own:

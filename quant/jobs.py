@@ -17,7 +17,7 @@ from quant.calibrate import calibrate
 from quant.calibration_table import Applied, apply_table, read_table, table_of, write_table
 from quant.chains import numbered
 from quant.convert import Coverage, convert
-from quant.errors import DataError, OptionError, OutputError, QuantError
+from quant.errors import DataError, ModelError, OptionError, OutputError, QuantError
 from quant.evaluation import opened, signature, vocabularies
 from quant.graph import Graph, load_dir, model_size, run_passes, save_dir
 from quant.graphviz import quoted
@@ -227,14 +227,17 @@ def convert_model(
     report_progress("convert", 0, 3)
     graph, applied = load_dir(Path(quant_model_path)), None
     if calibration_file is not None:
-        applied = apply_table(
-            graph,
-            read_table(Path(calibration_file)),
-            source=calibration_file,
-            weight_levels=weight_levels,
-            ops_to_quantize=ops_to_quantize,
-            op_ids_to_skip=op_ids_to_skip,
-        )
+        try:
+            applied = apply_table(
+                graph,
+                read_table(Path(calibration_file)),
+                source=calibration_file,
+                weight_levels=weight_levels,
+                ops_to_quantize=ops_to_quantize,
+                op_ids_to_skip=op_ids_to_skip,
+            )
+        except ModelError as error:  # others are the table's, which they name
+            raise ModelError(f"{quant_model_path}: {error}") from error
         if target is not None and not applied.was_fp32:
             raise OptionError(f"--target: the weights of {quant_model_path} are quantized already, for any target")
         graph = applied.graph

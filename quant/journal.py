@@ -51,7 +51,7 @@ class Journal:
                     f"--resume: {path}: the run that was cut off was another one (models, options, code or machine); "
                     "without --resume all is measured anew"
                 )
-            self.done = {entry["key"]: entry["found"] for entry in lines[1:]}
+            self.done = {entry["key"]: entry["found"] for entry in lines[1:] if "key" in entry}
         else:
             try:
                 self._file.truncate(0)

@@ -18,7 +18,6 @@ import json
 import platform
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -31,7 +30,7 @@ import numpy as np
 
 from quant.errors import DataError, ModelError, OutputError, unwritable
 from quant.places import cache_root, digest, fresh_file
-from quant.sequences import Column, Ragged
+from quant.sequences import DAMAGE, Column, Ragged
 
 __all__ = [
     "About",
@@ -147,7 +146,7 @@ def unpack(blob: bytes, count: int) -> tuple[tuple[Column, ...], Column]:
                 Ragged(stored[name], stored[f"{name}.offsets"]) if f"{name}.offsets" in stored else stored[name]
                 for name in [*map(str, range(count)), "labels"]
             ]
-    except (KeyError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise ValueError(f"not a part's arrays: {error}") from error
     return tuple(columns[:-1]), columns[-1]
 

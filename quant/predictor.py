@@ -248,9 +248,13 @@ class _Paddle:
         self._held = []
         for name, handle in self._engine.feeds.items():
             column = arrays[name]
-            tensor = DenseTensor()
-            tensor.set(np.ascontiguousarray(values_of(column)), CPUPlace(), True)
-            handle.share_external_data(tensor)
+            tensor, values = DenseTensor(), np.ascontiguousarray(values_of(column))
+            try:
+                tensor.set(values, CPUPlace(), True)
+                handle.share_external_data(tensor)
+            except Exception as error:  # Paddle's own error types are plain Exceptions
+                why = f"{values.dtype} can't be fed to input {name!r} ({last_line(error)})"
+                raise DataError(f"{self.directory}: {why}") from error
             if isinstance(column, Ragged):
                 handle.set_lod([column.offsets.tolist()])
             self._held.append(tensor)

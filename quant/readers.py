@@ -15,7 +15,7 @@ from quant import custom
 from quant.errors import DataError
 from quant.formats import labels_beside, read_handwriting, read_lac, read_lac_bin, read_pairs
 from quant.own_data import check_fit, files_below, read_own
-from quant.sequences import Array, Column, Dataset, Padded, Ragged, Signature, staged, values_of
+from quant.sequences import DAMAGE, Array, Column, Dataset, Padded, Ragged, Signature, staged, values_of
 
 __all__ = [
     "FORMATS",
@@ -207,11 +207,12 @@ def read_npz(path: Path, signature: Signature) -> Dataset:
         with np.load(path, allow_pickle=False) as stored:
             for name in stored.files:
                 arrays[name] = stored[name]
-    except ValueError as error:
-        why = "holds pickled objects, which are not loaded" if "pickle" in str(error).lower() else "damaged"
+    except (OSError, *DAMAGE) as error:
+        pickled = isinstance(error, ValueError) and "pickle" in str(error).lower()
+        why = "holds pickled objects, which are not loaded" if pickled else "not an .npz file, or damaged"
         raise DataError(f"{path}: {why}") from error
-    except (OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
-        raise DataError(f"{path}: not an .npz file, or damaged") from error
+    except MemoryError as error:
+        raise DataError(f"{path}: its arrays don't fit into memory, or it is damaged") from error
     labels = arrays.pop("label", None)
     for name, wanted in signature.items():
         if name not in arrays:

@@ -1,5 +1,9 @@
 """Columns of samples, of unequal length too: what readers give out, models read and metrics score."""
 
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from quant.places import fresh_file
 
 __all__ = [
+    "DAMAGE",
     "Array",
     "Column",
     "Dataset",
@@ -25,6 +30,11 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
+# What NumPy and zipfile raise of a damaged .npz: their own, and what lies about sizes and formats comes to.
+DAMAGE = (
+    *(ArithmeticError, EOFError, LookupError, RuntimeError, SyntaxError, TypeError, ValueError),
+    *(struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 # Model input -> (shape of one sample with -1 for open dimensions, dtype), in the model's order.
 Signature = Mapping[str, tuple[tuple[int, ...], str]]
 

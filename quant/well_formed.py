@@ -139,8 +139,9 @@ def _finite(value: Any) -> bool:
     return all(math.isfinite(one) for one in values)
 
 
-# Attribute -> whether a value makes sense in any op that has it.
+# Attribute -> whether a value makes sense in any op that has it. Not Scale_weights: Paddle's own conversion may write
+# an infinite one for a channel of zeros.
 _SENSIBLE: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("Scale", "Scale_in", "Scale_out", "Scale_in_eltwise", "Scale_x", "Scale_y"), _finite),
-    **dict.fromkeys(("Scale_data", "Shift_data", "Scale_weights", "weight_thresholds"), _finite),
+    **dict.fromkeys(("Scale_data", "Shift_data", "weight_thresholds"), _finite),
 }

@@ -33,7 +33,8 @@ def bias_as_vector(graph: Graph) -> Graph:
         shape = tuple(graph.vars[bias].shape)
         channels = 0 if weight is None else weight.shape[0]
         aligned = len(shape) == 4 or (len(shape) == 3 and op.attr("axis", -1) in (-1, 1))
-        if source not in graph.params or not aligned or shape[-3:] != (channels, 1, 1) or shape[:-3] not in ((), (1,)):
+        fits = source in graph.params and graph.params[source].size == channels
+        if not fits or not aligned or shape[-3:] != (channels, 1, 1) or shape[:-3] not in ((), (1,)):
             ops.append(op)
             continue
         name = graph.fresh(f"{source}.vector")

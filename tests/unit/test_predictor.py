@@ -106,3 +106,11 @@ def test_an_open_program_can_be_closed_twice(tmp_path: Path) -> None:
     predictor = Predictor(tmp_path)
     predictor.close()
     predictor.close()
+
+
+def test_a_type_that_paddle_can_not_be_fed_is_told(tmp_path: Path) -> None:
+    net = Net()
+    graph = net.graph(net.act("x"))
+    save_dir(graph, tmp_path)
+    with Predictor(tmp_path) as predictor, pytest.raises(DataError, match="uint8 can't be fed to input 'x'"):
+        predictor({"x": np.zeros((1, 8, 8, 8), np.uint8)})
