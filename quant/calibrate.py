@@ -20,7 +20,7 @@ from quant.numerics import SIGNED
 from quant.observers import ALGORITHMS, BEST, Choice, Observer, Sample, choose
 from quant.passes import CALIBRATE
 from quant.passes.quantizers import WEIGHT_SLOT
-from quant.predictor import Predictor, Settings
+from quant.predictor import Predictor, Settings, nameless
 from quant.rounding import Plan, plan_of, roundable, simulate
 from quant.sequences import Column, values_of
 
@@ -218,7 +218,8 @@ def _observe(
     count = 0
     with tempfile.TemporaryDirectory(prefix="quant-calibrate-") as scratch:
         save_dir(seen, Path(scratch))
-        with Predictor(Path(scratch), Settings(optimise=False, threads=2)) as predictor:
+        settings = Settings(optimise=False, threads=2)
+        with nameless(Path(scratch)), Predictor(Path(scratch), settings) as predictor:
             for number, batch in enumerate(batches):
                 outputs = predictor(batch)
                 named = {name: batch[name] for name in fed} | dict(zip(seen.fetches, outputs.values(), strict=True))

@@ -30,7 +30,7 @@ from quant.errors import DataError, ModelError
 from quant.graph import Graph, Var, program_bytes, run_passes, save_dir
 from quant.passes import NORMALISE
 from quant.places import fresh_file, writable_dir
-from quant.predictor import Predictor, Settings, last_line
+from quant.predictor import Predictor, Settings, last_line, nameless
 from quant.qat import Config, freeze, quant_aware, scheme_of, thresholds_in, with_weight_thresholds
 from quant.readers import Dataset, batches, take
 from quant.sequences import DAMAGE, Column, Ragged
@@ -261,7 +261,8 @@ class _Teacher:
         self.scratch = tempfile.TemporaryDirectory(prefix="quant-teacher-")
         headed = replace(graph, fetches=heads)
         save_dir(headed.evolve(headed.ops), Path(self.scratch.name))
-        self.predictor = Predictor(Path(self.scratch.name), Settings(threads=threads))
+        with nameless(Path(self.scratch.name)):
+            self.predictor = Predictor(Path(self.scratch.name), Settings(threads=threads))
 
     def __enter__(self) -> "_Teacher":
         return self
@@ -271,7 +272,8 @@ class _Teacher:
         self.scratch.cleanup()
 
     def __call__(self, batch: Mapping[str, Column]) -> dict[str, Column]:
-        return dict(zip(self.heads, self.predictor(batch).values(), strict=True))
+        with nameless(Path(self.scratch.name)):
+            return dict(zip(self.heads, self.predictor(batch).values(), strict=True))
 
 
 def _order(count: int, training: Training, first: int) -> Iterator[NDArray[np.int64]]:

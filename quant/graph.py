@@ -397,6 +397,8 @@ def _check_order(path: Path, parsed: "_Parsed") -> None:
     known = {*parsed.params, *parsed.others, *_ABSENT}
     for op in parsed.ops:
         where = f"{path}: op {op.type!r} (output {next(iter(op.writes), '')!r})"
+        if not all(isinstance(name, str) for name in (op.type, *op.inputs, *op.outputs, *op.attrs)):
+            raise ModelError(f"{where}: damaged: a name in it isn't UTF-8")
         if fault := fault_of(op.type, op.inputs, op.outputs, op.attrs):
             raise ModelError(f"{where}: {fault}")
         for name in (*op.reads, *op.writes):
@@ -448,6 +450,8 @@ def _parse_block(program: Any, where: Path | str) -> _Parsed:
     block = program.blocks[0]
     variables: dict[str, Var] = {}
     params: dict[str, Array] = {}
+    if not all(isinstance(var.name, str) for var in block.vars):
+        raise ModelError(f"{where}: damaged: the name of a variable isn't UTF-8")
     others = frozenset(var.name for var in block.vars if var.type.type != proto.VarType.DENSE_TENSOR)
     for var in block.vars:
         if var.name in others:
@@ -469,10 +473,15 @@ def _parse_op(where: Path | str, desc: Any) -> Op:
         if name is None:
             raise ModelError(f"{where}: op {desc.type!r} has control flow (attribute {attr.name!r}): not supported")
         value = getattr(attr, name)
-        plain = isinstance(value, (bool, int, float, str))
-        attrs[attr.name] = Attr(attr.type, value if plain or attr.type == proto.SCALAR else list(value))
+        plain = isinstance(value, (bool, int, float, str, bytes))
+        attrs[attr.name] = Attr(attr.type, _text(value) if plain or attr.type == proto.SCALAR else [*map(_text, value)])
     inputs, outputs = ({var.parameter: tuple(var.arguments) for var in side} for side in (desc.inputs, desc.outputs))
     return Op(desc.type, inputs, outputs, attrs)
+
+
+def _text(value: Any) -> Any:
+    """An attribute's value. protobuf gives text that isn't UTF-8 as bytes: paths in old programs' op_callstack."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def program_bytes(graph: Graph) -> bytes:

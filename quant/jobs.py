@@ -17,7 +17,7 @@ from quant.calibrate import calibrate
 from quant.calibration_table import Applied, apply_table, read_table, table_of, write_table
 from quant.chains import numbered
 from quant.convert import Coverage, convert
-from quant.errors import DataError, ModelError, OptionError, OutputError, QuantError
+from quant.errors import ConversionError, DataError, ModelError, OptionError, OutputError, QuantError
 from quant.evaluation import opened, signature, vocabularies
 from quant.graph import Graph, load_dir, model_size, run_passes, save_dir
 from quant.graphviz import quoted
@@ -43,12 +43,16 @@ Json = dict[str, Any]
 
 
 @contextmanager
-def about(path: str) -> Iterator[None]:
-    """Errors raised inside name `path`, unless they name it already; or another place, which can't be written."""
+def about(path: str, *kinds: type[QuantError]) -> Iterator[None]:
+    """Errors raised inside name `path`, unless they name it already; or another place, which can't be written.
+
+    `kinds`: only of these.
+    """
     try:
         yield
     except QuantError as error:
-        if path in str(error) or isinstance(error, OutputError):
+        other = kinds and not isinstance(error, kinds)
+        if other or path in str(error) or isinstance(error, OutputError):
             raise
         raise type(error)(f"{path}: {error}") from error
 
@@ -129,7 +133,7 @@ def ptq(
     dataset = opened(graph, data, format)
     total = min(len(dataset), batch_size * batch_num) if batch_num else len(dataset)
     with fresh_dir(Path(output)) as staging:
-        with about(data):
+        with about(model, ModelError, ConversionError, OptionError), about(data, DataError):
             simulated = calibrate(
                 graph,
                 batches(dataset, batch_size, batch_num),

@@ -14,7 +14,7 @@ import scipy
 from numpy.typing import NDArray
 
 from quant import custom
-from quant.errors import OptionError, check_choice
+from quant.errors import ModelError, OptionError, check_choice
 from quant.sequences import Column, Ragged, values_of
 
 __all__ = [
@@ -218,15 +218,26 @@ USUAL: dict[str, tuple[str, ...]] = {
 
 
 def sqnr(reference: Column, other: Column) -> float:
-    """Signal to quantization noise ratio in dB, 10 log10(|r|^2 / |r - o|^2); higher is better, inf when equal."""
-    before, after = values_of(reference).astype(np.float64), values_of(other)
+    """Signal to quantization noise ratio in dB, 10 log10(|r|^2 / |r - o|^2); higher is better, inf when equal.
+
+    Raises ModelError when these aren't outputs of one shape.
+    """
+    before, after = _alike(reference, other)
     noise = float(np.sum((before - after) ** 2))
     return math.inf if noise == 0 else 10 * math.log10(max(float(np.sum(before**2)), 1e-300) / noise)
 
 
-def cosine(reference: Column, other: Column) -> float:
-    """Mean over rows of the cosine between two outputs [N, features]."""
+def _alike(reference: Column, other: Column) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     before, after = values_of(reference).astype(np.float64), values_of(other).astype(np.float64)
+    if before.shape != after.shape:
+        shapes = f"{list(before.shape)} and {list(after.shape)}"
+        raise ModelError(f"two models that are compared put out values of shapes {shapes}: of unlike models?")
+    return before, after
+
+
+def cosine(reference: Column, other: Column) -> float:
+    """Mean over rows of the cosine between two outputs [N, features]. Raises as `sqnr` does."""
+    before, after = _alike(reference, other)
     norms = np.linalg.norm(before, axis=-1) * np.linalg.norm(after, axis=-1)
     return float(((before * after).sum(-1) / np.maximum(norms, 1e-300)).mean())
 

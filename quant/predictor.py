@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,7 @@ __all__ = [
     "Settings",
     "last_line",
     "log_kernels",
+    "nameless",
 ]
 
 Arrays = Mapping[str, Column]
@@ -358,6 +360,15 @@ class _Engine:
 def log_kernels(on: bool) -> None:
     """Have oneDNN print each kernel it runs, with its time, to stdout (or stop that)."""
     library().dnnl_set_verbose(1 if on else 0)
+
+
+@contextmanager
+def nameless(scratch: Path) -> Iterator[None]:
+    """What a predictor says of a model in a scratch directory, without that directory's name, which nobody knows."""
+    try:
+        yield
+    except (ModelError, DataError) as error:
+        raise type(error)(str(error).removeprefix(f"{scratch}: ")) from error
 
 
 def last_line(error: Exception) -> str:

@@ -13,6 +13,7 @@ import os
 import signal
 import struct
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -61,7 +62,7 @@ def read_list(data_dir: Path, label_list: Path) -> list[tuple[Path, int]]:
 def _load(path: Path, side: int) -> NDArray[np.float32]:
     """One image, float32 [3, side, side]."""
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:  # Pillow's, of what it then refuses
             scale = SHORT_SIDE / min(image.size)
             # A side beyond 256 (--data-dim 299, say) needs a larger shorter side; the ratio stays 256 : 224.
             scale *= max(1.0, side / 224)

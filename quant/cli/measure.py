@@ -39,7 +39,7 @@ from quant.cli.shared import (
 )
 from quant.cluster import Cluster
 from quant.collect import Sequential
-from quant.errors import OptionError
+from quant.errors import ModelError, OptionError
 from quant.outcomes import Store, default_root
 from quant.places import fresh_file
 from quant.readers import format_of
@@ -247,6 +247,9 @@ def compare(
     decided = decision.verdict if decision else metrics.verdict(drop, acc_diff_threshold)
     int8, share = found["int8"], found["int8"].proof
     references = {precision: run for precision, run in found.items() if precision != "int8"}
+    for precision, run in references.items():
+        if run.scores and int8.scores and values_of(run.scores[0]).shape != values_of(int8.scores[0]).shape:
+            raise ModelError(f"{int8_model} and {models[precision]}: their outputs are of unlike shapes")
     content: dict[str, Any] = {
         "metric": name,
         "reference": reference,

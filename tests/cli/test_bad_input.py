@@ -11,7 +11,7 @@ import pytest
 
 from fixtures import digits
 from quant.cli import main
-from quant.graph import load_dir, save_dir
+from quant.graph import Attr, load_dir, save_dir
 from quant.readers import write_bin
 from tests.nets import Net, residual_net
 
@@ -150,6 +150,18 @@ def test_options(fails: Fail, model: Path, images: Path, tmp_path: Path) -> None
     assert "isn't timed" in fails("bench", "resnet50", "--precision", "quant")
     assert "No such command" in fails("evaluate")
     assert "--data" in fails("eval", "--model", model)
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_model_that_calibration_can_not_run_is_named(fails: Fail, images: Path, tmp_path: Path) -> None:
+    """By its directory, not by the scratch directory that calibration runs it in."""
+    graph = residual_net()
+    conv = graph.ops[0]
+    bad = replace(conv, attrs={**conv.attrs, "groups": Attr.of(3)})
+    (tmp_path / "bad").mkdir()
+    save_dir(replace(graph, ops=(bad, *graph.ops[1:])), tmp_path / "bad")
+    line = fails("ptq", "--model", tmp_path / "bad", "--data", images, "--output", tmp_path / "output")
+    assert line.startswith(f"quant: {tmp_path / 'bad'}: Paddle can't ") and "quant-calibrate" not in line
     assert not (tmp_path / "output").exists()
 
 

@@ -213,3 +213,23 @@ def test_ops_in_another_order_are_told(tmp_path: Path) -> None:
         ModelError, match=r"op 'elementwise_add' \(output 't1'\) reads 't0', which nothing wrote before"
     ):
         load_dir(tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"strides", b"conv2d", b"Filter", b"p0"])
+def test_names_that_are_no_text_are_told(name: bytes, tmp_path: Path) -> None:
+    save_dir(residual_net(), tmp_path)
+    program = tmp_path / "inference.pdmodel"
+    program.write_bytes(program.read_bytes().replace(name, b"\xff" * len(name)))
+    with pytest.raises(ModelError, match=r"inference\.pdmodel: "):
+        load_dir(tmp_path)
+
+
+def test_text_that_is_no_utf8_can_be_written_again(tmp_path: Path) -> None:
+    """Programs of Paddle 1.x keep the paths of the Python files that made them."""
+    path = Attr(Attr.of("").kind, "D:/xxxx/net.py")
+    (tmp_path / "again").mkdir()
+    save_dir(_first(residual_net(), lambda op: replace(op, attrs={**op.attrs, "of_mine": path})), tmp_path)
+    program = tmp_path / "inference.pdmodel"
+    program.write_bytes(program.read_bytes().replace(b"xxxx", "模型".encode("gbk")))
+    save_dir(load_dir(tmp_path), tmp_path / "again")
+    assert load_dir(tmp_path / "again").ops[0].attr("of_mine").endswith("/net.py")

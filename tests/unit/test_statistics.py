@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from quant.errors import ModelError
 from quant.metrics import METRICS, agreement, chunks, cosine, paired, ratio_interval, sqnr, verdict
 from quant.numerics import (
     REDUCED,
@@ -239,3 +240,8 @@ def test_the_best_algorithm_is_the_one_whose_readers_err_least() -> None:
     important = Sample(np.ones(16))
     important.update(values)
     assert choose(candidates, [important], SIGNED).algorithm == "wide"
+
+
+def test_outputs_of_unlike_shapes_are_no_pair() -> None:
+    with pytest.raises(ModelError, match=r"shapes \[4, 3\] and \[4, 5\]"):
+        sqnr(np.ones((4, 3)), np.ones((4, 5)))
