@@ -1,6 +1,7 @@
 """Which file is damaged, how, which command is given it, and how that has to end: a case for a kind and a seed."""
 
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,23 +218,20 @@ def case_of(kind: str, seed: int) -> Case:
 
 
 def _damage_graph(directory: Path, random: np.random.Generator) -> str:
-    graph = load_dir(directory)
+    graph, staging = load_dir(directory), directory.with_name(f"{directory.name}.damaged")
     while True:
+        staging.mkdir()
         try:
             changed, told = mutate_graph(graph, random)
             if random.random() < 0.3:
                 changed, more = mutate_graph(changed, random)
                 told += f"; {more}"
-            files = sorted(directory.iterdir())
-            for path in files:
-                path.rename(path.with_name(f"{path.name}.was"))
-            save_dir(changed, directory)
+            save_dir(changed, staging)
         except (AttributeError, KeyError, TypeError, ValueError):  # not every graph can be written
-            for path in files:
-                path.with_name(f"{path.name}.was").rename(path)
+            shutil.rmtree(staging)
             continue
-        for path in files:
-            path.with_name(f"{path.name}.was").unlink()
+        shutil.rmtree(directory)
+        staging.rename(directory)
         return told
 
 
