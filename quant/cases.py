@@ -93,9 +93,9 @@ def measure(
 
     `at_once`: accuracy of one model on each core, for models that are evaluated on one thread. With `only` (name,
     timing) nothing but these timings, once more. What a `journal` has isn't measured again; it keeps the timings of
-    `only` apart. A model that fails is left alone from
-    then on. When nothing at all can be measured the first model's error is raised, unless a child process died over it,
-    for its log is to be kept; nor with `only`, for what was measured before must not be lost with it.
+    `only` apart. A model that fails is left alone from then on. When nothing at all can be measured the first model's
+    error is raised, unless a child process died over it, for its log is to be kept; nor with `only`, for what was
+    measured before must not be lost with it.
     """
     timings = [(s, timing) for s in subjects for timing in s.timings if only is None or only(s.row.name, timing)]
     looked_into = [subject for subject in subjects if subject.anatomy and only is None]

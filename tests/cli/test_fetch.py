@@ -14,6 +14,7 @@ import pytest
 from quant.cli import main
 from quant.zoo import ARTEFACTS
 from tests.http_server import Fault, Server, serving, tarred
+from tests.interrupts import heard
 
 PATH = "/int8/QAT_models/MobileNetV1_qat_model.tar.gz"
 DATA = "/int8/Ernie_dataset.tar.gz"
@@ -52,11 +53,11 @@ def fails(run: Run) -> Callable[..., str]:
     return call
 
 
-def child(server: Server, output: Path, **options: object) -> subprocess.Popen[str]:
+def child(server: Server, output: Path, before: Callable[[], None] = heard) -> subprocess.Popen[str]:
     args = ["fetch", "mobilenetv1-qat", "--mirror", server.url, "--output", str(output)]
     script = f"import sys, quant.cli; print(flush=True); sys.exit(quant.cli.main({args!r}))"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", script], **pipes, **options)
+    return subprocess.Popen([sys.executable, "-c", script], preexec_fn=before, **pipes)
 
 
 def test_models_and_data(run: Run, server: Server, tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ def test_writes_that_the_system_refuses(run: Run, server: Server, tmp_path: Path
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
 
-    process = child(server, tmp_path / "zoo", preexec_fn=limit)
+    process = child(server, tmp_path / "zoo", before=limit)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert err.count("\n") == 1 and "can't be written (File too large); " in err and told in err

@@ -16,6 +16,7 @@ import pytest
 
 from quant import isolate, metrics
 from quant.cli import main
+from tests.interrupts import heard
 from tests.models import SAMPLES
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,7 @@ def start(*args: object, limit: int | None = None) -> subprocess.Popen[str]:
     """
 
     def cap() -> None:
+        heard()
         os.nice(10)
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -21,6 +21,7 @@ from quant import history
 from quant.journal import Journal
 from quant.record import Run
 from tests import runs
+from tests.interrupts import heard
 from tests.manifests import write_repository
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,7 @@ class Command:
         self.mark = f"QUANT_TEST_MARK={value}".encode()
 
         def cap() -> None:
+            heard()
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
