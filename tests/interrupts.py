@@ -6,5 +6,5 @@ __all__ = ["heard"]
 
 
 def heard() -> None:
-    """For `preexec_fn` of subprocess.Popen. Jobs in the background of a script ignore SIGINT, and so would their own."""
+    """For `preexec_fn` of Popen: a script's jobs in the background ignore SIGINT, and so would what they start."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
