@@ -87,7 +87,7 @@ def drafts_of(found: Sequence[Json], root: Path) -> list[Draft]:
 
 def _kind_of(name: str) -> tuple[str, str]:
     """fp32 -> ("fp32", ""), int8-7bit -> ("int8", "-7bit"), anything else -> ("", "")."""
-    found = re.fullmatch(r"(fp32|quant|int8)([-_.].*)?", name, re.DOTALL)
+    found = re.fullmatch(r"(fp32|quant|int8)([-_.].+)?", name, re.DOTALL)
     return (found[1], found[2] or "") if found else ("", "")
 
 
@@ -97,7 +97,7 @@ def _names(places: Sequence[Path], variants: Sequence[str], root: Path) -> list[
     last = [place.name + variant for place, variant in zip(places, variants, strict=True)]
     names: list[str] = []
     for place, variant, short in zip(places, variants, last, strict=True):
-        whole = place.relative_to(root).as_posix() + variant if place.is_relative_to(root) else short
+        whole = place.relative_to(root).as_posix() + variant if root in place.parents else short
         name = "".join(char if char.isprintable() else "_" for char in (short if last.count(short) == 1 else whole))
         while name in names or not name.strip():
             name += "_"

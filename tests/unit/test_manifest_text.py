@@ -1,5 +1,6 @@
 """The text of a first manifest: whatever models and files are called, it is read as what was meant."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"
 @example(names=['a"b', "a'b", "\\"], file="'''\".npz", tensor_name="]]\n[[model]]")
 @example(names=["a\nb", "a\x7fb", "a\x85b"], file="\r\n\t.bin", tensor_name="\r# x")
 @example(names=["fp32", "int8-\n", "quant"], file="ä\u2028\U0001f600.npz", tensor_name="<script>")
+@example(names=["fp32_", "fp32-a", "models-a"], file="0", tensor_name="0")
 def test_any_name_is_read_as_it_is(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], file: str, tensor_name: str
 ) -> None:
@@ -72,8 +74,11 @@ def test_any_name_is_read_as_it_is(
     made = entries(root, found, data, calibration)
     assert [entry.fp32 for entry in made] == [root / "models" / name for name in names]
     assert all((entry.data, entry.calibration) == (data, calibration) for entry in made)
+    assert len({entry.name for entry in made}) == len(names)
     for name, entry in zip(names, made, strict=True):
-        assert entry.name == name or not (name.isprintable() and name.strip()) or name == "fp32"
+        told = re.sub(r"^fp32(?=[-_.].|\Z)", "models", name, flags=re.DOTALL)  # `fp32` tells what it is, not its name
+        if told.isprintable() and told.strip() and told not in [other.name for other in made if other is not entry]:
+            assert entry.name == told
 
 
 def test_what_lies_side_by_side_is_one_entry(tmp_path: Path) -> None:
