@@ -1,6 +1,5 @@
 """Outputs of models over labelled data: what earlier runs kept, and the rest from a child process or from elsewhere."""
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from quant.outcomes import (
     unpack,
     versions,
 )
-from quant.places import digest
+from quant.places import digest, scratch_dir
 from quant.profile import Proof, kernels, proof
 from quant.readers import files_behind, format_of
 from quant.sequences import Column, Ragged, joined, values_of
@@ -160,11 +159,11 @@ def run_child(
 ) -> None:
     """Run parts in one child process; `shared` and `which` are arguments of quant.evaluation.evaluate."""
     watch = _Watch(arrived)
-    with tempfile.TemporaryDirectory(prefix="quant-outputs-") as scratch:
+    with scratch_dir("quant-outputs") as scratch:
         try:
             isolate.call(
                 "quant.evaluation:evaluate",
-                {"runs": list(runs), "outputs": scratch, **shared, **which},
+                {"runs": list(runs), "outputs": str(scratch), **shared, **which},
                 isa=isa,
                 threads=shared["threads"],
                 progress=progress,

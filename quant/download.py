@@ -5,7 +5,6 @@ changed meanwhile starts anew; so does one from a server that knows no ranges. `
 Whether the bytes are the right ones is not decided here: the caller compares checksums.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from typing import BinaryIO
 import httpx
 
 from quant.errors import FetchError, OptionError, OutputError
+from quant.places import taken
 
 __all__ = ["Patience", "download", "mirrored", "part_file", "shown"]
 
@@ -123,12 +123,8 @@ def part_file(part: Path) -> Iterator[BinaryIO]:
 
 def _lock(file: BinaryIO, part: Path) -> bool:
     """Whether `file` is now this process's own, and still the one at `part`: another may have just finished with it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not taken(file):
         return False
-    except OSError:
-        pass  # a file system without locks
     try:
         return os.path.samestat(os.fstat(file.fileno()), part.stat())
     except FileNotFoundError:

@@ -34,12 +34,14 @@ from typing import Any, Self
 from quant import errors
 from quant.cpu import isa_environment
 from quant.errors import ChildError, OptionError, OutputError, QuantError, is_unwritable, unwritable
+from quant.places import scratch_dir, sweep
 
 __all__ = ["Child", "Steps", "call", "end_all", "patience_s", "report_event", "report_progress", "requests"]
 
 _MARK = "\x1equant "  # begins a line that is a message, not log
 _PATIENCE_S = 600.0
 _LOG_LINES, _LOG_WIDTH = 20, 300
+_OUTPUTS = ("output", "debug", "save_table", "checkpoint")  # arguments that name what a job writes
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # what colours text in a terminal
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS, signal.SIGTRAP, signal.SIGSYS}
 
@@ -137,11 +139,8 @@ class Child:
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._tail: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
         self._oom_kills = _oom_kills()
-        try:  # its temporary files: one that dies leaves copies of models behind
-            self._scratch = tempfile.TemporaryDirectory(prefix="quant-child-", ignore_cleanup_errors=True)
-        except OSError as error:
-            raise unwritable("the directory of temporary files (TMPDIR)", error) from error
-        extra["TMPDIR"] = self._scratch.name
+        self._scratch = contextlib.ExitStack()  # its temporary files: one that dies leaves copies of models behind
+        extra["TMPDIR"] = str(self._scratch.enter_context(scratch_dir("quant-child")))
         lifeline, self._lifeline = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -157,7 +156,7 @@ class Child:
             )
         except OSError as error:
             os.close(self._lifeline)
-            self._scratch.cleanup()
+            self._scratch.close()
             raise ChildError(f"can't start a child process ({error.strerror})", (), _subject(arguments)) from error
         finally:
             os.close(lifeline)
@@ -242,7 +241,9 @@ class Child:
         self._process.wait()
         self.end_requests()
         os.close(self._lifeline)
-        self._scratch.cleanup()
+        self._scratch.close()
+        for output in filter(None, map(self._arguments.get, _OUTPUTS)):  # what it was making when it ended
+            sweep(Path(output))
         _running.discard(self._process)
 
 

@@ -7,7 +7,6 @@ A line a case, written through to the disk. A line that was cut off or damaged i
 its JSON. While a run writes, no other may.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from quant.errors import OptionError, OutputError, unwritable
-from quant.places import digest
+from quant.places import digest, taken
 
 __all__ = ["Journal"]
 
@@ -38,11 +37,11 @@ class Journal:
         try:
             # Without a buffer: closing would try again to write what a full disk didn't take.
             self._file = path.open("ab+", buffering=0)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(f"{path.parent}: another run is writing there") from None
         except OSError as error:
             raise unwritable(path, error) from error
+        if not taken(self._file):
+            self._file.close()
+            raise OutputError(f"{path.parent}: another run is writing there")
         lines = list(self._lines())
         if resume:
             if not lines or lines[0] != {"about": json.loads(json.dumps(about))}:

@@ -4,15 +4,18 @@ QUANT_CACHE overrides the place (default: $XDG_CACHE_HOME/quant-onednn, or ~/.ca
 """
 
 import fcntl
+import glob
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from quant.errors import OutputError, unwritable
 
@@ -24,7 +27,10 @@ __all__ = [
     "fresh_file",
     "giving_up",
     "locked",
+    "scratch_dir",
     "sole_writer",
+    "sweep",
+    "taken",
     "writable_dir",
     "write_text",
 ]
@@ -44,23 +50,93 @@ def writable_dir(path: Path) -> Path:
         raise unwritable(path, error) from error
 
 
+# --- what is being made, and isn't yet what it is to be
+
+_MAKING = ".making-"  # in the name of what will be renamed, behind the name that it gets
+
+
+@contextmanager
+def _making(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """What `make` makes beside `target`, gone when the block ends unless it has been renamed by then.
+
+    Its maker holds a lock on it. Who comes later for the same target so knows what killed processes have left.
+    """
+    sweep(target)
+    lock = -1
+    while lock < 0:
+        place = target.with_name(f".{target.name}{_MAKING}{secrets.token_hex(4)}")
+        try:
+            make(place)
+        except FileExistsError:
+            continue
+        lock = _hold(place)
+    try:
+        yield place
+    finally:
+        _remove(place)
+        os.close(lock)
+
+
+def _hold(place: Path) -> int:
+    """A descriptor that holds the lock on a file or directory; -1 where somebody swept it before."""
+    lock = os.open(place, os.O_RDONLY)
+    with suppress(OSError):  # a file system without locks: nobody can sweep there
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(lock), place.stat()):
+            return lock
+    os.close(lock)
+    return -1
+
+
+def sweep(target: Path) -> None:
+    """Remove what processes that are gone were making of `target`."""
+    for name in glob.iglob(f".{glob.escape(target.name)}{_MAKING}????????", root_dir=target.parent):
+        with suppress(OSError):  # gone meanwhile, somebody else's, or held by its maker
+            lock = os.open(target.parent / name, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(target.parent / name)
+            finally:
+                os.close(lock)
+
+
+def _remove(place: Path) -> None:
+    """A file or directory, where that can be done: on a read-only place, that there is nothing isn't what is told."""
+    with suppress(OSError):
+        if place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink()
+
+
+@contextmanager
+def scratch_dir(name: str) -> Iterator[Path]:
+    """A directory for temporary files, gone when the block ends. Raises OutputError when there can be none."""
+    with ExitStack() as stack:
+        try:
+            making = _making(Path(tempfile.gettempdir(), name), partial(Path.mkdir, mode=0o700))
+            place = stack.enter_context(making)
+        except OSError as error:
+            raise unwritable("the directory of temporary files (TMPDIR)", error) from error
+        yield place
+
+
 @contextmanager
 def fresh_file(path: Path) -> Iterator[Path]:
     """A place for a file that becomes `path` when the block ends well; what is there stays whole until then.
 
-    Nothing is left on an error. Several processes may do so at once: one of their files stays. Raises OutputError.
+    The block writes to the empty file that is there. Nothing is left on an error. Several processes may do so at once:
+    one of their files stays. Raises OutputError.
     """
     if path.exists() and not path.is_file():
         raise OutputError(f"{path}: can't be written (it exists and is no file)")
-    staging = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}")
     try:
-        yield staging
-        staging.replace(path)
+        with _making(path, partial(Path.touch, exist_ok=False)) as staging:
+            yield staging
+            staging.replace(path)
     except OSError as error:
         raise unwritable(path, error) from error
-    finally:
-        with suppress(OSError):  # on a read-only place, that there is nothing isn't what is told
-            staging.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -91,21 +167,16 @@ def fresh_dir(output: Path) -> Iterator[Path]:
         raise OutputError(f"{output}: exists and is not an empty directory; nothing was written")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        with _making(output, Path.mkdir) as staging:
+            try:
+                yield staging
+            except OutputError as error:  # a person knows the place by the name it was to get
+                raise OutputError(str(error).replace(str(staging), str(output))) from error
+            if output.exists():
+                output.rmdir()
+            staging.rename(output)
     except OSError as error:
         raise unwritable(output, error) from error
-    try:
-        staging.chmod(0o755)
-        yield staging
-        if output.exists():
-            output.rmdir()
-        staging.rename(output)
-    except OutputError as error:  # a person knows the place by the name it was to get
-        raise OutputError(str(error).replace(str(staging), str(output))) from error
-    except OSError as error:
-        raise unwritable(output, error) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def cache_root() -> Path:
@@ -133,17 +204,20 @@ def locked(name: str) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"{unwritable(root, error)}; QUANT_CACHE names another place") from error
     with lock:
-        while not _taken(lock):
+        while not taken(lock):
             if _given_up.wait(_POLL_S):
                 raise OutputError(f"{root / name}: gave up waiting for another process that makes it")
         yield
 
 
-def _taken(lock: IO[str]) -> bool:
+def taken(file: IO[Any]) -> bool:
+    """Whether an open file is this process's alone now, of all that ask; without locks in the file system it is."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:
+        pass
     return True
 
 

@@ -26,6 +26,7 @@ from PIL import Image
 
 from quant.cpu import cores
 from quant.errors import ChildError, DataError, OutputError, unwritable
+from quant.places import taken
 
 __all__ = ["preprocess", "read_list"]
 
@@ -89,11 +90,13 @@ def preprocess(
     head = struct.pack("<q", len(entries))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        done = _resumable(part, head, image_bytes, len(entries), label_list)
         with (
             part.open("r+b" if part.exists() else "w+b") as file,
             ProcessPoolExecutor(cores(), initializer=_end_with_parent) as pool,
         ):
+            if not taken(file):
+                raise OutputError(f"{part}: another run is writing there")
+            done = _resumable(part, head, image_bytes, len(entries), label_list)
             file.write(head)
             file.truncate(8 + done * image_bytes)
             file.seek(0, os.SEEK_END)
@@ -117,6 +120,7 @@ def preprocess(
 def _end_with_parent() -> None:
     """In a process that decodes: Ctrl-C is the parent's affair, and its end is this one's too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent
 

@@ -27,7 +27,6 @@ of which the command draws `pareto.svg`:
 """
 
 import contextlib
-import fcntl
 import json
 import shutil
 import time
@@ -45,7 +44,7 @@ from quant.errors import ChildError, OptionError, OutputError, QuantError, unwri
 from quant.manifest import Entry
 from quant.metrics import metric_of, paired, ratio_interval, verdict
 from quant.outcomes import Store, data_digests, default_root, model_digest, versions
-from quant.places import digest, fresh_dir, write_text
+from quant.places import digest, fresh_dir, taken, write_text
 from quant.readers import files_behind
 from quant.tuning import (
     OFFERED,
@@ -144,10 +143,8 @@ def _place(output: Path, resume: bool) -> Iterator[Path]:
     except OSError as error:
         raise unwritable(part, error) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OutputError(f"{part}: another run works here") from error
+        if not taken(lock):
+            raise OutputError(f"{part}: another run works here")
         yield part
 
 

@@ -4,8 +4,10 @@
 """
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import typer
 
@@ -29,11 +31,22 @@ def _spelled(argv: Sequence[str]) -> list[str]:
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C
 
 
+@contextmanager
+def _ending_by_sigterm() -> Iterator[None]:
+    """SIGTERM, by which timeouts, schedulers and CI end a run, does what Ctrl-C does: nothing half-made stays."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     command = typer.main.get_command(app)
     try:
-        result = command.main(_spelled(sys.argv[1:] if argv is None else argv), "quant", standalone_mode=False)
+        with _ending_by_sigterm():
+            result = command.main(_spelled(sys.argv[1:] if argv is None else argv), "quant", standalone_mode=False)
         sys.stdout.flush()  # now, for a full disk is told as everywhere
     except QuantError as error:
         return _fail(str(error))

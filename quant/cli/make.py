@@ -1,7 +1,6 @@
 """Commands that make something: data, downloads, fake-quantized and INT8 models."""
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +33,7 @@ from quant.cli.shared import (
 from quant.errors import OptionError, check_choice
 from quant.numerics import bits_of
 from quant.observers import ALGORITHMS, BEST
+from quant.places import scratch_dir
 
 __all__ = ["convert", "fetch_command", "preprocess_command", "ptq", "qat"]
 
@@ -136,12 +136,12 @@ def qat(
         out.print(f"{output}: {_trained(result)}")
         return
     spec = registry.find(row)
-    with bar() as tell, tempfile.TemporaryDirectory(prefix="quant-trained-") as scratch:
+    with bar() as tell, scratch_dir("quant-trained") as scratch:
         result = pipeline.tune(spec, output, config=settings, checkpoint=checkpoint, progress=tell)
-        (Path(scratch) / "quant").symlink_to(output.resolve())
-        arguments = {"quant_model_path": str(output), "output": str(Path(scratch) / "int8")}
+        (scratch / "quant").symlink_to(output.resolve())
+        arguments = {"quant_model_path": str(output), "output": str(scratch / "int8")}
         converted = isolate.call("quant.jobs:convert_model", arguments, progress=tell)
-        records = pipeline.judge_tuned(spec, Path(scratch), samples=50_000 if full else None, progress=tell)
+        records = pipeline.judge_tuned(spec, scratch, samples=50_000 if full else None, progress=tell)
     missed, sizes = report.tuned_misses(records), {**result["bytes"], **converted["bytes"]}
     if as_json:
         names = ("fp32", "ptq_int8", "quant", "int8")

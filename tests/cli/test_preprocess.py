@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from quant.cli import main
+from quant.errors import OutputError
+from quant.places import taken
 from quant.preprocess import MEAN, preprocess
 from quant.readers import open_data
 
@@ -72,6 +74,14 @@ def test_a_run_that_was_cut_off_goes_on(folder: Path, tmp_path: Path) -> None:
     assert output.read_bytes() == whole.read_bytes()
     assert seen == [4]
     assert not part.exists()
+
+
+def test_a_second_run_on_one_part_file_is_told_so(folder: Path, tmp_path: Path) -> None:
+    with (tmp_path / "a.bin.part").open("wb") as file:
+        assert taken(file)
+        with pytest.raises(OutputError, match=r"a\.bin\.part: another run is writing there"):
+            preprocess(folder, folder / "val_list.txt", tmp_path / "a.bin")
+    assert preprocess(folder, folder / "val_list.txt", tmp_path / "a.bin") == 4
 
 
 def test_bad_input(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

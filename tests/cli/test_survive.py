@@ -151,6 +151,48 @@ def test_a_tuning_that_is_killed_leaves_no_process(place: Path, repository: Path
     assert not output.exists()
 
 
+def measuring(place: Path, output: Path) -> tuple[object, ...]:
+    """A command that takes long over a directory that it hasn't finished."""
+    return ("convert", "--quant-model-path", place / "quant", "--int8-model-save-path", output, "--optimize", "speed")
+
+
+def made_in(place: Path) -> set[str]:
+    return {path.name for path in place.iterdir() if path.name != "cache"}
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: sent.name)
+def test_a_run_that_is_asked_to_end_leaves_nothing_half_made(place: Path, tmp_path: Path, sent: signal.Signals) -> None:
+    command = Command(tmp_path, *measuring(place, tmp_path / "new"))
+    assert one_line(command.kill_at(lambda: made_in(tmp_path) != set(), sent)) == "quant: interrupted\n"
+    assert made_in(tmp_path) == set()
+
+
+def test_a_child_that_is_killed_leaves_nothing_half_made(place: Path, tmp_path: Path) -> None:
+    command = Command(tmp_path, *measuring(place, tmp_path / "new"))
+    while not made_in(tmp_path):
+        time.sleep(0.002)
+    [child] = set(command.alive()) - {command.process.pid}
+    os.kill(child, signal.SIGKILL)
+    assert "the child process was killed (SIGKILL)" in one_line(command.end())
+    assert made_in(tmp_path) == set()
+
+
+def test_what_kill_9_leaves_half_made_goes_with_the_next_run(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the place of the output, and among temporary files."""
+    scratch, output = tmp_path / "scratch", tmp_path / "made" / "new"
+    for directory in (scratch, output.parent):
+        directory.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    command = measuring(place, output)
+    Command(tmp_path, *command).kill_at(lambda: made_in(output.parent) != set(), signal.SIGKILL)
+    assert made_in(output.parent) and made_in(scratch)
+    code, _, err = Command(tmp_path, *command, "--time-budget", "1").end()
+    assert code == 0, err
+    assert made_in(output.parent) == {"new"} and made_in(scratch) == set()
+
+
 # --- places that can't be written
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quant.errors import OutputError
-from quant.places import cached, fresh_dir, giving_up, locked, write_text
+from quant.places import cached, fresh_dir, fresh_file, giving_up, locked, write_text
 
 
 def test_one_at_a_time_is_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,6 +66,25 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=r"can't be written \(it exists and is no file\)"):
             write_text(place, "text")
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_what_is_being_made_stays_and_what_killed_processes_left_goes(tmp_path: Path) -> None:
+    name = "new [1]*"  # a pattern, if it were read as one
+    left = [tmp_path / f".{name}.making-{number:08x}" for number in range(2)]
+    left[0].mkdir()
+    (left[0] / "half").touch()
+    left[1].touch()
+    others = [tmp_path / other for other in (f".{name}2.making-00000000", f".{name}.making-", f"{name}.part", "mine")]
+    for other in others:
+        other.touch()
+    with fresh_file(tmp_path / name) as mine:
+        assert sorted(tmp_path.iterdir()) == sorted([*others, mine])
+        with fresh_file(tmp_path / name) as beside:
+            assert mine.exists() and beside != mine
+            beside.write_text("first")
+        mine.write_text("second")
+    assert (tmp_path / name).read_text() == "second"
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / name])
 
 
 def test_a_place_is_told_by_the_name_that_it_was_to_get(tmp_path: Path) -> None:
