@@ -6,10 +6,12 @@ from typing import Any
 
 from quant.gate import Change
 from quant.history import Baseline
-from quant.record import Failure
-from quant.report import Table, failed, plain, section
+from quant.ratios import pairs
+from quant.record import Failure, Run
+from quant.report import Table, comparisons, failed, plain, section
+from quant.report import next_steps as next_steps_of
 
-__all__ = ["as_json", "outcome", "summary", "table", "verdict"]
+__all__ = ["as_json", "next_steps", "outcome", "summary", "table", "verdict"]
 
 _ORDER = ("REGRESSED", "INVALID", "better", "recorded", "same")
 
@@ -83,6 +85,16 @@ def verdict(changes: Sequence[Change], missed: Sequence[str], baseline: Baseline
     if baseline is not None and recorded:
         lines.append(f"recorded: {recorded} case(s) that the baseline doesn't have")
     return lines
+
+
+def next_steps(run: Run, changes: Sequence[Change]) -> list[str]:
+    """What to run next where something regressed or missed a limit, a line each; see quant.report.next_steps."""
+    lost = [change.key for change in changes if change.result == "REGRESSED"]
+    inexact = [key.model for key in lost if key.what.startswith("accuracy")]
+    slower = [key.model for key in lost if not key.what.startswith("accuracy")]
+    exact, timed = comparisons(run.exact, run.rows), pairs(run.timed, run.rows)
+    steps = next_steps_of(run.command, exact, timed, inexact, slower)
+    return [f"next: {line}" for lines in steps.values() for line in lines]
 
 
 def summary(passed: bool, lines: Sequence[str], changes: Sequence[Change], failures: Sequence[Failure] = ()) -> str:

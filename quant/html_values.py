@@ -13,7 +13,7 @@ from quant.cpu import TIERS
 from quant.html_history import case_words, commit_of, comparable, history_of
 from quant.ratios import Pair, pairs
 from quant.record import Anatomy, Failure, Run
-from quant.report import Comparison, comparisons, skipped_tiers
+from quant.report import Comparison, comparisons, next_steps, skipped_tiers
 from quant.sheets import (
     Cell,
     Chart,
@@ -55,6 +55,7 @@ class Part:
     status: Status
     summary: str
     command: str
+    next_steps: tuple[str, ...]  # where it missed its limits: commands that say why, and that mend it
     accuracy: Sheet | None
     speed: Sheet | None
     int8: str
@@ -89,7 +90,11 @@ def page_of(run: Run, history: Sequence[Run] = ()) -> Page:
         raise ValueError(f"no row for the model {lost[0]!r}")
     past, told = comparable(run, history)
     accuracy, speed = _accuracy(exact, names), _speed(timed, names)
-    parts = [_part(run, name, number, accuracy, speed, exact, timed, past) for number, name in enumerate(names)]
+    steps = next_steps(run.command, exact, timed)
+    parts = [
+        _part(run, name, number, accuracy, speed, exact, timed, past, steps.get(name, ()))
+        for number, name in enumerate(names)
+    ]
     when = run.started.replace("T", " ").partition("+")[0]
     about = [f"{run.kind}, {when} UTC" if when else run.kind, run.machine.cpu, f"tier {run.machine.tier}"]
     return Page(
@@ -365,6 +370,7 @@ def _part(
     exact: Sequence[Comparison],
     timed: Sequence[Pair],
     past: Sequence[Run],
+    steps: Sequence[str],
 ) -> Part:
     def own(line: Line) -> bool:
         return line.model == number
@@ -381,6 +387,7 @@ def _part(
         status=_worst([line.status for line in lines]),
         summary=_summary(run, [c for c in exact if c.row.name == name], [p for p in timed if p.row.name == name]),
         command=f"{run.command} --model {shlex.quote(name)}",
+        next_steps=tuple(steps),
         accuracy=scores if scores.lines else None,
         speed=ratios if ratios.lines else None,
         int8=_composition(found),

@@ -22,6 +22,7 @@ __all__ = [
     "gated",
     "has_bf16",
     "models_of",
+    "ready",
     "skipped",
     "speed",
     "speed_bf16",
@@ -69,6 +70,15 @@ def models_of(entry: Entry, *, isa: str | None = None, progress: Progress | None
         op_ids_to_skip=entry.op_ids_to_skip,
     )
     return made_of(given, isa=isa, progress=progress)
+
+
+@contextmanager
+def ready(entry: Entry, *, isa: str | None = None, progress: Progress | None = None) -> Iterator[Models]:
+    """The models of an entry, its data looked over first; inside, errors name what the entry gives."""
+    check(entry, progress)
+    models = models_of(entry, isa=isa, progress=progress)
+    with _naming(entry, models):
+        yield models
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 A table is rows of plain strings; the terminal (rich) and Markdown print the same ones.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "failed_lines",
     "markdown",
     "misses",
+    "next_steps",
     "passed",
     "plain",
     "rich_table",
@@ -342,6 +344,38 @@ def misses(accuracy: Sequence[Record], speed: Sequence[Record], rows: Mapping[st
             where = f"{pair.title} on {pair.int8.isa}, batch {pair.int8.batch}, {pair.int8.threads} thread(s)"
             lines.append(f"{where}: FP32 / INT8 {pair.ratio:.2f}, due {pair.due:.1f}: {pair.result}")
     return lines
+
+
+def next_steps(
+    command: str,
+    exact: Sequence[Comparison],
+    timed: Sequence[Pair],
+    inexact: Collection[str] = (),
+    slower: Collection[str] = (),
+) -> dict[str, list[str]]:
+    """Model -> commands that say why it missed its limits, and that mend it.
+
+    `command`: what measured it (`Run.command`). `inexact`, `slower`: names of models that lost accuracy or speed
+    otherwise. Nothing unless these were embedded models or a manifest's: what is made of others has no name.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a run's file is from anywhere
+        return {}
+    if words[:2] not in (["quant", "suite"], ["quant", "gate"]) or words[2:3] not in ([], ["--manifest"]):
+        return {}
+    where = words[2:]
+    inexact = [*(found.row.name for found in exact if found.missed()), *inexact]
+    slower = [*(pair.row.name for pair in timed if pair.result != "reached"), *slower]
+    steps: dict[str, list[str]] = {}
+    for name in dict.fromkeys((*inexact, *slower)):
+        found = [["analyze", name, *where]] if name in inexact else []
+        if name in inexact and where:  # the embedded models are as they are to be
+            found.append(["tune", *where, "--model", name, "--output", f"{name}-tuned"])
+        if name in slower:
+            found.append(["profile", name, *where])
+        steps[name] = [shlex.join(["quant", *words]) for words in found]
+    return steps
 
 
 def skipped_tiers(machine: Machine) -> list[str]:

@@ -28,7 +28,7 @@ def sentences(found: Found, output: Path, resumable: bool) -> list[str]:
     """What was chosen and why, what it is judged on, how the search ended, where things are."""
     lines = list(_told(found))
     if resumable:
-        lines.append("the time ended before the search did: the same command with --resume goes on")
+        lines.append(f"{_cut_off(found)}: the same command with --resume goes on")
     drawn = ", pareto.svg" if _timed(found) else ""
     lines.append(f"{output}: int8, quant (its simulation), tuning.json{drawn}, quant.toml (its manifest entry)")
     return lines
@@ -36,9 +36,8 @@ def sentences(found: Found, output: Path, resumable: bool) -> list[str]:
 
 def section(found: Found) -> Section:
     """The same for a page."""
-    told = [f"{line[:1].upper()}{line[1:]}." for line in _told(found)]
-    if not found["finished"]:
-        told.append("The time ended before the search did.")
+    lines = [*_told(found), *([] if found["finished"] else [_cut_off(found)])]
+    told = [f"{line[:1].upper()}{line[1:]}." for line in lines]
     drawn = Drawing("Drop and speed", lambda name: str(chart(found, name)))
     return Section(
         topic="Accuracy and latency",
@@ -94,6 +93,10 @@ def _told(found: Found) -> Iterator[str]:
     failed = sum(bool(trial["failed"]) for trial in found["trials"])
     tried = f"{len(found['trials'])} trials in {found['spent_s']:.0f} of at most {found['budget_s']:.0f} s"
     yield tried + (f", {failed} of them failed (tuning.json says why)" if failed else "")
+
+
+def _cut_off(found: Found) -> str:
+    return "the search was interrupted" if found["interrupted"] else "the time ended before the search did"
 
 
 def _kept(point: Found) -> str:
@@ -183,6 +186,7 @@ class _File(_Strict):
     fp32: _Fp32
     verdict: str
     finished: bool
+    interrupted: bool = False
     points: list[_Point]
     trials: list[_Trial]
     budget_s: _Figure

@@ -7,8 +7,10 @@ OUTPUT.part lies beside OUTPUT while a run lasts, and stays when its time ends b
     models/HASH/    `quant` and `int8` of each setup that was run on the whole set
     lock            held by the run that works here
 
-To resume is to search again from the start with the measures of `trials`; the whole set's outputs are kept part by part
-(quant.outcomes). So the resumed search goes the way it went, and a run that is killed loses the trial it was in.
+To resume is to search again from the start with the measures of `trials`, which takes no time; the whole set's outputs
+are kept part by part (quant.outcomes). So the resumed search goes the way it went, and a run that is killed loses the
+trial it was in. Ctrl-C searches again at once, with the measures that there are: what is written is the best so far,
+untimed.
 
 OUTPUT holds `quant` and `int8`, the chosen model and its simulation; `quant.toml`, a manifest of it; and `tuning.json`,
 of which the command draws `pareto.svg`:
@@ -16,7 +18,7 @@ of which the command draws `pareto.svg`:
     schema      2
     title, metric, max_drop, samples, fp32: score and median_ms
     met         whether the chosen point's drop is within max_drop, by its estimate; `verdict`: by its interval
-    finished    false when the time budget ended the search
+    finished    false when the time budget or Ctrl-C (`interrupted`) ended the search
     points      each that was run on the whole set: algo, op_ids, tensors (name -> algorithm), ops in FP32 (op_id,
                 op_type, output), score, drop, low, high (95%), lost, won, p_value, verdict, met, median_ms, speedup
                 over FP32 with its 95% interval (null where it wasn't timed), chosen, pareto: no other, nor FP32, is as
@@ -205,6 +207,8 @@ class _Bench:
         self.timing_s = float(np.clip(0.1 * budget_s, 1.0, 30.0))
         self.whole_s = 0.0  # the longest run of a model over the whole set
         self.ended = False
+        self.stopped = False  # nothing is measured any more; what was counts
+        self.known, self.found = len(state.trials), set[int]()  # trials of an earlier run, and those met again
         self.crashes = 0
         self.metric = metric_of(subject.metric)
         self.stack = ExitStack()
@@ -226,9 +230,22 @@ class _Bench:
     # what quant.tuning.search asks for
 
     def searching(self) -> bool:
-        if self.spent_s() + self.whole_s + self.timing_s >= self.budget_s or self.crashes >= _CRASHES:
+        if len(self.state.trials) == self.known and len(self.found) < self.known:
+            return True  # what an earlier run measured takes no time
+        if self.spent_s() + self.whole_s + self.timing_s >= self.budget_s or self.crashes >= _CRASHES or self.stopped:
             self.ended = True
         return not self.ended
+
+    def stop(self) -> None:
+        """Measure nothing any more: to search again then finds what has been found."""
+        self.close()
+        self.stopped, self.known, self.found = True, len(self.state.trials), set()
+
+    def known_trial(self, kind: str, setup: Setup, focus: str = "") -> Json | None:
+        found = self.state.find(kind, setup, focus)
+        if found is not None:
+            self.found.add(self.state.trials.index(found))
+        return found
 
     def phase(self, what: str, trials: int) -> None:
         self.what, self.done, self.trials = what, 0, trials
@@ -247,8 +264,10 @@ class _Bench:
     def guess(self, setup: Setup) -> Guess | None:
         assert self.focused and self.fp32
         point, focus = self.focused
-        found = self.state.find("guess", setup, point.setup.key)
+        found = self.known_trial("guess", setup, point.setup.key)
         if found is None:
+            if self.stopped:
+                return None
             begin = time.monotonic()
             try:
                 if self.child is None or self.child_focus != point.setup.key:
@@ -267,8 +286,8 @@ class _Bench:
         return None if found["failed"] else Guess(found["error"], found["drop"])
 
     def confirm(self, setup: Setup) -> Point | None:
-        found, begin = self.state.find("point", setup), time.monotonic()
-        if found is not None and found["failed"]:
+        found, begin = self.known_trial("point", setup), time.monotonic()
+        if found["failed"] if found else self.stopped:
             return None
         try:
             run = self.whole(setup)
@@ -306,14 +325,14 @@ class _Bench:
 
     def survey(self) -> Json:
         """What can be moved, looked up once: of the given setup, whose ops in INT8 are a superset of all others'."""
-        if self.state.content["survey"] is None:
+        if self.state.content["survey"] is None and not self.stopped:
             try:
                 self.state.content["survey"] = self.ask({"survey": asdict(self.subject.given)})
             except _TrialError:
                 self.ended = True
-                return {"kernels": [], "thresholds": {}}
-            self.state.write()
-        found: Json = self.state.content["survey"]
+            else:
+                self.state.write()
+        found: Json = self.state.content["survey"] or {"kernels": [], "thresholds": {}}
         return found
 
     def models(self, setup: Setup) -> Path:
@@ -422,10 +441,16 @@ def tune(
                 isolate.call("quant.data_check:check_data", {**checked, **more}, progress=progress)
             bench = _Bench(subject, part, state, budget_s, progress)
             try:
-                points = search(bench, subject.given, subject.max_drop, ALGORITHMS)
-                if not points:
-                    raise ChildError(f"{entry.fp32}: {state.trials[-1]['failed']}")
-                timed = bench.timed(_to_time(points, subject.max_drop))
+                try:
+                    points = search(bench, subject.given, subject.max_drop, ALGORITHMS)
+                    if not points:
+                        raise ChildError(f"{entry.fp32}: {state.trials[-1]['failed']}")
+                    timed = bench.timed(_to_time(points, subject.max_drop))
+                except KeyboardInterrupt:
+                    bench.stop()
+                    points, timed = search(bench, subject.given, subject.max_drop, ALGORITHMS), {}
+                    if not points:
+                        raise
                 chosen = chosen_point(points, timed, subject.max_drop)
                 content = _content(subject, bench, points, timed, chosen)
                 models = bench.models(chosen.setup)
@@ -506,7 +531,8 @@ def _content(
         "fp32": {"score": score, "median_ms": ms},
         "met": chosen.meets(subject.max_drop),
         "verdict": verdict(chosen.drop, subject.max_drop).result,
-        "finished": not bench.ended,
+        "finished": not (bench.ended or bench.stopped),
+        "interrupted": bench.stopped,
         "points": rows,
         "trials": bench.state.trials,
         "cpu": {"tier": tier, "isa": subject.isa, "threads": subject.threads, "batch": 1},

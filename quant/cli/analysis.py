@@ -1,26 +1,30 @@
 """The command that says which op of an INT8 model loses accuracy."""
 
+from contextlib import ExitStack
 from json import dumps
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from quant import charts, report
+from quant import charts, manifest_suite, report
 from quant.analyze import Subject, subject_of
 from quant.analyze import analyze as analyzed
 from quant.analyze_report import as_json, chart, tables
 from quant.cli.shared import (
+    AnyModel,
     Executor,
     Format,
     Isa,
     Json,
+    ManifestPath,
     Threads,
     app,
     bar,
     executor_of,
     out,
     print_json,
+    sole_entry,
 )
 from quant.errors import OptionError
 from quant.places import write_text
@@ -30,7 +34,8 @@ __all__ = ["analyze"]
 
 @app.command()
 def analyze(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An INT8 model directory, or a row of `quant suite`.")],
+    model: AnyModel,
+    manifest_path: ManifestPath = None,
     fp32_model: Annotated[Path | None, typer.Option(help="The FP32 model that it was made of.")] = None,
     quant_model: Annotated[
         Path | None, typer.Option(help="The fake-quantized model it was made of; without, only FP32 is compared.")
@@ -57,8 +62,13 @@ def analyze(
     for option, file in (("--chart", chart_file), ("--output", output)):
         if file is not None and not file.absolute().parent.is_dir():
             raise OptionError(f"{option}: {file.parent} is not a directory")
-    with bar() as tell:
-        if fp32_model is not None and data is not None:
+    with bar() as tell, ExitStack() as stack:
+        if manifest_path is not None:
+            entry = sole_entry(manifest_path, model, {**given, "--format": format})
+            made = stack.enter_context(manifest_suite.ready(entry, isa=isa, progress=tell))
+            sources = made.int8, made.fp32, made.quant, entry.data, entry.format, entry.labels
+            subject = Subject(*sources, title=entry.title)
+        elif fp32_model is not None and data is not None:
             subject = Subject(Path(model), fp32_model, quant_model, data, format)
         elif any(given.values()):
             missing = "--fp32-model" if fp32_model is None else "--data"

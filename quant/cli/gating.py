@@ -95,7 +95,7 @@ def gate_command(
         missed = report.misses(run.exact, run.timed, run.rows)
         regressed = any(change.result == "REGRESSED" for change in changes)
         passed = report.passed(run.exact, run.timed, run.rows) and not run.failures and (accept or not regressed)
-        lines = gate_report.verdict(changes, missed, found)
+        lines = [*gate_report.verdict(changes, missed, found), *gate_report.next_steps(run, changes)]
         if stored is None:
             file = history.append(history_dir, replace(run, missed=tuple(missed), passed=passed))
             err.print(f"recorded in {file}")

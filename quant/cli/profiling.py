@@ -1,17 +1,20 @@
 """The command that says where a model's time goes."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from quant import profiler, report
+from quant import manifest_suite, profiler, report
 from quant.cli.shared import (
+    AnyModel,
     Executor,
     Format,
     Isa,
     Json,
+    ManifestPath,
     Threads,
     app,
     bar,
@@ -20,6 +23,7 @@ from quant.cli.shared import (
     precision_of,
     print_json,
     shapes_of,
+    sole_entry,
 )
 from quant.profile_report import as_json, tables
 
@@ -28,7 +32,8 @@ __all__ = ["profile"]
 
 @app.command()
 def profile(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model directory, or a row of `quant suite`.")],
+    model: AnyModel,
+    manifest_path: ManifestPath = None,
     precision: Annotated[
         str | None, typer.Option(help="fp32, quant, int8 or bf16; default: int8 where the model holds INT8 ops.")
     ] = None,
@@ -50,8 +55,14 @@ def profile(
     """Why is it not faster? Kernels, conversions, overhead and INT8 islands of a model, by the time that they take."""
     shapes = shapes_of(input_shape or [])
     precision = None if precision is None else precision_of(precision)
-    with bar() as tell:
-        subject = profiler.subject_of(model, isa, tell)
+    with bar() as tell, ExitStack() as stack:
+        if manifest_path is not None:
+            beside = {"--fp32-model": fp32_model, "--data": data, "--format": format, "--input-shape": input_shape}
+            entry = sole_entry(manifest_path, model, beside)
+            made = stack.enter_context(manifest_suite.ready(entry, isa=isa, progress=tell))
+            subject = profiler.Subject(made.int8, {"data": str(entry.data), "format": entry.format}, made.fp32)
+        else:
+            subject = profiler.subject_of(model, isa, tell)
         if data is not None:
             subject = replace(subject, feed={"data": str(data), "format": format})
         if fp32_model is not None:

@@ -1,7 +1,7 @@
 """What the commands share: the app, options that mean the same everywhere, parsing, progress, printing."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +26,7 @@ from quant.readers import FORMATS
 from quant.registry import ModelSpec
 
 __all__ = [
+    "AnyModel",
     "BatchNum",
     "ClusterAt",
     "ClusterWait",
@@ -56,6 +57,7 @@ __all__ = [
     "precision_of",
     "print_json",
     "shapes_of",
+    "sole_entry",
     "sources_of",
     "specs_of",
     "warn_below_avx512",
@@ -85,6 +87,13 @@ Isa = Annotated[
     str | None, typer.Option(help="Cap oneDNN to an ISA: avx2, avx512_core, avx512_core_vnni, avx512_core_amx.")
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of one run.")]
+AnyModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model directory; or a row of `quant suite`; or, with --manifest, a model that it lists.",
+    ),
+]
 Model = Annotated[Path, typer.Option("--model", help="Model directory.")]
 Data = Annotated[Path, typer.Option(help="Labelled data in one of the formats of --format.")]
 Format = Annotated[
@@ -144,6 +153,15 @@ def entries_of(path: Path, names: Sequence[str]) -> list[Entry]:
     for name in names:
         check_choice(f"model in {path}", name, known)
     return [known[name] for name in names] or list(found.models)
+
+
+def sole_entry(path: Path, name: str, beside: Mapping[str, object]) -> Entry:
+    """A manifest's entry of this name. Raises OptionError for an option of `beside` that says what the entry says."""
+    for option, value in beside.items():
+        if value is not None:
+            raise OptionError(f"{option}: the entry in {path} says this")
+    [entry] = entries_of(path, [name])
+    return entry
 
 
 def sources_of(specs: Sequence[ModelSpec]) -> str:

@@ -33,6 +33,7 @@ from quant.errors import OptionError
 from quant.isolate import Progress
 from quant.manifest import Entry
 from quant.places import writable_dir, write_text
+from quant.ratios import pairs
 from quant.record import Machine, Record
 from quant.registry import ModelSpec
 from quant.rows import Row
@@ -166,6 +167,8 @@ def suite(
         write_text(output_dir / "report.json", run.to_json())
         history.append(history_dir, run)
         write_text(output_dir / "report.html", page(run, history_dir))
+    known = {row.name: row for row in plan.rows}
+    steps = report.next_steps(command, report.comparisons(found.exact, known), pairs(found.timed, known))
     for table in tables:
         out.print(report.rich_table(table))
     for line in (
@@ -173,6 +176,7 @@ def suite(
         *plan.skipped,
         *found.untold,
         *(f"missed: {line}" for line in missed),
+        *(f"next: {line}" for lines in steps.values() for line in lines),
         *report.failed_lines(found.failed),
     ):
         out.print(line, soft_wrap=True)

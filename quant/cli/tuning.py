@@ -34,7 +34,7 @@ from quant.tuning_run import tune as tuned
 
 __all__ = ["tune"]
 
-_MISSED = 1  # exit code
+_MISSED, _INTERRUPTED = 1, 2  # exit codes
 
 
 @app.command()
@@ -67,7 +67,7 @@ def tune(
 ) -> None:
     """Find the ops to keep in FP32, or the calibration algorithm, with which INT8 loses no more than --max-drop.
 
-    Exit code 0: met; 1: not met, the best model is written all the same.
+    Exit code 0: met; 1: not met, the best model is written all the same. Ctrl-C ends the search and does so, too.
     """
     paths = {"--fp32-model": fp32_model, "--calibration": calibration, "--data": data}
     if manifest is not None:
@@ -109,6 +109,9 @@ def tune(
         out.print(report.rich_table(table(found)))
         for line in sentences(found, output, resumable=not found["finished"]):
             out.print(line, soft_wrap=True)
+    if found["interrupted"]:
+        err.print("quant: interrupted: the best model so far is written")
+        raise typer.Exit(_INTERRUPTED)
     if not found["met"]:
         err.print(
             f"quant: no model within {100 * limit:.2f} points was found; the one with the smallest drop is written"

@@ -17,8 +17,10 @@ from quant.graph import load_dir, save_dir
 from quant.html_sections import section_of
 from quant.passes import lower_quantizers
 from quant.record import Anatomy
+from tests.manifests import write_repository
 
 Call = Callable[..., tuple[int, str, str]]
+Refused = Callable[..., str]
 
 
 def arguments(place: Path) -> tuple[object, ...]:
@@ -46,6 +48,31 @@ def test_the_file_for_the_report(place: Path, call: Call, tmp_path: Path) -> Non
     assert (section.topic, section.model) == ("Why accuracy drops", str(place / "int8"))
     code, out, _ = call(*arguments(place), "--output", file)
     assert code == 0 and "Findings" in out  # the tables are printed all the same
+
+
+MANIFEST = """
+[[model]]
+name = "net"
+title = "Their net"
+fp32 = "models/fp32"
+data = "test.npz"
+calibration = "calibration.npz"
+"""
+
+
+def test_a_model_of_a_manifest(place: Path, cache: Path, call: Call, refused: Refused, tmp_path: Path) -> None:
+    """INT8 is made as the suite makes it; its place in the cache is nothing that a user knows."""
+    file = write_repository(place, tmp_path / "users") / "quant.toml"
+    file.write_text(MANIFEST)
+    code, out, err = call("analyze", "net", "--manifest", file, "--samples", 20, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["title"] == "Their net" and all(op["local_db"] > 60 for op in found["ops"])
+    assert "did you mean 'net'?" in refused("analyze", "nett", "--manifest", file)
+    told = refused("analyze", "net", "--manifest", file, "--data", place / "data.npz")
+    assert f"--data: the entry in {file} says this" in told
+    file.write_text(MANIFEST.replace("calibration.npz", "leaks.npz"))
+    assert "a model isn't tested on what it was calibrated with" in refused("analyze", "net", "--manifest", file)
 
 
 def test_saturated_sums_are_found_where_they_occur(place: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from quant.islands import int8_op
 from quant.outcomes import model_digest
 from quant.passes import NORMALISE
 from quant.predictor import Predictor
+from tests.interrupts import heard
 from tests.nets import Net
 from tests.outliers import plant_conv
 
@@ -91,7 +92,9 @@ def whole(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(arguments: Sequence[object], cache: Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "quant", *map(str, arguments)]
     environment = {**os.environ, "QUANT_CACHE": str(cache)}
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heard
+    )
 
 
 def test_plain_ptq_misses_the_target_and_at_most_three_ops_in_fp32_meet_it(planted: Path, whole: Path) -> None:
@@ -155,16 +158,43 @@ def test_the_written_manifest_makes_the_same_model(planted: Path, whole: Path, t
     assert model_digest(tmp_path / "quant", tmp_path) == model_digest(whole / "quant", tmp_path)
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_result(planted: Path, whole: Path, tmp_path: Path) -> None:
-    output, state = tmp_path / "out", tmp_path / "out.part" / "state.json"
-    process = run(options(planted, output, *BUDGET), tmp_path / "cache")
+def sent_after(process: "subprocess.Popen[str]", state: Path, trials: int, sent: signal.Signals) -> None:
+    """A signal, when so many trials are done."""
     deadline = time.monotonic() + 120
-    while not state.exists() or len(json.loads(state.read_text())["trials"]) < 4:
+    while not state.exists() or len(json.loads(state.read_text())["trials"]) < trials:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.send_signal(sent)
+
+
+def test_ctrl_c_writes_the_best_so_far_and_resuming_needs_no_time_for_it(
+    planted: Path, whole: Path, tmp_path: Path
+) -> None:
+    output, part = tmp_path / "out", tmp_path / "out.part"
+    points = [number for number, trial in enumerate(tuned(whole)["trials"], 1) if trial["kind"] == "point"]
+    process = run(options(planted, output, *BUDGET), tmp_path / "cache")
+    sent_after(process, part / "state.json", points[1] + 1, signal.SIGINT)  # the second point, and a guess
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (2, "quant: interrupted: the best model so far is written\n")
+    assert "the search was interrupted: the same command with --resume goes on" in out
+    found = tuned(output)
+    assert found["interrupted"] and not found["finished"] and len(found["points"]) == 2
+    assert chosen(found)["drop"] == min(point["drop"] for point in found["points"])
+    assert any(int8_op(op) for op in load_dir(output / "int8").ops)
+    again = run(options(planted, output, "--resume", "--time-budget", 1), tmp_path / "cache")
+    again.communicate(timeout=60)
+    assert chosen(tuned(output)) == chosen(found)
+    assert len(tuned(output)["trials"]) <= len(found["trials"]) + 1
+    run(options(planted, output, "--resume", *BUDGET), tmp_path / "cache").communicate(timeout=300)
+    assert chosen(tuned(output)) == chosen(tuned(whole)) and not part.exists()
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_result(planted: Path, whole: Path, tmp_path: Path) -> None:
+    output, state = tmp_path / "out", tmp_path / "out.part" / "state.json"
+    process = run(options(planted, output, *BUDGET), tmp_path / "cache")
+    sent_after(process, state, 4, signal.SIGKILL)
+    process.communicate()
     assert not output.exists()
     kept = json.loads(state.read_text())["trials"]
     again = run(options(planted, output, "--resume", *BUDGET), tmp_path / "cache")

@@ -154,6 +154,7 @@ def test_tables_json_and_markdown() -> None:
     lines = gate_report.verdict(changes, ["a limit"], found)
     assert lines[0].startswith("compared with h/x.json, 2026-11-21T21:57:09+00:00, commit 19e416a0c5 (CPU other)")
     assert lines[1] == "limit: a limit" and lines[2].startswith("REGRESSED: a|b<script>`c`, speed avx512_vnni, batch 1")
+    assert gate_report.next_steps(after, changes) == ["next: quant profile 'a|b<script>`c`'"]
     text = gate_report.summary(False, lines, changes)
     assert text.startswith("# INT8 gate: FAILED") and "<script>" not in text and "a\\|b&lt;script>\\`c\\`" in text
     told = json.loads(json.dumps(gate_report.as_json(False, found, ["a limit"], changes)))

@@ -168,6 +168,17 @@ def test_a_part_for_each_model() -> None:
     assert part.accuracy and len(part.accuracy.lines) == 3
     assert part.speed and len(part.speed.lines) == 4
     assert (part.status, part.command) == ("ok", "quant suite --model resnet50")
+    assert part.next_steps == () and "how to mend it" not in Reader(page()).text
+
+
+def test_where_a_limit_is_missed_stands_what_to_run_next() -> None:
+    run = replace(runs.run(runs.accuracy("resnet50", lost=100)), command="quant suite --manifest quant.toml")
+    [part] = page_of(run).parts
+    assert part.next_steps == (
+        "quant analyze resnet50 --manifest quant.toml",
+        "quant tune --manifest quant.toml --model resnet50 --output resnet50-tuned",
+    )
+    assert f"Why, and how to mend it {' '.join(part.next_steps)}" in Reader(html_report.render(run, ())).text
 
 
 def test_commands_are_quoted_for_a_shell() -> None:

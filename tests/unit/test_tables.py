@@ -16,7 +16,9 @@ from quant.instances import Instance, Throughput
 from quant.profile import kernels, proof
 from quant.ratios import pairs as pairs_of
 from quant.record import SCHEMA, Anatomy, Failure, KeptOp, Kernel, Layer, Load, Machine, Record, Run, columns
+from quant.registry import BY_NAME
 from quant.rows import Row
+from tests import runs
 
 LOG = """onednn_verbose,v1,info,oneDNN v3.6.2 (commit 28d6967)
 onednn_verbose,v1,primitive,exec,cpu,convolution,brg_conv_fwd:avx512_core_vnni,forward_inference,src:u8:a:blocked:acdb::f0 wei:s8:a:blocked:AcdB16a4b::f1:s8m1 bia:f32::blocked:a::f0 dst:u8:a:blocked:acdb::f0,attr-scales:src0:0:f32+wei:1:f32,alg:convolution_direct,mb2_ic8oc16_ih8oh4kh3sh2dh0ph1_iw8ow4kw3sw2dw0pw1,0.0998535
@@ -261,3 +263,38 @@ def test_what_could_not_be_measured_is_in_the_markdown_with_its_log() -> None:
         "    | not a table",
         "    # no heading",
     ]
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("quant suite", {"resnet50": ["analyze resnet50"], "vgg16": ["profile vgg16"], "gru": ["analyze gru"]}),
+        (
+            "quant gate --manifest 'my models/quant.toml'",
+            {
+                "resnet50": [
+                    "analyze resnet50 --manifest 'my models/quant.toml'",
+                    "tune --manifest 'my models/quant.toml' --model resnet50 --output resnet50-tuned",
+                ],
+                "vgg16": ["profile vgg16 --manifest 'my models/quant.toml'"],
+                "gru": [
+                    "analyze gru --manifest 'my models/quant.toml'",
+                    "tune --manifest 'my models/quant.toml' --model gru --output gru-tuned",
+                ],
+            },
+        ),
+        ("quant suite --zoo zoo", {}),
+        ("pytest --manifest quant.toml", {}),
+        ("quant suite --manifest 'open", {}),
+        ("", {}),
+    ],
+)
+def test_what_to_run_next_where_limits_are_missed(command: str, expected: dict[str, list[str]]) -> None:
+    """ResNet-50 loses too much, VGG16 is too slow, GRU regressed within its limits, MobileNet-V1 does what is due."""
+    exact = [*runs.accuracy("resnet50", lost=50, won=0), *runs.accuracy("gru"), *runs.accuracy("mobilenet_v1")]
+    timed = [*runs.speed("vgg16", 2.0), *runs.speed("mobilenet_v1", 4.0)]
+    found = report.next_steps(
+        command, report.comparisons(exact, BY_NAME), pairs_of(timed, BY_NAME), inexact=["gru"], slower=["vgg16"]
+    )
+    steps = {name: [line.removeprefix("quant ") for line in lines] for name, lines in found.items()}
+    assert steps == expected
