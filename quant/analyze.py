@@ -48,7 +48,7 @@ class OpError:
 
     `output`: the tensor, by the name that models have for it; `variable`: the executed graph's, which `inputs` are,
     too. `types`: the executed op, with those before it whose outputs can't be seen; `int8`: one of them is;
-    `sources`: the FP32 model's ops that it does.
+    `sources`: the FP32 model's ops that it does, `op_ids` those among them that can be left in FP32.
     `stored`: type in memory, of which `shift` means 0; `grid`: threshold and levels of the simulation.
     dB are SQNR, at most MOST_DB. `local`: against what the simulation makes of the op's own inputs, as they were;
     `unmeasured`: why that isn't known. `local_fp32_db`: what the simulation makes of the FP32 model's tensors, rounded
@@ -65,6 +65,7 @@ class OpError:
     types: tuple[str, ...]
     int8: bool
     sources: tuple[str, ...]
+    op_ids: tuple[int, ...]
     inputs: tuple[str, ...]
     stored: str
     shift: int
@@ -92,7 +93,7 @@ class OpError:
     def from_json(content: Mapping[str, Any]) -> "OpError":
         lists = {
             name: None if content[name] is None else tuple(content[name])
-            for name in ("types", "sources", "inputs", "grid", "outlier")
+            for name in ("types", "sources", "op_ids", "inputs", "grid", "outlier")
         }
         return OpError(**{**content, **lists, "scales": tuple(Scale(**entry) for entry in content["scales"])})
 
@@ -180,14 +181,17 @@ class Analysis:
 
     @cached_property
     def ranked(self) -> tuple[OpError, ...]:
-        """Worst first: ops that don't do what the simulation does, by their own error; the others by what noise they
-        add; those without a counterpart last."""
+        """Worst first: ops that don't do what the simulation does, by their own error; the others by the noise that
+        rounding them alone makes or, where that isn't known, that they add; those without a counterpart last.
+
+        What an op adds is no guide behind one that has lost most of the signal: a little more there is much.
+        """
 
         def key(op: OpError) -> tuple[int, float]:
             if op.faulty or any(finding.kind == "engine" for finding in findings_of(op)):
                 return 0, op.local_db if op.finite and op.local_db is not None else -MOST_DB
-            added = self.added(op)
-            return (2, 0.0) if added is None else (1, -added)
+            noise = self.added(op) if op.local_fp32_db is None else _noise(op.local_fp32_db)
+            return (2, 0.0) if noise is None else (1, -noise)
 
         return tuple(sorted(self.ops, key=key))
 

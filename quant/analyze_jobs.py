@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.chains import RECURRENT
+from quant.chains import RECURRENT, numbered
 from quant.counterparts import (
     SCALES,
     WRITTEN,
@@ -196,6 +196,7 @@ class _State:
         fetches: Mapping[str, str],
     ) -> None:
         self.converted, self.placed, self.twins = converted, placed, twins
+        self.ids = numbered(placed)
         self.feeds, self.fetches = feeds, fetches
         self.names, self.writers = set(placed.vars) - set(placed.params), placed.writers()
         self.grids = grids_of(placed)
@@ -309,6 +310,7 @@ class _State:
             "types": [op.type for op in twin.ops],
             "int8": any(map(int8_op, twin.ops)),
             "sources": list(twin.sources),
+            "op_ids": sorted(self.ids[op] for op in twin.inner or () if op in self.ids),
             "inputs": list(twin.inputs),
             "stored": sums.dtype,
             "shift": form.shift if form else 0,

@@ -17,7 +17,7 @@ from quant.sheets import Cell, Column, Drawing, Line, Section, Sheet, as_table, 
 
 __all__ = ["as_json", "chart", "from_json", "section", "tables"]
 
-SCHEMA = 1
+SCHEMA = 2
 _WORST = 20
 _LEAST_DB = -1000.0  # float32 holds no greater difference
 _SERIES = (
@@ -33,13 +33,13 @@ _FINDINGS_NOTE = (
 _OPS_NOTE = (
     "SQNR, 150 is no difference. Own error: executed op against the simulation on the same inputs; of recurrent "
     "layers with the rounding of their state. Rounding: what rounding this op alone costs. To sim., to FP32: with "
-    "the errors of all ops before. Drop: below the worst input."
+    "the errors of all ops before. Drop: below the worst input. Op ids: what --op-ids-to-skip leaves in FP32."
 )
 
 
 def tables(analysis: Analysis, *, each: bool = False) -> tuple[Table, ...]:
     """Findings; the twenty worst ops (with `each`, all in the order of execution); what can't be seen."""
-    order = "In the order of execution." if each else "Worst: faults of the engine, then by the noise that ops add."
+    order = "In the order of execution." if each else "Worst: faults of the engine, then by what rounding alone costs."
     found = [as_table(_findings(analysis), _FINDINGS_NOTE), as_table(_ops(analysis, each), f"{_OPS_NOTE} {order}")]
     if analysis.unseen:
         rows = tuple((variable, type) for variable, type in analysis.unseen)
@@ -93,9 +93,9 @@ def _findings(analysis: Analysis) -> Sheet:
 
 _COLUMNS = (
     Column("No.", True), Column("Output"), Column("Executed op"), Column("Stored"), Column("Of the FP32 model"),
-    Column("Own error dB", True), Column("Rounding dB", True), Column("To sim. dB", True), Column("To FP32 dB", True),
-    Column("Drop dB", True), Column("FP32 range"), Column("Threshold", True), Column("Beyond", True),
-    Column("At ends", True),
+    Column("Op ids"), Column("Own error dB", True), Column("Rounding dB", True), Column("To sim. dB", True),
+    Column("To FP32 dB", True), Column("Drop dB", True), Column("FP32 range"), Column("Threshold", True),
+    Column("Beyond", True), Column("At ends", True),
 )  # fmt: skip
 
 
@@ -118,6 +118,7 @@ def _cells(analysis: Analysis, op: OpError) -> tuple[Cell, ...]:
         Cell(op.type),
         Cell(shown.get(op.stored, op.stored)),
         Cell(" + ".join(source.removeprefix("elementwise_") for source in op.sources) or "-"),
+        Cell(", ".join(map(str, op.op_ids)) or "-"),
         figure(op.local_db, 1) if op.local_db is not None else Cell(op.unmeasured),
         *(figure(db, 1) for db in (op.local_fp32_db, op.quant_db, op.fp32_db, analysis.drop_db(op))),
         Cell(seen),
@@ -166,7 +167,7 @@ class _File(BaseModel):
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
-    number: Literal[1] = Field(alias="schema")
+    number: Literal[2] = Field(alias="schema")
     model: str
     title: str
     executor: str
@@ -246,5 +247,5 @@ def _worst(analysis: Analysis) -> str:
     if not analysis.ranked:
         return " No op could be compared."
     worst = analysis.ranked[0]
-    kind = "doesn't do what the simulation does" if worst.faulty else "adds the most noise"
+    kind = "doesn't do what the simulation does" if worst.faulty else "makes the most noise"
     return f" Worst: {worst.output} {kind}."

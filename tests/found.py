@@ -17,6 +17,7 @@ def _op(number: int, name: str, **more: Any) -> OpError:
         "types": ("fused_conv2d",),
         "int8": True,
         "sources": (name or "conv2d", "elementwise_add", "relu"),
+        "op_ids": (number - 1,),
         "inputs": (f"{name or 'conv'}_{number - 1}.int8",) if number > 1 else (),
         "stored": "uint8",
         "shift": 0,

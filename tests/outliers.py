@@ -9,9 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from quant.graph import Graph, Op, Var
+from quant.graph import Graph, Op, Var, run_passes
+from quant.passes import NORMALISE
+from tests.nets import Net
 
-__all__ = ["plant", "plant_conv"]
+__all__ = ["plant", "plant_conv", "planted_net"]
 
 
 def plant(graph: Graph, factor: float, channels: tuple[int, ...] = (3, 40, 77)) -> Graph:
@@ -75,3 +77,17 @@ def plant_conv(graph: Graph, reader: str, factors: Mapping[int, float]) -> Graph
     params[bias.input("Y")] = params[bias.input("Y")] * gain
     params[conv.input("Filter")] = params[conv.input("Filter")] / gain[:, None, None]
     return replace(graph, params=params)
+
+
+def planted_net() -> tuple[Graph, Graph, tuple[str, str]]:
+    """Six convolutions; the same with outliers in what the third and the fifth read; these two's outputs."""
+    net = Net()
+    x, convs = "x", []
+    for _ in range(6):
+        convs.append(net.conv(x, 16, 3))
+        x = net.act(net.bias(convs[-1]))
+    plain = run_passes(net.graph(net.head(net.pool(x, "avg"))), NORMALISE)
+    graph = plain
+    for reader in (convs[2], convs[4]):
+        graph = plant_conv(graph, reader, {0: 3000.0, 1: 60.0})
+    return plain, graph, (convs[2], convs[4])

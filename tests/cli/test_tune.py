@@ -15,15 +15,13 @@ import numpy as np
 import pytest
 
 from quant import jobs, manifest
-from quant.graph import load_dir, run_passes, save_dir
+from quant.graph import load_dir, save_dir
 from quant.html_sections import section_of
 from quant.islands import int8_op
 from quant.outcomes import model_digest
-from quant.passes import NORMALISE
 from quant.predictor import Predictor
 from tests.interrupts import heard
-from tests.nets import Net
-from tests.outliers import plant_conv
+from tests.outliers import planted_net
 
 Call = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[2]
@@ -36,15 +34,7 @@ BUDGET = ("--time-budget", 100)  # the search takes a quarter of it, a tenth of 
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """fp32: six convolutions, what the third and the fifth read has outliers; test.npz, calibration.npz."""
     root = tmp_path_factory.mktemp("planted")
-    net = Net()
-    x, convs = "x", []
-    for _ in range(6):
-        convs.append(net.conv(x, 16, 3))
-        x = net.act(net.bias(convs[-1]))
-    plain = run_passes(net.graph(net.head(net.pool(x, "avg"))), NORMALISE)
-    graph = plain
-    for reader in (convs[2], convs[4]):
-        graph = plant_conv(graph, reader, {0: 3000.0, 1: 60.0})
+    plain, graph, _ = planted_net()
     random = np.random.default_rng(0)
     images = random.standard_normal((TEST + CALIBRATION, 8, 8, 8)).astype(np.float32)
     scores = []

@@ -15,15 +15,17 @@ from quant.analyze_jobs import analyze_model
 from quant.analyze_report import as_json, chart, from_json, tables
 from quant.anatomy_jobs import kept_ops
 from quant.calibrate import calibrate
+from quant.chains import numbered
 from quant.charts import standalone
 from quant.convert import convert
 from quant.errors import ModelError
 from quant.gaps import MOST_DB, Errors, Gap
 from quant.graph import Graph, Op, load_dir, save_dir
+from quant.islands import int8_op
 from quant.passes import lower_quantizers
 from quant.sequences import Dataset, Ragged
 from tests.nets import Net, inception_net, inverted_net, residual_net, vgg_net
-from tests.outliers import plant
+from tests.outliers import plant, planted_net
 from tests.unit.test_attention import STEPS, WIDTH, encoder
 from tests.unit.test_recurrent import layers
 
@@ -103,6 +105,20 @@ def test_a_fused_op_is_told_by_its_source_ops(analyzed: Analyze) -> None:
     sources = [op.sources for op in analyzed("residual").ops if op.type == "fused_conv2d"]
     assert ("conv2d", "batch_norm", "relu") in sources
     assert ("conv2d", "batch_norm", "elementwise_add", "relu") in sources
+
+
+def test_ops_whose_rounding_costs_most_come_first_by_the_ids_that_leave_them_in_fp32(tmp_path: Path) -> None:
+    """Two convolutions read outliers. Behind the first one little is left of the signal, and any noise adds much."""
+    _, graph, planted = planted_net()
+    data = {"x": images()}
+    found = analysis_of(write_models(tmp_path, graph, data))
+    ids = {op.output("Output"): number for op, number in numbered(graph).items() if op.type == "conv2d"}
+    assert {op.op_ids for op in found.ranked[:2]} == {(ids[name],) for name in planted}
+    assert all(op.local_fp32_db is not None and op.local_fp32_db < 10 for op in found.ranked[:2])
+    assert all(op.local_fp32_db is None or op.local_fp32_db > 20 for op in found.ranked[2:])
+    for op in found.ranked[:2]:
+        left = convert(calibrate(graph, [data], algo="mse", op_ids_to_skip=op.op_ids), op_ids_to_skip=op.op_ids)[0]
+        assert [one.type for one in left.ops if not int8_op(one)].count("conv2d") == 1
 
 
 # --- planted faults
@@ -238,6 +254,7 @@ def op_error(**values: Any) -> OpError:
         types=("fused_conv2d",),
         int8=True,
         sources=("conv2d",),
+        op_ids=(0,),
         inputs=("s.int8",),
         stored="uint8",
         shift=0,
