@@ -1,12 +1,13 @@
 """The steps that make models, as jobs: plain arguments in, plain results out, run in a child by `quant.isolate`."""
 
 import gc
+import itertools
 import json
 import pkgutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -247,23 +248,21 @@ def convert_model(
         graph = applied.graph
     report_progress("convert", 1, 3)
     decisions: Json = {}
-    with fresh_dir(Path(output)) as staging, about(quant_model_path):
+    with ExitStack() as stack:
+        drawings = stack.enter_context(fresh_dir(Path(debug))) if debug is not None else None
+        staging = stack.enter_context(fresh_dir(Path(output)))
+        stack.enter_context(about(quant_model_path))
         if speed is not None:
             result, coverage, decisions = _fastest(graph, speed, ops_to_quantize, op_ids_to_skip)
             (staging / DECISIONS).write_text(json.dumps(decisions, indent=1) + "\n", encoding="utf-8")
-        elif debug is None:
-            result, coverage = convert(graph, ops_to_quantize=ops_to_quantize, op_ids_to_skip=op_ids_to_skip)
         else:
-            with fresh_dir(Path(debug)) as drawings:
-                steps: list[str] = []
+            steps = itertools.count(1)
 
-                def draw(name: str, step: Graph) -> None:
-                    steps.append(name)
-                    (drawings / f"{len(steps):02d}_{name}.dot").write_text(dot(step), encoding="utf-8")
+            def draw(name: str, step: Graph) -> None:
+                if drawings is not None:
+                    (drawings / f"{next(steps):02d}_{name}.dot").write_text(dot(step), encoding="utf-8")
 
-                result, coverage = convert(
-                    graph, ops_to_quantize=ops_to_quantize, op_ids_to_skip=op_ids_to_skip, seen=draw
-                )
+            result, coverage = convert(graph, ops_to_quantize=ops_to_quantize, op_ids_to_skip=op_ids_to_skip, seen=draw)
         report_progress("convert", 2, 3)
         save_dir(result, staging)
         given = "fp32" if applied and applied.was_fp32 else "quant"

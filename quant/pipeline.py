@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from quant import cpu, isolate, turns
 from quant.collect import Evaluated, data_digest, evaluate
+from quant.custom import importable
 from quant.errors import OptionError
 from quant.metrics import agreement, cosine, sqnr
 from quant.numerics import REDUCED, SIGNED, bits_of
@@ -68,8 +69,16 @@ def _suffix(tier: cpu.Tier) -> str:
 # --- artefacts of a registry row
 
 
+_CHECKOUT = Path(__file__).parents[1]
+
+
 def sources(*functions: str) -> list[str | bytes | Path]:
-    """What an artefact depends on: the sources of this package and of the packages that a row names."""
+    """What an artefact depends on: the sources of this package and of the packages that a row names.
+
+    Those of the embedded rows lie beside this one in a checkout, and aren't installed.
+    """
+    if (_CHECKOUT / "pyproject.toml").exists():
+        importable(_CHECKOUT)
     parts: list[str | bytes | Path] = [version("paddlepaddle")]
     packages = {"quant", *(function.partition(".")[0] for function in functions)}
     for package in sorted(packages):

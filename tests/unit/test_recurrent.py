@@ -10,7 +10,7 @@ from fixtures.programs import Program
 from quant import isolate
 from quant.calibrate import calibrate
 from quant.convert import convert
-from quant.errors import ChildError
+from quant.errors import ChildError, ModelError
 from quant.graph import Graph, Var, load_dir, run_passes, save_dir
 from quant.metrics import sqnr
 from quant.passes import NORMALISE, lift_quantizers, lower_quantizers, quantize_cells
@@ -189,6 +189,15 @@ def test_a_state_weight_is_packed_as_it_was(kind: str) -> None:
     cell = next(op for op in graph.ops if op.type == kind)
     weight = graph.params[cell.input("Weight")]
     assert np.array_equal(pack_state_weight(cell, state_matrix(cell, weight)), weight)
+
+
+@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("shape", [(HIDDEN * 3 * HIDDEN,), (HIDDEN, HIDDEN), (2, HIDDEN, HIDDEN)])
+def test_a_state_weight_of_another_shape_is_told(kind: str, shape: tuple[int, ...]) -> None:
+    """Where a model is only looked at, Paddle doesn't refuse it first."""
+    cell = next(op for op in layers(kind).ops if op.type == kind)
+    with pytest.raises(ModelError, match=rf"'wh0False' is \[.*\], not \[hidden, {GATES[kind]} \* hidden\]: a {kind}'s"):
+        state_matrix(cell, np.zeros(shape, np.float32))
 
 
 def test_a_saved_simulation_is_lifted_back(tmp_path: Path) -> None:
