@@ -79,7 +79,10 @@ def _making(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
 
 def _hold(place: Path) -> int:
     """A descriptor that holds the lock on a file or directory; -1 where somebody swept it before."""
-    lock = os.open(place, os.O_RDONLY)
+    try:
+        lock = os.open(place, os.O_RDONLY)
+    except FileNotFoundError:
+        return -1
     with suppress(OSError):  # a file system without locks: nobody can sweep there
         fcntl.flock(lock, fcntl.LOCK_EX)
     with suppress(FileNotFoundError):

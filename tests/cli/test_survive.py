@@ -289,7 +289,8 @@ def test_two_suites_on_one_cache_both_end_well(repository: Path, tmp_path: Path)
     """They make the same models and the same outcomes."""
     works = [tmp_path / "a", tmp_path / "b"]
     both = [Command(tmp_path, *suite_of(repository / "one.toml", work)) for work in works]
-    assert [command.end()[0] for command in both] == [0, 0]
+    ended = [command.end() for command in both]
+    assert [code for code, _, _ in ended] == [0, 0], ended
     first, second = (Run.from_json((work / "out" / "report.json").read_text()) for work in works)
     assert [record.outcomes for record in first.exact] == [record.outcomes for record in second.exact]
     assert len([path for path in (tmp_path / "cache").glob("*manifest-*") if path.is_dir()]) == 1

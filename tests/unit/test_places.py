@@ -2,12 +2,16 @@
 
 import os
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from quant.errors import OutputError
-from quant.places import cached, fresh_dir, fresh_file, giving_up, locked, write_text
+from quant.places import cached, fresh_dir, fresh_file, giving_up, locked, scratch_dir, write_text
 
 
 def test_one_at_a_time_is_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +89,24 @@ def test_what_is_being_made_stays_and_what_killed_processes_left_goes(tmp_path: 
         mine.write_text("second")
     assert (tmp_path / name).read_text() == "second"
     assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / name])
+
+
+@pytest.mark.parametrize("make", [fresh_file, scratch_dir])
+def test_many_at_once_do_not_sweep_each_other(
+    make: Callable[[Any], AbstractContextManager[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def work(number: int) -> None:
+        for _ in range(100):
+            with make(tmp_path / "name") as place:
+                assert place.exists()
+                if place.is_file():
+                    place.write_text(f"{number}")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert [path.name for path in tmp_path.iterdir()] == (["name"] if make is fresh_file else [])
 
 
 def test_a_place_is_told_by_the_name_that_it_was_to_get(tmp_path: Path) -> None:
