@@ -29,7 +29,8 @@ __all__ = [
 
 CONVS = ("conv2d", "depthwise_conv2d")
 PRODUCTS = ("mul", "matmul", "matmul_v2", "fc")
-RECURRENT = ("gru", "lstm")
+_GATES = {"gru": 3, "lstm": 4}
+RECURRENT = tuple(_GATES)
 LOOKUPS = ("lookup_table", "lookup_table_v2")
 
 # Ops that only carry values: the same numbers (or the largest of some) come out, so they commute exactly with
@@ -195,9 +196,19 @@ def _is_recurrent(graph: Graph, chain: Chain, cell: Op) -> bool:
     # gru: activation; lstm: cell_activation and candidate_activation
     names = ("activation", "cell_activation", "candidate_activation")
     tanh = all(cell.attr(name, "tanh") == "tanh" for name in names)
-    known = cell.input("Weight") in graph.params and (not cell.input("Bias") or cell.input("Bias") in graph.params)
     fetched = cell.output("Hidden") in graph.fetches
-    return plain and gates and tanh and known and not fetched and len(graph.vars[chain.data].shape) == 2
+    shaped = len(graph.vars[chain.data].shape) == 2 and _fits(graph, chain.weight, cell)
+    return plain and gates and tanh and shaped and not fetched
+
+
+def _fits(graph: Graph, weight: str, cell: Op) -> bool:
+    """Whether a layer's weights are constants of sizes that go together; if not, that is for Paddle to refuse."""
+    before, state = graph.params.get(weight), graph.params.get(cell.input("Weight"))
+    if before is None or state is None or state.shape[1:] != (_GATES[cell.type] * len(state),):
+        return False
+    bias = graph.params.get(cell.input("Bias"), state[:1])  # there may be none
+    named = not cell.input("Bias") or cell.input("Bias") in graph.params
+    return named and before.shape[1] == state.shape[1] == bias.size
 
 
 def _head(graph: Graph, op: Op, after: Op | None) -> Chain | None:
@@ -230,10 +241,12 @@ def _head(graph: Graph, op: Op, after: Op | None) -> Chain | None:
 
 def _pair(graph: Graph, op: Op) -> Chain | None:
     """A product of two activations of one rank (3 or 4), as in attention, or None."""
+    if op.type not in ("matmul", "matmul_v2"):
+        return None
     x, y = op.input("X"), op.input("Y")
     ranks = {len(graph.vars[x].shape), len(graph.vars[y].shape)}
     first_plain = not any(op.attr(name, False) for name in ("trans_x", "transpose_X"))
-    if op.type not in ("matmul", "matmul_v2") or x == y or not first_plain or not ranks <= {3, 4} or len(ranks) > 1:
+    if x == y or not first_plain or not ranks <= {3, 4} or len(ranks) > 1:
         return None
     return Chain((op,), x, "", "", "", "", op.output("Out"), other=y)
 

@@ -296,7 +296,10 @@ class _Paddle:
     def read(self) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for name, handle in self._engine.fetches.items():
-            values, lod = handle.copy_to_cpu(), handle.lod()
+            try:
+                values, lod = handle.copy_to_cpu(), handle.lod()
+            except Exception as error:  # nothing was written to it
+                raise ModelError(f"{self.directory}: no output {name!r} ({last_line(error)})") from error
             result[name] = Ragged(values, np.array(lod[-1], np.int64)) if lod else values
         return result
 

@@ -49,19 +49,12 @@ _CLASSIC_BOTH = ("fake_quantize_dequantize_moving_average_abs_max",)
 _DYNAMIC = ("fake_quantize_abs_max", "fake_quantize_dequantize_abs_max", "fake_channel_wise_quantize_abs_max")
 
 
-_GATES = {"gru": 3, "lstm": 4}
-
-
 def state_matrix(cell: Op, weight: NDArray[Any]) -> NDArray[Any]:
     """The state's weight of a recurrent op as a matrix [hidden, gates * hidden].
 
     `gru` packs its [hidden, 3 * hidden] weight: first update and reset gate [hidden, 2 * hidden], then the candidate
-    [hidden, hidden] (paddle/phi/kernels/funcs/gru_compute.h). Raises ModelError for a weight of another shape.
+    [hidden, hidden] (paddle/phi/kernels/funcs/gru_compute.h).
     """
-    count = _GATES[cell.type]
-    if weight.ndim != 2 or weight.shape[1] != count * weight.shape[0]:
-        due = f"[hidden, {count} * hidden]"
-        raise ModelError(f"parameter {cell.input('Weight')!r} is {list(weight.shape)}, not {due}: a {cell.type}'s")
     if cell.type != "gru":
         return weight
     hidden, flat = weight.shape[0], weight.reshape(-1)

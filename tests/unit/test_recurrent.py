@@ -9,8 +9,9 @@ import pytest
 from fixtures.programs import Program
 from quant import isolate
 from quant.calibrate import calibrate
+from quant.chains import chains_of
 from quant.convert import convert
-from quant.errors import ChildError, ModelError
+from quant.errors import ChildError
 from quant.graph import Graph, Var, load_dir, run_passes, save_dir
 from quant.metrics import sqnr
 from quant.passes import NORMALISE, lift_quantizers, lower_quantizers, quantize_cells
@@ -192,12 +193,25 @@ def test_a_state_weight_is_packed_as_it_was(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", GATES)
-@pytest.mark.parametrize("shape", [(HIDDEN * 3 * HIDDEN,), (HIDDEN, HIDDEN), (2, HIDDEN, HIDDEN)])
-def test_a_state_weight_of_another_shape_is_told(kind: str, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("wh0False", (3 * HIDDEN * HIDDEN,)),
+        ("wh0False", (HIDDEN, HIDDEN)),
+        ("wh0False", (2, HIDDEN, HIDDEN)),
+        ("bh0False", (1, 6 * HIDDEN)),
+        ("wx0False", (WIDTH, HIDDEN)),
+    ],
+)
+def test_a_layer_whose_sizes_do_not_go_together_is_left_for_paddle_to_refuse(
+    kind: str, name: str, shape: tuple[int, ...]
+) -> None:
     """Where a model is only looked at, Paddle doesn't refuse it first."""
-    cell = next(op for op in layers(kind).ops if op.type == kind)
-    with pytest.raises(ModelError, match=rf"'wh0False' is \[.*\], not \[hidden, {GATES[kind]} \* hidden\]: a {kind}'s"):
-        state_matrix(cell, np.zeros(shape, np.float32))
+    graph = layers(kind, depth=1)
+    broken = graph.evolve(graph.ops, params={name: np.zeros(shape, np.float32)})
+    whole, found = (chains_of(one, set(one.ops)) for one in (graph, broken))
+    assert sum(chain.cell is not None for chain in whole.values()) == 2
+    assert sum(chain.cell is not None for chain in found.values()) == 1
 
 
 def test_a_saved_simulation_is_lifted_back(tmp_path: Path) -> None:
