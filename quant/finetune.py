@@ -343,7 +343,11 @@ class _Checkpoint:
         if missing := set(self.names) - set(values):
             raise ModelError(f"{self.path}: a checkpoint without {min(missing)!r}: of another version?")
         for name in self.names:
-            self.scope.var(name).get_tensor().set(values[name], paddle.CPUPlace())
+            tensor, value = self.scope.var(name).get_tensor(), values[name]
+            now = np.array(tensor) if tensor._is_initialized() else value
+            if (value.shape, value.dtype) != (now.shape, now.dtype):
+                raise ModelError(f"{self.path}: not a checkpoint, or damaged ({name!r}); delete it to begin anew")
+            tensor.set(value, paddle.CPUPlace())
         return step
 
     def store(self, step: int) -> None:

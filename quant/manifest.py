@@ -29,6 +29,7 @@ __all__ = ["PRECISIONS", "Entry", "Manifest", "importable", "read"]
 PRECISIONS = ("fp32", "quant", "int8", "bf16")
 _DROP = 0.01  # one point
 _LEAST_ENGINE_GAP = 0.01  # one sample in a hundred
+_DEEPEST = 100  # tables in each other; what a manifest has takes five
 
 
 # --- what comes out
@@ -361,7 +362,9 @@ def read(path: Path) -> Manifest:
 
 def _parsed(path: Path, text: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        content = tomllib.loads(text)
+        if _depth(content) > _DEEPEST:  # by dotted keys, which don't recurse there
+            raise RecursionError
     except RecursionError:
         raise OptionError(f"{path}: nested too deeply") from None
     except ValueError as error:  # tomllib's own, and what it lets pass: numbers of thousands of digits
@@ -372,6 +375,16 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         elif place:
             number, told = f"{text.rstrip().count(chr(10)) + 1}:", f"{told} before the end"
         raise OptionError(f"{path}:{number} {told}") from None
+    return content
+
+
+def _depth(content: Any) -> int:
+    """How many tables and lists lie in each other."""
+    depth, level = 0, [content]
+    while level := [value for value in level if isinstance(value, dict | list)]:
+        depth += 1
+        level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
+    return depth
 
 
 def _namesakes(models: Sequence[ModelKeys]) -> Iterator[_Fault]:

@@ -80,7 +80,7 @@ def _points(found: Found) -> Sheet:
 def _told(found: Found) -> Iterator[str]:
     [point] = [point for point in found["points"] if point["chosen"]]
     limit = f"{100 * found['max_drop']:.2f} points"
-    ops = [f"{op['op_type']}({op['op_id']}) {op['output']}" for op in point["ops"]]
+    ops = [f"{op['op_type']}({', '.join(map(str, op['op_ids']))}) {op['output']}" for op in point["ops"]]
     listed = f": {_named(ops)}" if ops else ""
     yield f"INT8 by {_algorithms(point)}, {_kept(point)}{listed}"
     met = "met" if point["met"] else "missed"
@@ -145,7 +145,7 @@ class _Ratio(_Strict):
 
 
 class _Op(_Strict):
-    op_id: int
+    op_ids: list[int]
     op_type: str
     output: str
 
@@ -178,7 +178,7 @@ class _Trial(_Strict):
 class _File(_Strict):
     """What of tuning.json is shown."""
 
-    number: Literal[2] = Field(alias="schema")
+    number: Literal[3] = Field(alias="schema")
     title: str
     metric: str
     max_drop: _Figure

@@ -15,14 +15,14 @@ untimed.
 OUTPUT holds `quant` and `int8`, the chosen model and its simulation; `quant.toml`, a manifest of it; and `tuning.json`,
 of which the command draws `pareto.svg`:
 
-    schema      2
+    schema      3
     title, metric, max_drop, samples, fp32: score and median_ms
     met         whether the chosen point's drop is within max_drop, by its estimate; `verdict`: by its interval
     finished    false when the time budget or Ctrl-C (`interrupted`) ended the search
-    points      each that was run on the whole set: algo, op_ids, tensors (name -> algorithm), ops in FP32 (op_id,
-                op_type, output), score, drop, low, high (95%), lost, won, p_value, verdict, met, median_ms, speedup
-                over FP32 with its 95% interval (null where it wasn't timed), chosen, pareto: no other, nor FP32, is as
-                good in drop and time, and better in one
+    points      each that was run on the whole set: algo, op_ids, tensors (name -> algorithm), ops in FP32 (op_ids of
+                what one kernel does, op_type, output), score, drop, low, high (95%), lost, won, p_value, verdict, met,
+                median_ms, speedup over FP32 with its 95% interval (null where it wasn't timed), chosen, pareto: no
+                other, nor FP32, is as good in drop and time, and better in one
     trials      in order: kind "guess" (on the worst samples: error, predicted drop) or "point", setup, seconds, failed
     cpu         tier, isa, threads; batch: samples of a timed run
     budget_s, spent_s   of this call
@@ -66,7 +66,7 @@ from quant.tuning_entry import entry_text
 __all__ = ["ALGORITHMS", "Subject", "tune"]
 
 Json = dict[str, Any]
-SCHEMA = 2
+SCHEMA = 3
 ALGORITHMS = ("best", *OFFERED)  # tried for all tensors
 _CRASHES = 3  # children that died one after the other, after which the search ends
 _TIMED = 8  # models that are timed against each other, FP32 among them
@@ -488,11 +488,7 @@ def _content(
 ) -> Json:
     assert bench.fp32
     seconds = {key: np.array(found) for key, found in timed.items()}
-    known = {
-        number: kernel
-        for kernel in (bench.kernels() if bench.state.content["survey"] else ())
-        for number in kernel.op_ids
-    }
+    kernels = bench.kernels() if bench.state.content["survey"] else ()
 
     def told(point: Point) -> Json:
         setup, drop = point.setup, point.drop
@@ -500,12 +496,12 @@ def _content(
         speedup = None
         if rounds is not None:
             speedup = dict(zip(("ratio", "low", "high"), ratio_interval(seconds["fp32"], rounds), strict=True))
-        in_fp32 = [(number, known[number]) for number in sorted(setup.op_ids) if number in known]
+        in_fp32 = [kernel for kernel in kernels if set(kernel.op_ids) <= set(setup.op_ids)]
         return {
             "algo": setup.algo,
             "op_ids": sorted(setup.op_ids),
             "tensors": dict(setup.tensors),
-            "ops": [{"op_id": number, "op_type": op.op_type, "output": op.output} for number, op in in_fp32],
+            "ops": [{name: getattr(kernel, name) for name in ("op_ids", "op_type", "output")} for kernel in in_fp32],
             "score": point.score,
             **{name: getattr(drop, name) for name in ("drop", "low", "high", "lost", "won", "p_value")},
             "verdict": verdict(drop, subject.max_drop).result,

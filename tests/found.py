@@ -73,7 +73,7 @@ def _point(algo: str, ids: list[int], drop: float, ratio: float | None, **more: 
         "algo": algo,
         "op_ids": ids,
         "tensors": {},
-        "ops": [{"op_id": number, "op_type": "conv2d", "output": f"conv_{number}.tmp_0"} for number in ids],
+        "ops": [{"op_ids": [number], "op_type": "conv2d", "output": f"conv_{number}.tmp_0"} for number in ids],
         "score": 0.9445 - drop,
         "drop": drop,
         "low": drop - 0.0018,
@@ -93,7 +93,7 @@ def _point(algo: str, ids: list[int], drop: float, ratio: float | None, **more: 
 
 def tuning_json(title: str = "ResNet-50", name: str = "") -> str:
     """Five models, one of which wasn't timed; the fourth is chosen. `name`: in every text."""
-    op = {"op_id": 12, "op_type": name or "conv2d", "output": name or "conv_12.tmp_0"}
+    op = {"op_ids": [12], "op_type": name or "conv2d", "output": name or "conv_12.tmp_0"}
     points = [
         _point("abs_max", [], 0.0241, 3.31, pareto=True),
         _point("mse", [], 0.0110, 3.28, pareto=True),
@@ -102,7 +102,7 @@ def tuning_json(title: str = "ResNet-50", name: str = "") -> str:
         _point("mse", [12, 31], 0.0019, 2.70),
     ]
     content = {
-        "schema": 2,
+        "schema": 3,
         "title": title,
         "metric": name or "top1",
         "max_drop": 0.003,

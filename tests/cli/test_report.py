@@ -125,7 +125,7 @@ WHY, TUNED = found.analysis_json(), found.tuning_json()
         ("{}", "neither an analysis of `quant analyze --output` nor a tuning.json of `quant tune`"),
         (RUN.to_json(), "neither an analysis"),
         (changed(WHY, "schema", to=9), "with.json: schema 9, this version reads 2"),
-        (changed(TUNED, "schema", to=1), "with.json: schema 1, this version reads 2"),
+        (changed(TUNED, "schema", to=1), "with.json: schema 1, this version reads 3"),
         (changed(WHY, "title", to=...), "with.json: title: field required"),
         (changed(WHY, "ops", 2, "types", to="conv2d"), "with.json: ops.2.types: input should be a valid"),
         (changed(WHY, "ops", 2, "low", to="0"), "with.json: ops.2.low: input should be a valid number"),

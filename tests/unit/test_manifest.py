@@ -145,6 +145,8 @@ BAD = [
     ("[[model]]\n[model.name]\n[model.name]\n", "3: Cannot declare"),
     ("[[model]]\nfloor = [1,\n\n", "2: Invalid value before the end"),
     ("a = " + "[" * 5000, ": nested too deeply"),
+    (f"{'.'.join(['a'] * 5000)} = 1", ": nested too deeply"),
+    (f"[{'.'.join(['a'] * 5000)}]", ": nested too deeply"),
     (f"a = {'1' * 5000}", ": Exceeds the limit"),
     # shape of the file
     bad("[[model]] -> [[models]]", "1: no [[model]] in it; and 1 more"),
