@@ -14,6 +14,7 @@ QuantError              anything a user can cause and mend; the message is one l
 
 import difflib
 import errno
+import os
 from collections.abc import Iterable
 
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
     "QuantError",
     "UnsupportedError",
     "check_choice",
-    "is_unwritable",
+    "file_error",
     "log_of",
     "unwritable",
 ]
@@ -81,7 +82,7 @@ class ChildError(QuantError):
         self.what, self.log = what, tuple(log)
 
 
-def is_unwritable(error: OSError) -> bool:
+def _is_unwritable(error: OSError) -> bool:
     """Whether it is about a place that takes no more, or nothing: full, over quota, beyond a limit, read-only."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -93,6 +94,17 @@ def unwritable(place: object, error: OSError) -> OutputError:
     OutputError("out: can't be written (No space left on device)")
     """
     return OutputError(f"{place}: can't be written ({error.strerror or error})")
+
+
+def file_error(error: OSError, place: object) -> QuantError | None:
+    """What an error of the file system is told as, wherever it comes from; None where it is about no file.
+
+    `place`: what was written where the error doesn't say it.
+    """
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else None
+    if _is_unwritable(error):
+        return unwritable(name or place, error)
+    return None if name is None else DataError(f"{name}: can't be used ({error.strerror})")
 
 
 def log_of(error: BaseException | None) -> tuple[str, ...]:

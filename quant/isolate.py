@@ -33,7 +33,7 @@ from typing import Any, Self
 
 from quant import errors
 from quant.cpu import isa_environment
-from quant.errors import ChildError, OptionError, OutputError, QuantError, is_unwritable, unwritable
+from quant.errors import ChildError, OptionError, QuantError, file_error
 from quant.places import scratch_dir, sweep
 
 __all__ = ["Child", "Steps", "call", "end_all", "patience_s", "report_event", "report_progress", "requests"]
@@ -388,10 +388,10 @@ def _main() -> None:
         traceback.print_exc()
         _send({"error": "ChildError", "message": "out of memory"})
     except OSError as error:
-        if not is_unwritable(error):
+        told = file_error(error, request["arguments"].get("output") or tempfile.gettempdir())
+        if told is None:
             raise
-        place = error.filename or request["arguments"].get("output") or tempfile.gettempdir()
-        _send({"error": OutputError.__name__, "message": str(unwritable(place, error))})
+        _send({"error": type(told).__name__, "message": str(told)})
     else:
         _send({"result": result})
     ctypes.CDLL(None).fflush(None)

@@ -52,8 +52,8 @@ def read_list(data_dir: Path, label_list: Path) -> list[tuple[Path, int]]:
         if not name or not label.isdecimal():
             raise DataError(f"{label_list}:{number}: not 'path label' with a label of 0 or more: {line.strip()[:80]!r}")
         path = data_dir / name.strip()
-        if not path.is_file():
-            raise DataError(f"{label_list}:{number}: no such image {path}")
+        if not os.path.isfile(path):  # false also for what no file could be called
+            raise DataError(f"{label_list}:{number}: no such image {str(path)[:200]}")
         entries.append((path, int(label)))
     if not entries:
         raise DataError(f"{label_list}: lists no image")

@@ -456,7 +456,7 @@ def tune(
                 models = bench.models(chosen.setup)
             finally:
                 bench.close()
-        except QuantError:
+        except (QuantError, OSError):
             measured = state is not None and any(trial["failed"] is None for trial in state.trials)
             if not measured and not resume:  # bad input leaves nothing behind, but a full disk loses no hours
                 shutil.rmtree(part, ignore_errors=True)

@@ -13,7 +13,7 @@ import typer
 
 from quant.cli import analysis, gating, make, manifest, measure, profiling, reporting, suites, tuning
 from quant.cli.shared import app, err
-from quant.errors import QuantError, is_unwritable, unwritable
+from quant.errors import QuantError, file_error
 
 # The commands add themselves to the app.
 __all__ = ["analysis", "gating", "main", "make", "manifest", "measure", "profiling", "reporting", "suites", "tuning"]
@@ -51,9 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except QuantError as error:
         return _fail(str(error))
     except OSError as error:
-        if not is_unwritable(error):
+        told = file_error(error, _stdout())
+        if told is None:
             raise
-        return _fail(str(unwritable(_where(error), error)))
+        return _fail(str(told))
     except Exception as error:
         if not hasattr(error, "format_message"):  # not one of the parser's usage errors
             raise
@@ -63,13 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _where(error: OSError) -> str:
-    """What can't be written, for a message. All that is written otherwise has a name."""
+def _stdout() -> str:
+    """What has no name, of all that is written."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # lest Python tells of it again when it ends
-    return str(error.filename or "stdout")
+    return "stdout"
 
 
 def _fail(message: str) -> int:

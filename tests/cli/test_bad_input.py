@@ -165,6 +165,30 @@ def test_a_model_that_calibration_can_not_run_is_named(fails: Fail, images: Path
     assert not (tmp_path / "output").exists()
 
 
+LONG = "a" * 300  # longer than a file's name can be: what the file system says of it is no "there is no such file"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "eval --model {long} --data {images}",
+        "eval --model {model} --data {long}.npz",
+        "ptq --model {model} --data {images} --output {out}/{long}",
+        "convert --quant-model-path {long} --int8-model-save-path {out}/new",
+        "tune --fp32-model {model} --calibration {long}.npz --data {images} --output {out}/new",
+        "suite --manifest {long}",
+        "suite --zoo {long}",
+        "history --history {long}",
+        "preprocess --data-dir {long} --output-file {out}/new",
+        "profile ./{long}",
+    ],
+)
+def test_names_that_no_file_can_have(fails: Fail, model: Path, images: Path, tmp_path: Path, command: str) -> None:
+    line = fails(*command.format(long=LONG, model=model, images=images, out=tmp_path).split())
+    assert "File name too long" in line and LONG in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_conversion_without_int8_is_an_error(fails: Fail, model: Path, tmp_path: Path) -> None:
     line = fails("convert", "--quant-model-path", model, "--int8-model-save-path", tmp_path / "int8")
     assert "no op became INT8" in line and str(model) in line
