@@ -13,7 +13,7 @@ from quant.graph import Graph, Op, Var, run_passes
 from quant.passes import NORMALISE
 from tests.nets import Net
 
-__all__ = ["plant", "plant_conv", "planted_net"]
+__all__ = ["plant", "plant_conv", "plantable", "planted_net"]
 
 
 def plant(graph: Graph, factor: float, channels: tuple[int, ...] = (3, 40, 77)) -> Graph:
@@ -77,6 +77,21 @@ def plant_conv(graph: Graph, reader: str, factors: Mapping[int, float]) -> Graph
     params[bias.input("Y")] = params[bias.input("Y")] * gain
     params[conv.input("Filter")] = params[conv.input("Filter")] / gain[:, None, None]
     return replace(graph, params=params)
+
+
+def plantable(graph: Graph) -> list[str]:
+    """Outputs of the convolutions that `plant_conv` takes, in order."""
+    writers, readers = graph.writers(), graph.readers()
+
+    def biased_relu(name: str) -> bool:
+        relu = writers.get(name)
+        bias = writers.get(relu.input("X")) if relu is not None and relu.type == "relu" else None
+        conv = writers.get(bias.input("X")) if bias is not None and bias.type == "elementwise_add" else None
+        return conv is not None and conv.type == "conv2d"
+
+    convs = [op for op in graph.ops if op.type == "conv2d"]
+    alone = [op for op in convs if readers[op.input("Input")] == [op]]
+    return [op.output("Output") for op in alone if biased_relu(op.input("Input"))]
 
 
 def planted_net() -> tuple[Graph, Graph, tuple[str, str]]:
