@@ -1,16 +1,7 @@
-"""`quant tune`: the search of `quant.tuning` on a user's model, its checkpoint, the latency of what it found, OUTPUT.
+"""`quant tune`: the search of `quant.tuning` on a user's model, the latency of what it found, OUTPUT.
 
-OUTPUT.part lies beside OUTPUT while a run lasts, and stays when its time ends before the search does:
-
-    state.json      schema; of: what the run is about; survey; trials in order; a digest of these. Written anew, whole,
-                    after each trial
-    models/HASH/    `quant` and `int8` of each setup that was run on the whole set
-    lock            held by the run that works here
-
-To resume is to search again from the start with the measures of `trials`, which takes no time; the whole set's outputs
-are kept part by part (quant.outcomes). So the resumed search goes the way it went, and a run that is killed loses the
-trial it was in. Ctrl-C searches again at once, with the measures that there are: what is written is the best so far,
-untimed.
+The search's measures are kept (quant.tuning_state). Ctrl-C searches again at once, with those that there are: what is
+written is the best so far, untimed.
 
 OUTPUT holds `quant` and `int8`, the chosen model and its simulation; `quant.toml`, a manifest of it; and `tuning.json`,
 of which the command draws `pareto.svg`:
@@ -32,8 +23,8 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,11 +33,11 @@ import numpy as np
 
 from quant import cpu, isolate, pipeline
 from quant.collect import Evaluated, evaluate
-from quant.errors import ChildError, OptionError, OutputError, QuantError, unwritable
+from quant.errors import ChildError, QuantError
 from quant.manifest import Entry
 from quant.metrics import metric_of, paired, ratio_interval, verdict
 from quant.outcomes import Store, data_digests, default_root, model_digest, versions
-from quant.places import digest, fresh_dir, taken, write_text
+from quant.places import digest, fresh_dir
 from quant.readers import files_behind
 from quant.tuning import (
     OFFERED,
@@ -62,11 +53,11 @@ from quant.tuning import (
     worst_samples,
 )
 from quant.tuning_entry import entry_text
+from quant.tuning_state import SCHEMA, State, held_part
 
 __all__ = ["ALGORITHMS", "Subject", "tune"]
 
 Json = dict[str, Any]
-SCHEMA = 3
 ALGORITHMS = ("best", *OFFERED)  # tried for all tensors
 _CRASHES = 3  # children that died one after the other, after which the search ends
 _TIMED = 8  # models that are timed against each other, FP32 among them
@@ -125,74 +116,6 @@ class Subject:
         }
 
 
-# --- the place of a run
-
-
-@contextmanager
-def _place(output: Path, resume: bool) -> Iterator[Path]:
-    """OUTPUT.part, held by this process. Raises OutputError before anything is measured."""
-    part = output.with_name(f"{output.name}.part")
-    ours = (output / "tuning.json").is_file()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not (resume and ours):
-        raise OutputError(f"{output}: exists and is not an empty directory; nothing was written")
-    if part.exists() and not resume:
-        raise OutputError(f"{part}: left by a run that didn't end; --resume goes on with it, or delete it")
-    if resume and not (part / "state.json").is_file():
-        raise OutputError(f"{part}: no run to resume")
-    try:
-        (part / "models").mkdir(parents=True, exist_ok=True)
-        lock = (part / "lock").open("w")
-    except OSError as error:
-        raise unwritable(part, error) from error
-    with lock:
-        if not taken(lock):
-            raise OutputError(f"{part}: another run works here")
-        yield part
-
-
-def _digest_of(content: Json) -> str:
-    return digest([json.dumps(content)])
-
-
-class _State:
-    """The checkpoint: what has been measured."""
-
-    def __init__(self, part: Path, identity: Json, resume: bool) -> None:
-        self.file = part / "state.json"
-        self.content: Json = {"schema": SCHEMA, "of": json.loads(json.dumps(identity)), "survey": None, "trials": []}
-        if resume:
-            try:
-                found = json.loads(self.file.read_text(encoding="utf-8"))
-                if found.pop("digest", "") != _digest_of(found) or found["schema"] != SCHEMA:
-                    raise ValueError
-                was = {**dict.fromkeys(identity), **found["of"]}
-            except (OSError, ValueError, AttributeError, TypeError, RecursionError):
-                raise OutputError(f"{self.file}: damaged, the run can't be resumed; delete {part}") from None
-            for what, now in self.content["of"].items():
-                if was[what] != now:
-                    raise OptionError(f"{part}: the run to resume had other {what}; another --output begins anew")
-            self.content = found
-        self.write()
-
-    def write(self) -> None:
-        write_text(self.file, json.dumps({**self.content, "digest": _digest_of(self.content)}))
-
-    @property
-    def trials(self) -> list[Json]:
-        trials: list[Json] = self.content["trials"]
-        return trials
-
-    def find(self, kind: str, setup: Setup, focus: str = "") -> Json | None:
-        wanted = (kind, setup.key, focus)
-        return next((trial for trial in self.trials if (trial["kind"], trial["key"], trial["focus"]) == wanted), None)
-
-    def add(self, kind: str, setup: Setup, focus: str = "", **more: Any) -> Json:
-        told = {"algo": setup.algo, "op_ids": sorted(setup.op_ids), "tensors": dict(setup.tensors)}
-        self.trials.append({"kind": kind, "key": setup.key, "focus": focus, "setup": told, **more})
-        self.write()
-        return self.trials[-1]
-
-
 # --- measuring
 
 
@@ -200,7 +123,7 @@ class _Bench:
     """quant.tuning.Bench by children: one that holds the model for guesses, one for each run over the whole set."""
 
     def __init__(
-        self, subject: Subject, part: Path, state: _State, budget_s: float, progress: isolate.Progress | None
+        self, subject: Subject, part: Path, state: State, budget_s: float, progress: isolate.Progress | None
     ) -> None:
         self.subject, self.part, self.state, self.progress = subject, part, state, progress
         self.budget_s, self.begun = budget_s, time.monotonic()
@@ -431,10 +354,10 @@ def tune(
     What was begun when it ends is finished: a run over the whole set, and the timing. Raises QuantError for bad input.
     """
     entry = subject.entry
-    with _place(output, resume) as part:
-        state: _State | None = None
+    with held_part(output, resume) as part:
+        state: State | None = None
         try:
-            state = _State(part, subject.identity(progress), resume)
+            state = State(part, subject.identity(progress), resume)
             if not resume:
                 checked = {"model": str(entry.fp32), "calibration": str(entry.calibration), "data": str(entry.data)}
                 more = {"format": entry.format, "labels": entry.labels and str(entry.labels)}

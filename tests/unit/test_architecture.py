@@ -24,7 +24,7 @@ FLOORS = {
     "gaps": 0, "counterparts": 2, "analyze_jobs": 4, "analyze": 4, "anatomy_jobs": 4, "anatomy": 4,
     "analyze_report": 5,
     "optimise": 4, "op_costs": 4, "decisions": 5,
-    "tuning": 4, "tuning_jobs": 4, "tuning_run": 4, "tuning_entry": 4, "tuning_report": 5,
+    "tuning": 4, "tuning_jobs": 4, "tuning_state": 4, "tuning_run": 4, "tuning_entry": 4, "tuning_report": 5,
     "models": 4, "manifest_suite": 4, "benchmark_files": 5,
     "data_check": 4, "inspection": 4,
     "zoo_jobs": 4, "zoo_suite": 4, "jobs": 4, "evaluation": 4, "collect": 4, "cluster": 4, "pipeline": 4, "isolate": 4,
