@@ -6,22 +6,41 @@ from pathlib import Path
 import pytest
 
 from quant import cpu, pipeline
+from quant.errors import QuantError, log_of
+from quant.record import Failure
 from quant.registry import BY_NAME, ModelSpec
-from quant.report import Comparison, comparisons
+from quant.report import Comparison, comparisons, failed_lines
 
 Compare = Callable[[ModelSpec, cpu.Tier], list[Comparison]]
 
 
 @pytest.fixture(scope="session")
 def compared(request: pytest.FixtureRequest) -> Compare:
-    """(row, tier) -> its INT8 record against FP32 and simulation, by metric; all rows are measured at once."""
+    """(row, tier) -> its INT8 record against FP32 and simulation, by metric; all rows are measured at once.
+
+    A row that can't be measured, because Paddle crashes on it, say, fails its own cases.
+    """
     samples = 50_000 if request.config.getoption("--full") else None
     isa = request.config.getoption("--isa")
     here = [item.callspec.params["spec"] for item in request.session.items if item.path == Path(__file__)]
     specs = list(dict.fromkeys(here))
-    rows = pipeline.each(specs, lambda spec: pipeline.accuracy(spec, isa=isa, samples=samples))
-    measured = [c for records in rows for c in comparisons(records, BY_NAME)]
-    return lambda spec, tier: [c for c in measured if c.row is spec and c.int8.isa == tier.name]
+
+    def measured(spec: ModelSpec) -> list[Comparison] | QuantError:
+        try:
+            return comparisons(pipeline.accuracy(spec, isa=isa, samples=samples), BY_NAME)
+        except QuantError as error:
+            return error
+
+    rows = dict(zip(specs, pipeline.each(specs, measured), strict=True))
+
+    def of(spec: ModelSpec, tier: cpu.Tier) -> list[Comparison]:
+        found = rows[spec]
+        if isinstance(found, QuantError):
+            failure = Failure(spec.title, str(found), log_of(found))
+            pytest.fail("\n".join(failed_lines([failure])), pytrace=False)
+        return [one for one in found if one.int8.isa == tier.name]
+
+    return of
 
 
 def test_fp32_is_above_its_floor_and_not_saturated(spec: ModelSpec, tier: cpu.Tier, compared: Compare) -> None:

@@ -6,6 +6,7 @@ Processes are killed when a file tells how far they are, never after a time.
 
 import contextlib
 import os
+import re
 import resource
 import shlex
 import signal
@@ -191,6 +192,40 @@ def test_what_kill_9_leaves_half_made_goes_with_the_next_run(
     code, _, err = Command(tmp_path, *command, "--time-budget", "1").end()
     assert code == 0, err
     assert made_in(output.parent) == {"new"} and made_in(scratch) == set()
+
+
+CRASHING = """
+from quant import pipeline
+from quant.errors import ChildError
+from tests import runs
+
+
+def accuracy(spec, **options):
+    if spec.name == "lstm":
+        raise ChildError("Paddle crashed on this model (SIGSEGV)", ["its last words"], spec.name)
+    return runs.accuracy(spec.name, isas=["avx2"])
+
+
+pipeline.accuracy = accuracy
+"""
+
+
+def test_a_row_on_which_paddle_crashes_fails_its_own_cases(tmp_path: Path) -> None:
+    """In pytest, where all rows are measured at once."""
+    (tmp_path / "crashing.py").write_text(CRASHING)
+    command = ("tests/accuracy/test_rows.py", "--model", "gru", "--model", "lstm", "--isa", "avx2", "-k", "drop")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "crashing", "-p", "no:cacheprovider", *command, "-v"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout
+    assert "test_drop_is_within_the_limit[gru-avx2] PASSED" in done.stdout
+    assert "test_drop_is_within_the_limit[lstm-avx2] FAILED" in done.stdout
+    assert re.search(r"failed: LSTM.*Paddle crashed on this model \(SIGSEGV\)\n    its last words\n", done.stdout)
 
 
 # --- places that can't be written
