@@ -67,7 +67,7 @@ def section(analysis: Analysis) -> Section:
 
 def _sentences(analysis: Analysis) -> Iterator[str]:
     yield (
-        f"Each op of the INT8 model {analysis.model} as it was executed ({analysis.isa}, executor {analysis.executor}, "
+        f"Each op of the INT8 model {analysis.title} as it was executed ({analysis.isa}, executor {analysis.executor}, "
         f"{counted(analysis.threads, 'thread')}), on {counted(analysis.samples, 'sample')}: against the simulation, "
         "where there is one, and against the FP32 model."
     )
@@ -104,7 +104,7 @@ def _ops(analysis: Analysis, each: bool) -> Sheet:
     place = {op.variable: number for number, op in enumerate(analysis.ops, 1)}
     lines = tuple(Line((figure(place[op.variable], 0), *_cells(analysis, op))) for op in chosen)
     title = (
-        f"{analysis.model} {analysis.isa}, executor {analysis.executor}, threads {analysis.threads}, "
+        f"{analysis.title} {analysis.isa}, executor {analysis.executor}, threads {analysis.threads}, "
         f"{analysis.samples} samples, {len(chosen)} of {len(analysis.ops)} ops"
     )
     return Sheet(title, _COLUMNS, lines)
