@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,7 +52,18 @@ def writable_dir(path: Path) -> Path:
 
 # --- what is being made, and isn't yet what it is to be
 
-_MAKING = ".making-"  # in the name of what will be renamed, behind the name that it gets
+
+@cache
+def _making_mark() -> str:
+    """What stands in the name of what will be renamed, behind the name that it gets.
+
+    It tells this running kernel from others: locks need not reach beyond it, where several machines share a directory.
+    """
+    try:
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
+    except OSError:
+        kernel = "0" * 8
+    return f".making-{kernel}-"
 
 
 @contextmanager
@@ -64,7 +75,7 @@ def _making(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     sweep(target)
     lock = -1
     while lock < 0:
-        place = target.with_name(f".{target.name}{_MAKING}{secrets.token_hex(4)}")
+        place = target.with_name(f".{target.name}{_making_mark()}{secrets.token_hex(4)}")
         try:
             make(place)
         except FileExistsError:
@@ -93,8 +104,8 @@ def _hold(place: Path) -> int:
 
 
 def sweep(target: Path) -> None:
-    """Remove what processes that are gone were making of `target`."""
-    for name in glob.iglob(f".{glob.escape(target.name)}{_MAKING}????????", root_dir=target.parent):
+    """Remove what processes of this machine that are gone were making of `target`."""
+    for name in glob.iglob(f".{glob.escape(target.name)}{_making_mark()}????????", root_dir=target.parent):
         with suppress(OSError):  # gone meanwhile, somebody else's, or held by its maker
             lock = os.open(target.parent / name, os.O_RDONLY | os.O_NOFOLLOW)
             try:

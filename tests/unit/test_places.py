@@ -74,11 +74,15 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
 
 def test_what_is_being_made_stays_and_what_killed_processes_left_goes(tmp_path: Path) -> None:
     name = "new [1]*"  # a pattern, if it were read as one
-    left = [tmp_path / f".{name}.making-{number:08x}" for number in range(2)]
+    with fresh_file(tmp_path / name) as mine:
+        mark = mine.name[: -len("00000000")]
+    (tmp_path / name).unlink()
+    left = [tmp_path / f"{mark}{number:08x}" for number in range(2)]
     left[0].mkdir()
     (left[0] / "half").touch()
     left[1].touch()
-    others = [tmp_path / other for other in (f".{name}2.making-00000000", f".{name}.making-", f"{name}.part", "mine")]
+    elsewhere = f".{name}.making-{'0' * 8}-00000000"  # by another machine, whose locks may not be seen here
+    others = [tmp_path / other for other in (elsewhere, f".{name}.making-", f"{name}.part", "mine")]
     for other in others:
         other.touch()
     with fresh_file(tmp_path / name) as mine:
