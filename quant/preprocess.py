@@ -34,6 +34,7 @@ SHORT_SIDE = 256
 MEAN = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
 _CHUNK = 64
+_DIGITS = 18  # of a label, which is stored as int64
 
 
 def read_list(data_dir: Path, label_list: Path) -> list[tuple[Path, int]]:
@@ -49,7 +50,7 @@ def read_list(data_dir: Path, label_list: Path) -> list[tuple[Path, int]]:
         if not line.strip():
             continue
         name, _, label = line.strip().rpartition(" ")
-        if not name or not label.isdecimal():
+        if not name or not label.isdecimal() or len(label) > _DIGITS:
             raise DataError(f"{label_list}:{number}: not 'path label' with a label of 0 or more: {line.strip()[:80]!r}")
         path = data_dir / name.strip()
         if not os.path.isfile(path):  # false also for what no file could be called

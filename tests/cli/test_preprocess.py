@@ -99,6 +99,7 @@ def test_bad_input(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "val_list.txt:2: no such image" in fails(good.splitlines()[0] + "\nval/none.png 3\n")
     assert "val_list.txt:1: not 'path label'" in fails("val/image 0.png\n")
     assert "val_list.txt:1: not 'path label'" in fails("val/image 0.png -4\n")
+    assert "val_list.txt:1: not 'path label'" in fails(f"val/image 0.png {2**63}\n")
     assert "lists no image" in fails("\n")
     (folder / "val" / "image 1.png").write_bytes(b"not an image")
     assert "image 1.png: not a readable image" in fails(good)
