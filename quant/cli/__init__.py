@@ -6,14 +6,18 @@
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
 from quant.cli import analysis, gating, make, manifest, measure, profiling, reporting, suites, tuning
 from quant.cli.shared import app, err
 from quant.errors import QuantError, file_error
+from quant.places import write_text
 
 # The commands add themselves to the app.
 __all__ = ["analysis", "gating", "main", "make", "manifest", "measure", "profiling", "reporting", "suites", "tuning"]
@@ -52,13 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:
         told = file_error(error, _stdout())
-        if told is None:
-            raise
-        return _fail(str(told))
+        return _fail(_internal(error) if told is None else str(told))
     except Exception as error:
-        if not hasattr(error, "format_message"):  # not one of the parser's usage errors
-            raise
-        return _fail(error.format_message())
+        if hasattr(error, "format_message"):  # one of the parser's usage errors
+            return _fail(error.format_message())
+        return _fail(_internal(error))
     if result == _INTERRUPTED:
         return _fail("interrupted")
     return result if isinstance(result, int) else 0
@@ -71,6 +73,17 @@ def _stdout() -> str:
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # lest Python tells of it again when it ends
     return "stdout"
+
+
+def _internal(error: Exception) -> str:
+    """A fault of this program. Python's own exit code for it would pass for a gate that failed."""
+    told = f"internal error ({type(error).__name__}: {error})"
+    file = Path(tempfile.gettempdir(), f"quant-error-{os.getpid()}.txt")
+    try:
+        write_text(file, traceback.format_exc())
+    except QuantError:
+        return told
+    return f"{told}; the traceback is in {file}"
 
 
 def _fail(message: str) -> int:

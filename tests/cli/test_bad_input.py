@@ -165,6 +165,22 @@ def test_a_model_that_calibration_can_not_run_is_named(fails: Fail, images: Path
     assert not (tmp_path / "output").exists()
 
 
+def test_a_fault_of_our_own_is_no_failed_gate(
+    fails: Fail, model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 1 is a gate's. What happened is kept for whoever is told of it."""
+
+    def broken(*args: object, **options: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("quant.isolate.call", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    line = fails("ptq", "--model", model, "--data", images, "--output", tmp_path / "new")
+    [file] = tmp_path.iterdir()
+    assert line == f"quant: internal error (ZeroDivisionError: by zero); the traceback is in {file}"
+    assert 'raise ZeroDivisionError("by zero")' in file.read_text()
+
+
 LONG = "a" * 300  # longer than a file's name can be: what the file system says of it is no "there is no such file"
 
 

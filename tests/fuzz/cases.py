@@ -249,7 +249,9 @@ class Ending:
     left: tuple[str, ...]
 
 
-_INTERNAL = re.compile(r"Traceback|the child process ended with exit code|without progress and was ended")
+_INTERNAL = re.compile(
+    r"Traceback|internal error|the child process ended with exit code|without progress and was ended"
+)
 _ALSO_TOLD = re.compile(r"warning: |accuracy: |speed|recorded in |left out: |measured once more: |not timed: |given")
 _MAY_STAY = re.compile(r"(?:cache|elsewhere|tuned\.part)\b|output\.bin\.part$")  # to go on with
 
