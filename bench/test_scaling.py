@@ -16,8 +16,10 @@ needs_two_cores = pytest.mark.skipif(CORES < 2, reason="two threads or instances
 
 
 def speedup(records: list[Record]) -> tuple[float, float, float]:
-    """One thread's latency over two threads', with its interval."""
+    """One thread's latency over two threads', with its interval: over processes where there were several."""
     one, two = (np.array(record.latency_s) for record in records)
+    if (processes := records[0].processes) > 1:
+        one, two = (np.median(seconds.reshape(processes, -1), axis=1) for seconds in (one, two))
     return ratio_interval(one, two)
 
 
@@ -26,16 +28,18 @@ def speedup(records: list[Record]) -> tuple[float, float, float]:
 def test_two_threads_are_not_slower_than_one(
     benchmark: BenchmarkFixture, measured: ModelSpec, size: int, request: pytest.FixtureRequest
 ) -> None:
-    """INT8, each number of threads in a process of its own, round by round; a miss is measured twice."""
+    """INT8, each number of threads in a process of its own, round by round.
+
+    A model that runs on one thread whatever it may use is as fast with two, but for how its process came to lie in
+    memory, a percent or so. So a miss is measured again in new processes round by round, and the interval is theirs.
+    """
     isa = request.config.getoption("--isa")
 
-    def measure(budget_s: float) -> list[Record]:
-        return pipeline.scaling(measured, size, isa=isa, budget_s=budget_s)
+    def measure() -> list[Record]:
+        records = pipeline.scaling(measured, size, isa=isa, budget_s=3.0)
+        return records if speedup(records)[2] >= 1.0 else pipeline.scaling(measured, size, isa=isa)
 
-    def not_slower(records: list[Record]) -> bool:
-        return speedup(records)[2] >= 1.0
-
-    records = benchmark.pedantic(confirmed, (measure, not_slower, 3.0), rounds=1)
+    records = benchmark.pedantic(measure, rounds=1)
     gain, low, high = speedup(records)
     seconds = {f"threads_{record.threads}_s": list(record.latency_s) for record in records}
     benchmark.extra_info.update(model=measured.name, batch=size, speedup=gain, low=low, high=high, **seconds)

@@ -433,20 +433,25 @@ def scaling(
     threads: Sequence[int] = (1, 2),
     *,
     isa: str | None = None,
-    budget_s: float = 4.0,
+    budget_s: float | None = None,
     progress: Progress | None = None,
 ) -> list[Record]:
-    """INT8 records of a row at several numbers of threads, round by round against each other."""
+    """INT8 records of a row at several numbers of threads, round by round against each other.
+
+    `budget_s` is for one process a number of threads; None: several, new ones in each round, whatever time that takes.
+    """
     case = Case(batch)
     run = {"model": str(int8_of(spec, isa)), "precision": "int8"}
-    feed = feed_of(spec, case, progress)
-    timed = turns.bench([[run]], threads, isa=isa, budget_s=budget_s, progress=progress, **feed)
-    pairs = zip(threads, timed, strict=True)
-    return [
-        record
-        for count, entries in pairs
-        for record in timed_records(spec.name, entries, case, cpu.tier_of(isa), count)
-    ]
+    how = {"isa": isa, "progress": progress, **feed_of(spec, case, progress)}
+    if budget_s is None:
+        timed = turns.in_fresh_processes([[run]] * len(threads), threads=threads, laps=4, **how)
+    else:
+        timed = [entry for [entry] in turns.bench([[run]], threads, budget_s=budget_s, **how)]
+    records = (
+        timed_records(spec.name, [entry], case, cpu.tier_of(isa), count)[0]
+        for count, entry in zip(threads, timed, strict=True)
+    )
+    return [replace(record, processes=turns.ROUNDS if budget_s is None else 1) for record in records]
 
 
 def loads(

@@ -237,16 +237,20 @@ class _Paddle:
         self.directory, self.settings = directory, settings
         self._recurrent = bool(types & RECURRENT) and settings.onednn
         self._shared = max((_SHARED[type] for type in types & RECURRENT), default=1)
-        self._engine: Any = _Engine(directory, settings)
+        self._alone = replace(settings, threads=1)
+        # A thread that is never used would slow a small model down (quant.isolate.Child), so it isn't started yet.
+        self._engine: Any = _Engine(directory, self._alone if self._recurrent else settings)
         self._engines = {0: self._engine}  # number of sequences -> its engine; 0: any, the first one to be used
         self.inputs: tuple[str, ...] = self._engine.inputs
         self.outputs: tuple[str, ...] = self._engine.outputs
         self._held: list[DenseTensor] = []
 
     def feed(self, arrays: Arrays) -> None:
-        ragged = [value for value in arrays.values() if isinstance(value, Ragged)]
-        if self._recurrent and ragged:
-            self._engine = self._engine_for(len(ragged[0]), int(ragged[0].lengths.max()))
+        if self._recurrent:
+            columns = [arrays[name] for name in self.inputs]
+            ragged = [column for column in columns if isinstance(column, Ragged)]
+            longest = int(ragged[0].lengths.max()) if ragged else 0
+            self._engine = self._engine_for(len((ragged or columns)[0]), longest)
         self._held = []
         for name, handle in self._engine.feeds.items():
             column = arrays[name]
@@ -263,13 +267,13 @@ class _Paddle:
 
     def _engine_for(self, sequences: int, longest: int) -> "_Engine":
         """The engine for a number of sequences; those used least recently, and those that keep much, are dropped."""
-        shared = sequences >= self._shared
-        found = self._engines.pop(sequences, None) or (self._engines.pop(0, None) if shared else None)
+        settings = self.settings if sequences >= self._shared else self._alone
+        found = self._engines.pop(sequences, None) or (self._engines.pop(0, None) if settings == self._alone else None)
         if found is not None and len(found.lengths | {longest}) > _LENGTHS:
             found = None
         while len(self._engines) >= _ENGINES:
             self._engines.pop(next(iter(self._engines)))
-        found = found or _Engine(self.directory, self.settings if shared else replace(self.settings, threads=1))
+        found = found or _Engine(self.directory, settings)
         found.lengths.add(longest)
         self._engines[sequences] = found  # the last is the one used most recently
         return found

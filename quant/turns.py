@@ -72,7 +72,7 @@ def bench(
 def in_fresh_processes(
     contenders: Contenders,
     *,
-    threads: int = 1,
+    threads: int | Sequence[int] = 1,
     rounds: int = ROUNDS,
     laps: int = 12,
     isa: str | None = None,
@@ -85,19 +85,20 @@ def in_fresh_processes(
     How a process came to lie in memory changes its speed for as long as it lives, so only several processes show what
     a model's speed is. In a round the processes load at once, are pinned to the same cores, one for each thread, and
     then take `laps` turns. Which variant of a contender is the fastest is found out in the first round.
-    "seconds" are those of all rounds, one round after the other.
+    `threads`: of all contenders, or of each. "seconds" are those of all rounds, one round after the other.
     """
     timed: list[Json] = []
     asked = [list(runs) for runs in contenders]
+    counts = [threads] * len(asked) if isinstance(threads, int) else threads
     physical = physical_cores()
-    siblings = sorted(os.sched_getaffinity(0) - {*physical})
-    shared = {"threads": threads, "cpus": [*physical, *siblings][:threads], **feed}
+    cores = [*physical, *sorted(os.sched_getaffinity(0) - {*physical})]
     environment = {"KMP_BLOCKTIME": str(round(1000 * BLOCK_S))}
     for number in range(rounds):
         with ExitStack() as stack:
             children = []
-            for runs in asked:
-                child = Child(job, {"contenders": [runs], **shared}, isa=isa, threads=threads, environment=environment)
+            for runs, count in zip(asked, counts, strict=True):
+                arguments = {"contenders": [runs], "threads": count, "cpus": cores[:count], **feed}
+                child = Child(job, arguments, isa=isa, threads=count, environment=environment)
                 children.append(stack.enter_context(child))
                 if number == 0:  # the variants' trial: undisturbed
                     timed.append({"run": child.hear_event()["runs"][0], "seconds": []})

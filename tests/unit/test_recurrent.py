@@ -289,6 +289,23 @@ def test_the_predictor_keeps_them_apart(tmp_path: Path) -> None:
             np.testing.assert_allclose(found.values, expected.values, atol=1e-4)
 
 
+def threads_there(model: str, counts: list[int]) -> list[int]:
+    """Run in a child that may use two threads: how many its process has after batches of so many sequences."""
+    found = []
+    with Predictor(Path(model), Settings(threads=2)) as predictor:
+        for count in counts:
+            predictor(sequences((3,) * count))
+            found.append(len(list(Path("/proc/self/task").iterdir())))
+    return found
+
+
+def test_a_second_thread_is_started_when_it_is_of_use(tmp_path: Path) -> None:
+    """With one that sleeps in the process, few sequences would take 1% longer than in a process of one thread."""
+    save_dir(layers("gru"), tmp_path)
+    arguments = {"model": str(tmp_path), "counts": [1, 4, 50]}
+    assert isolate.call(f"{__name__}:threads_there", arguments, threads=2) == [1, 1, 2]
+
+
 def test_choosing_gru_chooses_what_its_kernel_computes() -> None:
     simulated = calibrate(layers("gru"), [sequences()], algo="abs_max", ops_to_quantize=["gru"])
     int8, coverage = convert(simulated)

@@ -150,7 +150,7 @@ def test_all_threads_are_pinned_once_the_models_are_loaded(model: str) -> None:
         child.end_requests()
         assert "runs" in child.hear_event()
         places = child.hear()["result"]
-    assert len(places) > 2 and all(place == core for place in places)
+    assert len(places) > 1 and all(place == core for place in places)
 
 
 def test_loading_is_timed_in_new_processes(model: str) -> None:
