@@ -10,9 +10,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from quant import isolate, pipeline
-from quant.graph import files_of, op_types
 from quant.metrics import ratio_interval
-from quant.predictor import RECURRENT
 from quant.ratios import confirmed
 from quant.registry import ModelSpec
 
@@ -63,9 +61,6 @@ def test_int8_is_loaded_as_fast_as_fp32(
     failure where it is a big one.
     """
     isa = request.config.getoption("--isa")
-    types = op_types(files_of(pipeline.timed_of(measured, "int8", isa)).program)
-    if executor == "auto" and types & RECURRENT:
-        pytest.skip("recurrent layers run on Paddle's executor: the case beside this one")
 
     def measure(rounds: float) -> list[list[dict[str, float]]]:
         return pipeline.loads(measured, int(rounds), isa=isa, executor=executor)

@@ -6,6 +6,10 @@ Calibration and conversion both read a graph through this module, so what is sim
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from quant.activations import UNSIGNED_ACTIVATIONS, conv_activation, fc_activation
 from quant.errors import OptionError, check_choice
@@ -24,7 +28,9 @@ __all__ = [
     "is_carrier",
     "is_move",
     "numbered",
+    "pack_state_weight",
     "row_dims",
+    "state_matrix",
 ]
 
 CONVS = ("conv2d", "depthwise_conv2d")
@@ -296,3 +302,25 @@ def graph_macs(graph: Graph, batch: int, longest: int = 0, steps: int = 0) -> in
         return 0
 
     return sum(macs(op) for op in graph.ops)
+
+
+def state_matrix(cell: Op, weight: NDArray[Any]) -> NDArray[Any]:
+    """The state's weight of a recurrent op, fused or not, as a matrix [hidden, gates * hidden].
+
+    `gru` packs its [hidden, 3 * hidden] weight: first update and reset gate [hidden, 2 * hidden], then the candidate
+    [hidden, hidden] (paddle/phi/kernels/funcs/gru_compute.h).
+    """
+    if not cell.type.endswith("gru"):
+        return weight
+    hidden, flat = weight.shape[0], weight.reshape(-1)
+    gates, candidate = flat[: 2 * hidden * hidden], flat[2 * hidden * hidden :]
+    return np.concatenate([gates.reshape(hidden, 2 * hidden), candidate.reshape(hidden, hidden)], axis=1)
+
+
+def pack_state_weight(cell: Op, matrix: NDArray[Any]) -> NDArray[Any]:
+    """The inverse of `state_matrix`."""
+    if not cell.type.endswith("gru"):
+        return matrix
+    hidden = matrix.shape[0]
+    parts = (matrix[:, : 2 * hidden].reshape(-1), matrix[:, 2 * hidden :].reshape(-1))
+    return np.concatenate(parts).reshape(hidden, 3 * hidden)

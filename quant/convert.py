@@ -29,13 +29,14 @@ from quant.chains import (
     is_move,
     numbered,
     row_dims,
+    state_matrix,
 )
 from quant.errors import ConversionError
 from quant.graph import DTYPE_NUMBERS, Attr, Graph, Op, Var, run_passes
 from quant.kernels import SCRATCH, STATE, Grid, Int8, conv_attrs, fc_attrs, product_attrs, recurrent_attrs
 from quant.numerics import SHIFT, SIGNED, STATE_THRESHOLD, TABLE, UNSIGNED, dequantise, quantise
 from quant.passes import PLACE
-from quant.passes.quantizers import peaks_of, state_matrix
+from quant.passes.quantizers import peaks_of
 
 __all__ = ["Coverage", "Kept", "convert"]
 

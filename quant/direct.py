@@ -10,7 +10,7 @@ A `Program` holds what doesn't depend on the sizes of the inputs, a `Plan` what 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from quant.direct_ops import ADDITIONS, EMIT
 from quant.errors import DataError, ModelError, UnsupportedError
 from quant.graph import Graph, Op
 from quant.onednn import RefusedError
+from quant.sequences import Column, Ragged, offsets_of
 from quant.workspace import Constants, Step, Workspace
 
 __all__ = ["Plan", "Program"]
@@ -44,18 +45,19 @@ class Program:
         self.ops = tuple(op for op in graph.ops if op not in computed)
         if unknown := sorted({op.type for op in self.ops} - EMIT.keys()):
             raise UnsupportedError(f"op {unknown[0]!r}")
-        if any(graph.vars[name].lod_level for name in graph.feeds):
-            raise UnsupportedError("sequences of unequal length")
         self.followers = _followers(graph, self.ops)
         self._plans: OrderedDict[tuple[Any, ...], Plan] = OrderedDict()
 
-    def plan(self, arrays: Mapping[str, Array]) -> "Plan":
-        """The plan for inputs of these shapes. Raises UnsupportedError when oneDNN has no kernel for one of its ops."""
-        key = tuple((name, arrays[name].shape, arrays[name].dtype.str) for name in self.graph.feeds)
+    def plan(self, arrays: Mapping[str, Array], sequences: Collection[str] = ()) -> "Plan":
+        """The plan for inputs of these shapes, of which `sequences` are the steps of one sequence.
+
+        Raises UnsupportedError when oneDNN has no kernel for one of its ops.
+        """
+        key = tuple((name, arrays[name].shape, arrays[name].dtype.str, name in sequences) for name in self.graph.feeds)
         if key not in self._plans:
             if len(self._plans) >= self.capacity:
                 self._plans.popitem(last=False)
-            self._plans[key] = Plan(self, {name: arrays[name] for name in self.graph.feeds})
+            self._plans[key] = Plan(self, {name: arrays[name] for name in self.graph.feeds}, sequences)
         self._plans.move_to_end(key)
         return self._plans[key]
 
@@ -107,8 +109,8 @@ class Plan:
     unchanged until `run` is over.
     """
 
-    def __init__(self, program: Program, inputs: Mapping[str, Array]) -> None:
-        work = Workspace(program.graph, program.constants, program.followers, inputs)
+    def __init__(self, program: Program, inputs: Mapping[str, Array], sequences: Collection[str] = ()) -> None:
+        work = Workspace(program.graph, program.constants, program.followers, inputs, sequences)
         followers = set(program.followers.values())
         ops = [op for op in program.ops if op not in followers]
         for number, op in enumerate(ops):
@@ -120,10 +122,25 @@ class Plan:
             except (RefusedError, *_NONSENSE) as error:
                 raise UnsupportedError(f"op {op.type!r} (output {op.writes[0]!r}): {error}") from error
             self.ends[op] = len(work.calls) - 1
+            if op.type != "sequence_pool" and not work.sequences.isdisjoint(work.touched(op)):
+                last = program.followers.get(op, op)
+                work.sequences.update((*op.writes, *last.writes))
             work.release(op)
         self.work = work
         self.outputs = {name: work.value(name) for name in program.graph.fetches}
         self.steps = work.finished()
+
+    def read(self) -> dict[str, Column]:
+        """The outputs of the last run, copied."""
+        found: dict[str, Column] = {}
+        for name, array in self.outputs.items():
+            values = np.array(array, order="C")
+            if name in self.work.sequences:
+                count = int(self.work.counts[name][0]) if name in self.work.counts else len(values)
+                found[name] = Ragged(values[: max(count, 1)], offsets_of([count]))
+            else:
+                found[name] = values
+        return found
 
     def feed(self, arrays: Mapping[str, Array]) -> None:
         for name, offset, memory in self.work.moving:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.activations import KNOWN, Eltwise, conv_activation
+from quant.direct_sequences import EMIT_SEQUENCES
 from quant.errors import UnsupportedError
 from quant.graph import Op
 from quant.onednn import Attributes, Memory, any_layout, flat, primitive
@@ -365,7 +366,7 @@ def _eltwise(work: Workspace, op: Op) -> None:
 
 
 def _lookup(work: Workspace, op: Op) -> None:
-    table, ids = work.constants.value(op.input("W")), work.value(op.input("Ids"))
+    table, ids = work.constants.table(op.input("W")), work.value(op.input("Ids"))
     if not ids.flags.c_contiguous or not work.from_input(op.input("Ids")):
         raise UnsupportedError("a lookup of computed ids")
     shape = ids.shape[:-1] if op.type == "lookup_table" else ids.shape
@@ -519,4 +520,5 @@ EMIT: dict[str, Callable[[Workspace, Op], None]] = {
     **dict.fromkeys(_MOVES, _move),
     **dict.fromkeys(_BINARY, _binary),
     **dict.fromkeys(("scale", *KNOWN), _eltwise),
+    **EMIT_SEQUENCES,
 }

@@ -68,8 +68,11 @@ ELTWISE = {
 ARG = {
     "src": 1,
     "src1": 2,
+    "src_iter": 2,
+    "src_iter_c": 3,
     "dst": 17,
     "weights": 33,
+    "weights_iter": 34,
     "bias": 41,
     "mean": 49,
     "variance": 50,
@@ -84,6 +87,8 @@ ARG = {
 _INFERENCE, _DIRECT, _SOFTMAX, _NEAREST = 96, 1, 196608, 196592
 _GLOBAL_STATISTICS, _SCALE_AND_SHIFT, _RELU = 1, 2 | 4, 8
 _QUERY_WEIGHTS, _QUERY_SCRATCHPAD = 131, 136
+_LEFT_TO_RIGHT, _RIGHT_TO_LEFT = 1, 2
+_BY_GATE_AND_CHANNEL = 1 << 3 | 1 << 4  # of weights [layer, direction, input, gate, output]
 _USER_SCRATCHPAD = 1
 _FORMAT_ANY = 1
 
@@ -230,12 +235,14 @@ class Attributes:
 
     `scales`: operand -> mask of the dimensions along which its scales differ. `zero_points`: operands whose 0 is stored
     as another integer. `post`: what happens to the result, in this order: ("sum", scale, dtype) adds what is in the
-    destination, (activation, alpha, beta) and ("add", layout) speak for themselves.
+    destination, (activation, alpha, beta) and ("add", layout) speak for themselves. `recurrent`: scale and shift of a
+    recurrent layer's data, and the scales of its weights, one for each output of each gate.
     """
 
     scales: Mapping[str, int] = field(default_factory=dict)
     zero_points: Sequence[str] = ()
     post: Sequence[tuple[Any, ...]] = ()
+    recurrent: tuple[float, float, Array] | None = None
 
     def build(self) -> _Owned:
         made = _Owned(_made("dnnl_primitive_attr_create"), "dnnl_primitive_attr_destroy")
@@ -244,6 +251,12 @@ class Attributes:
             _call("dnnl_primitive_attr_set_scales_mask", made.handle, ctypes.c_int(ARG[operand]), ctypes.c_int(mask))
         for operand in self.zero_points:
             _call("dnnl_primitive_attr_set_zero_points_mask", made.handle, ctypes.c_int(ARG[operand]), ctypes.c_int(0))
+        if self.recurrent:
+            *data, of_weights = self.recurrent
+            _call("dnnl_primitive_attr_set_rnn_data_qparams", made.handle, *map(ctypes.c_float, data))
+            given = (ctypes.c_float * of_weights.size)(*of_weights)
+            along = ctypes.c_int64(of_weights.size), ctypes.c_int(_BY_GATE_AND_CHANNEL)
+            _call("dnnl_primitive_attr_set_rnn_weights_qparams", made.handle, *along, given)
         if not self.post:
             return made
         chain = _Owned(_made("dnnl_post_ops_create"), "dnnl_post_ops_destroy")
@@ -263,19 +276,24 @@ class Attributes:
 
 
 class Primitive(_Owned):
-    """A kernel, made for its operands' layouts. `weights` is the layout that it wants its weights in."""
+    """A kernel, made for its operands' layouts. `weights` is the layout that it wants its weights in, `weights_iter`
+    that of a recurrent layer's weights of its state."""
 
     def __init__(self, description: _Owned) -> None:
         super().__init__(_made("dnnl_primitive_create", description.handle), "dnnl_primitive_destroy")
         self._description = description
 
-    def _asked(self, what: int) -> Layout:
-        found = library().dnnl_primitive_desc_query_md(self._description.handle, what, 0)
+    def _asked(self, what: int, number: int = 0) -> Layout:
+        found = library().dnnl_primitive_desc_query_md(self._description.handle, what, number)
         return Layout(_made("dnnl_memory_desc_clone", ctypes.c_void_p(found)))
 
     @property
     def weights(self) -> Layout:
         return self._asked(_QUERY_WEIGHTS)
+
+    @property
+    def weights_iter(self) -> Layout:
+        return self._asked(_QUERY_WEIGHTS, 1)
 
     @property
     def scratchpad(self) -> Layout:
@@ -323,6 +341,13 @@ def primitive(kind: str, attributes: Attributes, *operands: Any) -> Primitive:
     elif kind == "resampling":  # src, dst: to the nearest neighbour
         src, dst = operands
         arguments = (inference, ctypes.c_int(_NEAREST), None, src.handle, dst.handle)
+    elif kind in ("gru", "lstm"):  # from right to left, src, state (and cell), weights, weights of the state, bias, dst
+        reverse, *layouts = operands
+        src, *states, weights, of_state, bias, dst = (layout.handle for layout in layouts)
+        extra = [None, None] if kind == "lstm" else []  # peephole, projection
+        way, last = ctypes.c_int(_RIGHT_TO_LEFT if reverse else _LEFT_TO_RIGHT), [None] * len(states)
+        places = (src, *states, weights, of_state, *extra, bias, dst, *last)
+        arguments = (inference, way, *places, ctypes.c_uint(0))
     elif kind == "concat":  # sources, dst, axis
         sources, dst, axis = operands
         several = (ctypes.c_void_p * len(sources))(*(source.handle for source in sources))
@@ -353,12 +378,12 @@ def call_of(kernel: Primitive, operands: Mapping[int, Memory]) -> tuple[Any, tup
     return library().dnnl_primitive_execute, (kernel.handle, stream(), ctypes.c_int(len(operands)), pairs)
 
 
-def pack(array: Array, wanted: Layout) -> Memory:
+def pack(array: Array, wanted: Layout, attributes: Attributes | None = None) -> Memory:
     """An array in a layout of oneDNN's own."""
     holder = np.empty(wanted.bytes + 64, np.uint8)
     holder = holder[-holder.ctypes.data % 64 :][: wanted.bytes]
     source, packed = memory_of(array), Memory(wanted, holder)
-    kernel = primitive("reorder", Attributes(), source.layout, wanted)
+    kernel = primitive("reorder", attributes or Attributes(), source.layout, wanted)
     scratch = kernel.scratchpad
     spare = Memory(scratch, np.empty(max(scratch.bytes, 1), np.uint8))
     function, arguments = call_of(kernel, {ARG["src"]: source, ARG["dst"]: packed, ARG["scratchpad"]: spare})

@@ -76,7 +76,7 @@ class Settings:
     `onednn` and `optimise` (graph fusion) exist to look for the fastest FP32 baseline.
     `executor`: who calls the kernels. "paddle" is what any deployment of Paddle Inference does, "direct" is
     quant.direct: the same kernels, the same outputs, less time between them. "auto" is "direct" for INT8 models all of
-    whose ops that knows, else "paddle".
+    whose ops that knows, else "paddle"; and "paddle" for batches of several sequences of unequal length.
     """
 
     precision: Precision = "fp32"
@@ -99,25 +99,31 @@ class Predictor:
     def __init__(self, directory: Path, settings: Settings = Settings()) -> None:
         self.directory = directory
         self.settings = settings
-        self._engine: _Paddle | _Direct = self._fitting()
+        self._direct = self._directly()
+        self._paddle: _Paddle | None = None
+        self._engine: _Direct | _Paddle = self._direct or self._by_paddle()
         self.inputs: tuple[str, ...] = self._engine.inputs
         self.outputs: tuple[str, ...] = self._engine.outputs
 
-    def _fitting(self) -> "_Paddle | _Direct":
+    def _directly(self) -> "_Direct | None":
         settings = self.settings
         plain = settings.onednn and settings.optimise and settings.precision == "int8"
         if settings.executor == "paddle" or (settings.executor == "auto" and not plain):
-            return _Paddle(self.directory, settings)
+            return None
         try:
             return _Direct(self.directory, settings)
         except UnsupportedError as reason:
-            return self._instead(reason)
+            self._must_not_insist(reason)
+            return None
 
-    def _instead(self, reason: UnsupportedError) -> "_Paddle":
-        """Paddle's executor, where the direct one can't run the model and isn't insisted on."""
+    def _by_paddle(self) -> "_Paddle":
+        if self._paddle is None:
+            self._paddle = _Paddle(self.directory, self.settings)
+        return self._paddle
+
+    def _must_not_insist(self, reason: UnsupportedError) -> None:
         if self.settings.executor == "direct":
             raise UnsupportedError(f"{self.directory}: can't be run directly: {reason}") from reason
-        return _Paddle(self.directory, self.settings)
 
     @property
     def executor(self) -> Executor:
@@ -132,11 +138,20 @@ class Predictor:
         """Point the inputs at `arrays`, without a copy. Raises DataError when one is missing."""
         if missing := [name for name in self.inputs if name not in arrays]:
             raise DataError(f"{self.directory}: no data for model input {missing[0]!r}, only for {sorted(arrays)}")
+        self._engine = self._fed_directly(arrays) or self._by_paddle()
+        if self._engine is self._paddle:
+            self._engine.feed(arrays)
+
+    def _fed_directly(self, arrays: Arrays) -> "_Direct | None":
         try:
-            self._engine.feed(arrays)
+            if self._direct is not None:
+                self._direct.feed(arrays)
         except UnsupportedError as reason:
-            self._engine = self._instead(reason)
-            self._engine.feed(arrays)
+            self._must_not_insist(reason)
+            if not isinstance(reason, SeveralError):
+                self._direct = None
+            return None
+        return self._direct
 
     def run(self) -> None:
         """Run on what `feed` set: the part that is timed."""
@@ -162,7 +177,9 @@ class Predictor:
 
     def close(self) -> None:
         """Give the model's memory back; the predictor can't be used afterwards."""
-        self._engine.close()
+        for one in (self._direct, self._paddle):
+            if one is not None:
+                one.close()
 
     def __enter__(self) -> Self:
         return self
@@ -173,36 +190,46 @@ class Predictor:
         self.close()
 
 
+class SeveralError(UnsupportedError):
+    """Several sequences at once, which are not run directly: one after the other wastes what a kernel could do."""
+
+
 class _Direct:
-    """A model run by quant.direct. Raises UnsupportedError where that can't."""
+    """A model run by quant.direct. Raises UnsupportedError where that can't; SeveralError where it can't this time."""
 
     def __init__(self, directory: Path, settings: Settings) -> None:
         if settings.precision not in ("fp32", "int8"):
             raise UnsupportedError(f"precision {settings.precision}")
-        if op_types(files_of(directory).program) & RECURRENT:  # told before parameters are read for nothing
-            raise UnsupportedError("recurrent layers")
-        self.directory, self.settings = directory, settings
+        recurrent = bool(op_types(files_of(directory).program) & RECURRENT)
+        self.directory = directory
+        self.threads = 1 if recurrent else settings.threads  # see _SHARED
         # Converting normalised an INT8 model, but didn't fuse its FP32 ops: Paddle's executor does that on loading.
         passes = (*NORMALISE, fuse_kernels) if settings.precision == "fp32" else (fuse_kernels,)
-        self.program = Program(run_passes(load_dir(directory), passes), settings.cache_capacity)
+        capacity = max(settings.cache_capacity, _LENGTHS) if recurrent else settings.cache_capacity
+        self.program = Program(run_passes(load_dir(directory), passes), capacity)
         self.inputs, self.outputs = self.program.graph.feeds, self.program.graph.fetches
         self.plan: Plan | None = None
         self.held: dict[str, Any] = {}
 
     def feed(self, arrays: Arrays) -> None:
         variables = self.program.graph.vars
+        sequences = [name for name in self.inputs if isinstance(arrays[name], Ragged)]
+        if any(len(arrays[name]) != 1 for name in sequences):
+            raise SeveralError("several sequences at a time")
         held = {name: np.ascontiguousarray(values_of(arrays[name])) for name in self.inputs}
         for name, array in held.items():
             if array.dtype != variables[name].dtype:
                 raise UnsupportedError(f"input {name!r} is {array.dtype}, not {variables[name].dtype}")
-        set_threads(self.settings.threads)  # oneDNN makes kernels for as many as there are
-        self.plan = self.program.plan(held)
+            if (name in sequences) != bool(variables[name].lod_level) or not array.size:
+                raise UnsupportedError(f"input {name!r} is no sequence of steps, or should be none")
+        set_threads(self.threads)  # oneDNN makes kernels for as many as there are
+        self.plan = self.program.plan(held, sequences)
         self.plan.feed(held)
         self.held = held
 
     def run(self) -> None:
         assert self.plan is not None
-        set_threads(self.settings.threads)
+        set_threads(self.threads)
         try:
             self.plan.run()
         except ModelError as error:
@@ -214,7 +241,7 @@ class _Direct:
 
     def trace(self, seen: Seen) -> None:
         assert self.plan is not None
-        set_threads(self.settings.threads)
+        set_threads(self.threads)
         try:
             self.plan.trace(seen)
         except ModelError as error:
@@ -222,7 +249,7 @@ class _Direct:
 
     def read(self) -> dict[str, Any]:
         assert self.plan is not None
-        return {name: np.array(array, order="C") for name, array in self.plan.outputs.items()}
+        return dict(self.plan.read())
 
     def close(self) -> None:
         self.plan, self.held = None, {}

@@ -377,7 +377,7 @@ class _Insertion:
         """Round both weights of a recurrent layer with one scale a channel, as its kernel does (quant.rounding).
 
         That of the input counts in units of the input's threshold. gru packs its weight in two parts
-        (quant.passes.quantizers.state_matrix), which are laid side by side and back.
+        (quant.chains.state_matrix), which are laid side by side and back.
         """
         assert chain.cell is not None
         product, cell = self.forward[chain.op.writes[0]], self.forward[chain.cell.writes[0]]

@@ -44,7 +44,6 @@ class ModelSpec(Row):
     most: int = 50_000
     algo: str = "mse"
     min_engine_sqnr: float = 40.0
-    executor: str = "direct"
     max_size: float = 0.30
     max_convert_s: float = 10.0
     tuning: Tuning | None = Tuning(("train", 4000), 100, rate=3e-5)
@@ -120,7 +119,6 @@ MODELS: tuple[ModelSpec, ...] = (
         full="",
         data="fixtures.lac:write_sentences",
         format="lac",
-        executor="paddle",
         calibration=("calibration", 150),
         test=("test", 600),
         most=600,
@@ -139,7 +137,6 @@ MODELS: tuple[ModelSpec, ...] = (
         full="",
         data="fixtures.handwriting_model:write_records",
         format="handwriting",
-        executor="paddle",
         calibration=("calibration", 300),
         test=("test", 3000),
         most=30_000,

@@ -14,11 +14,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.chains import LOOKUPS, Chain, chains_of, chosen_ops, is_carrier
+from quant.chains import LOOKUPS, Chain, chains_of, chosen_ops, is_carrier, pack_state_weight, state_matrix
 from quant.graph import Graph, Op
 from quant.numerics import REDUCED, SIGNED, STATE_THRESHOLD, TABLE, UNSIGNED, dequantise, quantise
 from quant.observers import Choice
-from quant.passes.quantizers import WEIGHT_SLOT, pack_state_weight, peaks_of, state_matrix
+from quant.passes.quantizers import WEIGHT_SLOT, peaks_of
 
 __all__ = ["Plan", "plan_of", "roundable", "simulate"]
 

@@ -4,7 +4,7 @@ What the ops of quant.direct_ops are given: arrays of their inputs, memory for t
 their kernels to.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,14 +35,16 @@ _DTYPES = {number: name for name, number in DTYPE_NUMBERS.items()}
 
 
 class Constants:
-    """A graph's parameters, what ops compute from them alone, and weights in the layouts that kernels wanted."""
+    """What all sets of input shapes share: a graph's parameters, what ops compute from them alone, weights in the layouts
+    that kernels wanted, scratch memory."""
 
     def __init__(self, graph: Graph) -> None:
         self.known: dict[str, Array] = dict(graph.params)
         self.computed: dict[str, Op] = {}  # variable -> the op that computes it from constants
         self.packed: dict[str, list[Memory]] = {}
+        self._spare = _aligned(0)
         for op in graph.ops:
-            if op.type in ("cast", "elementwise_mul", "reshape2") and all(
+            if op.type in ("cast", "concat", "elementwise_mul", "reshape2") and all(
                 name in self.known or name in self.computed for name in op.reads
             ):
                 self.computed[op.output("Out")] = op
@@ -52,12 +54,23 @@ class Constants:
         self.known.clear()
         self.packed.clear()
 
-    def weights(self, name: str, wanted: Layout, make: Callable[[], Array]) -> Memory:
-        """A constant in a kernel's layout; `make` gives its values."""
+    def scratch(self, size: int) -> Array:
+        """So many bytes, at least, that a kernel may use while it runs: no two run at once.
+
+        What was given out before stays where it is, so memory that has to grow is doubled.
+        """
+        if size > self._spare.size:
+            self._spare = _aligned(max(size, 2 * self._spare.size if self._spare.size > 1 else 0))
+        return self._spare
+
+    def weights(
+        self, name: str, wanted: Layout, make: Callable[[], Array], attributes: Attributes | None = None
+    ) -> Memory:
+        """A constant in a kernel's layout; `make` gives its values, which `attributes` say how to round."""
         have = self.packed.setdefault(name, [])
         found = next((memory for memory in have if memory.layout == wanted), None)
         if found is None:
-            found = pack(make(), wanted)
+            found = pack(make(), wanted, attributes)
             have.append(found)
         return found
 
@@ -72,9 +85,16 @@ class Constants:
                 found = x.astype(_DTYPES[op.attr("out_dtype")])
             elif op.type == "reshape2":
                 found = x.reshape(shape_of(op, x.shape))
+            elif op.type == "concat":
+                found = np.concatenate([self.value(part) for part in op.inputs["X"]], op.attr("axis", 0))
             else:
                 found = x * beside(self.value(op.input("Y")), x.ndim, op.attr("axis", -1))
             self.known[name] = found
+        return self.known[name]
+
+    def table(self, name: str) -> Array:
+        """As `value`, dense and aligned: NumPy copies a whole array that isn't whenever it takes rows of it."""
+        self.known[name] = np.require(self.value(name), requirements=["C", "A"])
         return self.known[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -82,6 +102,8 @@ class Constants:
         if name not in self.computed:
             return self.value(name).shape
         op = self.computed[name]
+        if op.type == "concat":
+            return self.value(name).shape
         before = self.shape(op.input("X"))
         return shape_of(op, before) if op.type == "reshape2" else before
 
@@ -134,11 +156,17 @@ class _Block:
 class Workspace:
     """Values of one set of input shapes. `last`: variable -> the number of the op that reads it last.
 
-    `followers`: op -> the one behind it that its kernel does as well.
+    `followers`: op -> the one behind it that its kernel does as well. `sequences`: the inputs that are the steps of one
+    sequence [steps, ...], not samples; then also what is computed of them step by step.
     """
 
     def __init__(
-        self, graph: Graph, constants: Constants, followers: Mapping[Op, Op], inputs: Mapping[str, Array]
+        self,
+        graph: Graph,
+        constants: Constants,
+        followers: Mapping[Op, Op],
+        inputs: Mapping[str, Array],
+        sequences: Collection[str] = (),
     ) -> None:
         self.constants, self.followers = constants, followers
         self.fetches, self.readers = graph.fetches, graph.readers()
@@ -150,6 +178,8 @@ class Workspace:
         self.moving: list[tuple[str, int, Memory]] = []  # input, offset in it, and what looks at it
         self.copied: set[str] = set()
         self.temporary: list[str] = []  # variables of this op alone
+        self.sequences = set(sequences)
+        self.counts: dict[str, Array] = {}  # a sequence whose length isn't known before it is computed -> [that length]
         self.calls: list[_Kernel | Step] = []
         self.number = 0  # of the op that is at work
         self.last: dict[str, int] = {}
@@ -219,7 +249,7 @@ class Workspace:
     def finished(self) -> list[Step]:
         """All calls; kernels share one piece of scratch memory, because they run one after the other."""
         scratches = [call.made.scratchpad for call in self.calls if isinstance(call, _Kernel)]
-        spare = _aligned(max((scratch.bytes for scratch in scratches), default=0))
+        spare = self.constants.scratch(max((scratch.bytes for scratch in scratches), default=0))
         self.kept: list[object] = [spare]  # what the steps point at
         steps: list[Step] = []
         for call in self.calls:
@@ -258,9 +288,19 @@ class Workspace:
             self.copied.add(source)
         return source is not None
 
+    def steady(self, name: str) -> Array:
+        """A variable as a step in NumPy reads it, always in this place: what of it is fed is then copied."""
+        array = self.value(name)
+        self.copied.update(key for key, fed in self.inputs.items() if np.may_share_memory(array, fed))
+        return array
+
     def only_reader(self, name: str) -> Op | None:
         found = self.readers.get(name, [])
         return found[0] if name and len(found) == 1 and name not in self.fetches else None
+
+    def wanted(self, name: str) -> bool:
+        """Whether a variable is read or given out."""
+        return bool(self.readers.get(name)) or name in self.fetches
 
     def dies(self, name: str) -> bool:
         """Whether nobody reads a variable, or what shares its memory, after this op."""
@@ -274,10 +314,10 @@ def _argument(name: str) -> int:
     """oneDNN's number of an operand: "src", "scales_src", "zero_points_dst", "several_2", "post_op"."""
     if name == "post_op":  # the second operand of the first post-op
         return ARG["post_op"] | ARG["src1"]
+    if name in ARG:
+        return ARG[name]
     kind, _, of = name.rpartition("_")
-    if kind == "several":
-        return ARG["several"] + int(of)
-    return ARG[kind] | ARG[of] if kind else ARG[name]
+    return ARG["several"] + int(of) if kind == "several" else ARG[kind] | ARG[of]
 
 
 def _aligned(size: int) -> Array:

@@ -1,4 +1,5 @@
-"""Float32 ops that one oneDNN kernel does together -> fused_conv2d and fc, as the INT8 emitter writes them.
+"""Float32 ops that one oneDNN kernel does together -> fused_conv2d, fc, fusion_gru and fusion_lstm, as the INT8 emitter
+writes them.
 
 So that quant.direct can run an FP32 model as it runs the INT8 one: what INT8 gains is then not what Paddle's executor
 loses. The outputs are those of the separate ops, up to the rounding of float32 sums.
@@ -6,8 +7,11 @@ loses. The outputs are those of the separate ops, up to the rounding of float32 
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from quant.activations import conv_activation
-from quant.chains import CONVS, PRODUCTS, Chain, chains_of, row_dims
+from quant.chains import CONVS, PRODUCTS, RECURRENT, Chain, chains_of, row_dims
 from quant.graph import Graph, Op
 
 __all__ = ["fuse_kernels"]
@@ -16,14 +20,38 @@ _COPIED = ("strides", "paddings", "dilations", "groups", "data_format", "padding
 
 
 def fuse_kernels(graph: Graph) -> Graph:
-    """Fuse convolutions and products by a constant weight with bias, residual and activation, those in INT8 apart."""
-    weighted = {op for op in graph.ops if op.type in (*CONVS, *PRODUCTS) and op.attr("mkldnn_data_type") != "int8"}
-    chains = {op: chain for op, chain in chains_of(graph, weighted).items() if chain.weight and not chain.cell}
+    """Fuse float32 convolutions, products by a constant weight and recurrent layers with what belongs to them."""
+    weighted = {
+        op for op in graph.ops if op.type in (*CONVS, *PRODUCTS, *RECURRENT) and op.attr("mkldnn_data_type") != "int8"
+    }
+    chains = {op: chain for op, chain in chains_of(graph, weighted).items() if chain.weight}
     if not chains:
         return graph
-    last = {chain.ops[-1]: _fused(graph, chain) for chain in chains.values()}
+    params: dict[str, NDArray[Any]] = {}
+    last = {}
+    for chain in chains.values():
+        if chain.cell:
+            bias = graph.fresh(f"{chain.out}.bias")
+            params[bias] = _whole_bias(graph, chain)
+            last[chain.cell] = _cell(chain, chain.cell, bias)
+        else:
+            last[chain.ops[-1]] = _fused(graph, chain)
     gone = {op for chain in chains.values() for op in chain.ops} - set(last)
-    return graph.evolve(last.get(op, op) for op in graph.ops if op not in gone)
+    return graph.evolve((last.get(op, op) for op in graph.ops if op not in gone), params=params)
+
+
+def _whole_bias(graph: Graph, chain: Chain) -> NDArray[Any]:
+    """The biases of a layer's product and of its cell, as one [1, gates * hidden]."""
+    assert chain.cell is not None
+    width = graph.params[chain.weight].shape[1]
+    biases = (graph.params[name].reshape(1, -1) for name in (chain.bias, chain.cell.input("Bias")) if name)
+    return np.asarray(sum(biases, np.zeros((1, width))), np.float32)
+
+
+def _cell(chain: Chain, cell: Op, bias: str) -> Op:
+    inputs = {"X": chain.data, "WeightX": chain.weight, "WeightH": cell.input("Weight"), "Bias": bias}
+    attrs = {name: cell.attr(name, False) for name in ("is_reverse", "origin_mode")}
+    return Op.make(f"fusion_{cell.type}", inputs, {"Hidden": chain.out}, **attrs)
 
 
 def _fused(graph: Graph, chain: Chain) -> Op:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.chains import RECURRENT, Chain, chains_of, is_carrier
+from quant.chains import RECURRENT, Chain, chains_of, is_carrier, pack_state_weight, state_matrix
 from quant.graph import Graph, Op
 from quant.numerics import SIGNED, STATE_THRESHOLD, dequantise, quantise
-from quant.passes.quantizers import WEIGHT_SLOT, pack_state_weight, peaks_of, state_matrix
+from quant.passes.quantizers import WEIGHT_SLOT, peaks_of
 
 __all__ = ["quantize_cells"]
 

@@ -27,9 +27,7 @@ __all__ = [
     "WEIGHT_SLOT",
     "lift_quantizers",
     "lower_quantizers",
-    "pack_state_weight",
     "peaks_of",
-    "state_matrix",
     "without_quantizers",
 ]
 
@@ -47,28 +45,6 @@ _PADDLES_OWN = ("fake_quantize_", "fake_dequantize_", "fake_channel_wise_", "qua
 _CLASSIC_STATIC = ("fake_quantize_moving_average_abs_max", "fake_quantize_range_abs_max")
 _CLASSIC_BOTH = ("fake_quantize_dequantize_moving_average_abs_max",)
 _DYNAMIC = ("fake_quantize_abs_max", "fake_quantize_dequantize_abs_max", "fake_channel_wise_quantize_abs_max")
-
-
-def state_matrix(cell: Op, weight: NDArray[Any]) -> NDArray[Any]:
-    """The state's weight of a recurrent op as a matrix [hidden, gates * hidden].
-
-    `gru` packs its [hidden, 3 * hidden] weight: first update and reset gate [hidden, 2 * hidden], then the candidate
-    [hidden, hidden] (paddle/phi/kernels/funcs/gru_compute.h).
-    """
-    if cell.type != "gru":
-        return weight
-    hidden, flat = weight.shape[0], weight.reshape(-1)
-    gates, candidate = flat[: 2 * hidden * hidden], flat[2 * hidden * hidden :]
-    return np.concatenate([gates.reshape(hidden, 2 * hidden), candidate.reshape(hidden, hidden)], axis=1)
-
-
-def pack_state_weight(cell: Op, matrix: NDArray[Any]) -> NDArray[Any]:
-    """The inverse of `state_matrix`."""
-    if cell.type != "gru":
-        return matrix
-    hidden = matrix.shape[0]
-    parts = (matrix[:, : 2 * hidden].reshape(-1), matrix[:, 2 * hidden :].reshape(-1))
-    return np.concatenate(parts).reshape(hidden, 3 * hidden)
 
 
 def peaks_of(name: str, values: NDArray[Any], axis: int) -> NDArray[np.float64]:

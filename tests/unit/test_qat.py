@@ -10,13 +10,14 @@ import paddle
 import pytest
 from paddle import nn
 
+from quant.chains import state_matrix
 from quant.convert import convert as to_int8
 from quant.errors import ConversionError, DataError, ModelError, OptionError
 from quant.finetune import Training, fine_tune
 from quant.graph import Attr, Graph, Op, Var, load_dir, save_dir
 from quant.metrics import sqnr
 from quant.passes import lower_quantizers
-from quant.passes.quantizers import WEIGHT_SLOT, state_matrix
+from quant.passes.quantizers import WEIGHT_SLOT
 from quant.predictor import Predictor, Settings
 from quant.qat import Config, convert, quant_aware
 from quant.qat_layers import convert_layer, quant_aware_layer

@@ -9,13 +9,12 @@ import pytest
 from fixtures.programs import Program
 from quant import isolate
 from quant.calibrate import calibrate
-from quant.chains import chains_of
+from quant.chains import chains_of, pack_state_weight, state_matrix
 from quant.convert import convert
 from quant.errors import ChildError
 from quant.graph import Graph, Var, load_dir, run_passes, save_dir
 from quant.metrics import sqnr
 from quant.passes import NORMALISE, lift_quantizers, lower_quantizers, quantize_cells
-from quant.passes.quantizers import pack_state_weight, state_matrix
 from quant.predictor import Predictor, Settings
 from quant.readers import Ragged
 from tests.published import with_plain_cells
