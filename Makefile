@@ -18,7 +18,7 @@ gate-trials: $(VENV)/installed
 	$(BIN)/python -m bench.gate_trials
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest tests --numprocesses auto --dist loadscope
+	$(BIN)/python -m pytest tests --numprocesses auto --dist loadscope --no-loadscope-reorder
 	$(BIN)/python -m pytest bench
 
 lint: $(VENV)/installed

@@ -58,9 +58,11 @@ def test_int8_is_loaded_as_fast_as_fp32(
 
     Some executors pack weights for the kernels on loading, others in the first run, so loading ends with an answer.
     Paddle's multiplies stored integers by their steps first: a miss is an expected failure with its figures, and a
-    failure where it is a big one.
+    failure where it is a big one. (It is Paddle's own time, a minute and a half of it: with --full only.)
     """
     isa = request.config.getoption("--isa")
+    if executor == "paddle" and not request.config.getoption("--full"):
+        pytest.skip("loaded by Paddle's executor with --full only")
 
     def measure(rounds: float) -> list[list[dict[str, float]]]:
         return pipeline.loads(measured, int(rounds), isa=isa, executor=executor)

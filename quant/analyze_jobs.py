@@ -94,6 +94,8 @@ def analyze_model(
         if not any(twin.name for twin in twins if int8_op(twin.op)):
             raise ModelError(f"{quant_model or fp32_model}: has no tensor of {model} by name: not what it was made of")
         size = int(np.clip(_VALUES // max(sum(array.size for array in seen.values()), 1), 1, _BATCH))
+        if predictor.executor == "direct" and any(isinstance(column, Ragged) for column in first.values()):
+            size = 1  # several sequences at once would run on the other executor, whose variables may be others
         reference = stack.enter_context(_Reference(normal, {twin.fp32 for twin in twins}, threads))
         simulation = as_read = None
         if given:

@@ -7,7 +7,7 @@ paddle/phi/kernels/funcs.
 """
 
 from collections.abc import Callable
-from functools import cache
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -173,10 +173,11 @@ def _crf_decoding(work: Workspace, op: Op) -> None:
     tags = work.constants.shape(weights)[-1]
     if op.input("Label") or x.dtype != np.float32 or x.shape[1:] != (tags,) or x.strides != (4 * tags, 4):
         raise UnsupportedError(f"crf_decoding of {x.dtype.name} {list(x.shape)} for {tags} tags")
-    if work.constants.shape(weights) != (tags + 2, tags):
-        raise UnsupportedError("crf_decoding with other transitions")
+    transition = work.constants.table(weights)
+    if transition.shape != (tags + 2, tags) or transition.dtype != np.float32:
+        raise UnsupportedError(f"crf_decoding with transitions {transition.dtype.name} {list(transition.shape)}")
     target = work.new(out, (len(x), 1), "int64")
-    work.numpy(_decode, _tensor(x, [0, len(x)]), _tensor(work.constants.table(weights)), target)
+    work.numpy(_decode, _tensor(x, [0, len(x)]), _tensor(transition), target)
 
 
 def _tensor(array: Array, offsets: list[int] | None = None) -> Any:
@@ -188,19 +189,24 @@ def _tensor(array: Array, offsets: list[int] | None = None) -> Any:
     held.set(array, CPUPlace(), True)
     if offsets:
         held.set_lod([offsets])
-    return eager.Tensor(held)
+    with _ops_are_called():
+        return eager.Tensor(held)
 
 
 def _decode(emission: Any, transition: Any, out: Array) -> None:
     """The best path of tags, by Paddle's own kernel: it is compiled for this, and oneDNN has none."""
-    np.copyto(out, _paddles()(emission, transition, None, None).numpy())
-
-
-@cache
-def _paddles() -> Any:
     from paddle import _legacy_C_ops
 
-    return _legacy_C_ops.crf_decoding
+    with _ops_are_called():
+        np.copyto(out, _legacy_C_ops.crf_decoding(emission, transition, None, None).numpy())
+
+
+def _ops_are_called() -> AbstractContextManager[Any]:
+    """The mode in which ops can be called; a program that builds static graphs would end with a crash."""
+    from paddle import in_dynamic_mode
+    from paddle.base import dygraph
+
+    return nullcontext() if in_dynamic_mode() else dygraph.guard()
 
 
 EMIT_SEQUENCES: dict[str, Callable[[Workspace, Op], None]] = {

@@ -170,7 +170,7 @@ class _Model:
             self.labels = check_labels(self.dataset, _classes(first))
         collected: dict[str, list[Column]] = {}
         seconds: list[float] = []
-        macs = 0
+        macs, executor = 0, ""
         begin, done = time.perf_counter(), 0
         for batch in batches(self.dataset, self.batch_size, count, part.start):
             shown = part.start == 0 and not done
@@ -179,6 +179,7 @@ class _Model:
                 log_kernels(True)
                 report_event({"kernels": True})  # what the log shows from here to the next event is one run
             self.predictor.feed(batch)
+            executor = executor or self.predictor.executor  # of whole batches: the last one may be a single sequence
             start = time.perf_counter()
             self.predictor.run()
             seconds.append(time.perf_counter() - start)
@@ -203,7 +204,7 @@ class _Model:
             wall_s=wall,
             int8_ops=int8_ops,
             fp32_ops=fp32_ops,
-            executor=self.predictor.executor,
+            executor=executor,
         ).stamped()
         file = outputs / f"{self.number}.{part.start}.npz"
         try:

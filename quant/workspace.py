@@ -35,8 +35,10 @@ _DTYPES = {number: name for name, number in DTYPE_NUMBERS.items()}
 
 
 class Constants:
-    """What all sets of input shapes share: a graph's parameters, what ops compute from them alone, weights in the layouts
-    that kernels wanted, scratch memory."""
+    """What all sets of input shapes share.
+
+    A graph's parameters, what ops compute from them alone, weights in the layouts that kernels wanted, scratch memory.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.known: dict[str, Array] = dict(graph.params)

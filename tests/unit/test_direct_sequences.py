@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fixtures.programs import Program as Written
+from quant import isolate
 from quant.calibrate import calibrate
 from quant.convert import convert
 from quant.direct import Program
@@ -133,6 +134,26 @@ def test_heads_give_what_paddles_give(name: str, tmp_path: Path) -> None:
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
             else:
                 same(found, expected)
+
+
+def tags_in_static_mode(model: str) -> list[list[list[int]]]:
+    """Run in a child: tags of a program that builds static graphs, whose mode is afterwards as it was."""
+    import paddle
+
+    paddle.enable_static()
+    found = []
+    for executor in ("direct", "paddle"):
+        with Predictor(Path(model), Settings(executor=executor)) as predictor:
+            found.append(predictor(sequences((9,)))[predictor.outputs[0]].values.tolist())
+    assert not paddle.in_dynamic_mode()
+    return found
+
+
+def test_in_a_program_that_builds_static_graphs(tmp_path: Path) -> None:
+    """Where Paddle's op that finds the best tags can't be called as it is: the process would end."""
+    save_dir(HEADS["tags"], tmp_path)
+    direct, paddle = isolate.call(f"{__name__}:tags_in_static_mode", {"model": str(tmp_path)})
+    assert direct == paddle and len(direct) == 9
 
 
 def test_nothing_but_blanks_is_an_empty_sequence(tmp_path: Path) -> None:

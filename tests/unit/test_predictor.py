@@ -84,7 +84,7 @@ def test_pad_is_broken_on_onednn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """When this fails, Paddle has been mended: take `pad` out of BROKEN_ONEDNN, and drop pad_as_pad3d."""
     assert set(BROKEN_ONEDNN) == {"pad"}
     save_dir(padded(), tmp_path)
-    monkeypatch.setenv("QUANT_TIMEOUT", "30")
+    monkeypatch.setenv("QUANT_TIMEOUT", "10")
     try:
         right = isolate.call(f"{__name__}:run_pad_on_onednn", {"model": str(tmp_path)})
     except ChildError as error:
