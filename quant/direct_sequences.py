@@ -19,9 +19,10 @@ from quant.graph import Op
 from quant.onednn import Attributes, any_layout, memory_of, primitive
 from quant.workspace import Workspace
 
-__all__ = ["EMIT_SEQUENCES"]
+__all__ = ["EMIT_SEQUENCES", "ENDS_SEQUENCES"]
 
 Array = NDArray[Any]
+ENDS_SEQUENCES = ("sequence_pool",)  # reads a sequence and gives none; of the other ops that read one, each gives one
 _GATES = {"fusion_gru": 3, "fusion_lstm": 4}
 _ACTIVATIONS = {"gate_activation": "sigmoid", "activation": "tanh", "cell_activation": "tanh",
                 "candidate_activation": "tanh"}  # fmt: skip

@@ -148,7 +148,7 @@ class Predictor:
                 self._direct.feed(arrays)
         except UnsupportedError as reason:
             self._must_not_insist(reason)
-            if not isinstance(reason, SeveralError):
+            if not isinstance(reason, _SeveralError):
                 self._direct = None
             return None
         return self._direct
@@ -190,12 +190,12 @@ class Predictor:
         self.close()
 
 
-class SeveralError(UnsupportedError):
+class _SeveralError(UnsupportedError):
     """Several sequences at once, which are not run directly: one after the other wastes what a kernel could do."""
 
 
 class _Direct:
-    """A model run by quant.direct. Raises UnsupportedError where that can't; SeveralError where it can't this time."""
+    """A model run by quant.direct. Raises UnsupportedError where that can't; _SeveralError where it can't this time."""
 
     def __init__(self, directory: Path, settings: Settings) -> None:
         if settings.precision not in ("fp32", "int8"):
@@ -215,7 +215,7 @@ class _Direct:
         variables = self.program.graph.vars
         sequences = [name for name in self.inputs if isinstance(arrays[name], Ragged)]
         if any(len(arrays[name]) != 1 for name in sequences):
-            raise SeveralError("several sequences at a time")
+            raise _SeveralError("several sequences at a time")
         held = {name: np.ascontiguousarray(values_of(arrays[name])) for name in self.inputs}
         for name, array in held.items():
             if array.dtype != variables[name].dtype:

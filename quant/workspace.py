@@ -62,7 +62,7 @@ class Constants:
         What was given out before stays where it is, so memory that has to grow is doubled.
         """
         if size > self._spare.size:
-            self._spare = _aligned(max(size, 2 * self._spare.size if self._spare.size > 1 else 0))
+            self._spare = _aligned(max(size, 2 * self._spare.size))
         return self._spare
 
     def weights(
