@@ -42,9 +42,12 @@ def load(
 class _Ours:
     def __init__(self, directory: Path, settings: Settings) -> None:
         self.predictor = Predictor(directory, settings)
-        self.facts: dict[str, Any] = {"executor": self.predictor.executor}
-        if settings.precision == "int8":
-            self.facts["int8"] = int8_layers(load_dir(directory))
+        self.known = {"int8": int8_layers(load_dir(directory))} if settings.precision == "int8" else {}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The executor is that of the last batch."""
+        return {"executor": self.predictor.executor, **self.known}
 
     def batch(self, inputs: Mapping[str, Column]) -> Feed:
         return _OurFeed(self.predictor, inputs)
