@@ -48,6 +48,7 @@ __all__ = [
     "read_tensor",
     "run_passes",
     "save_dir",
+    "sequences_of",
 ]
 
 Array = NDArray[Any]
@@ -281,6 +282,11 @@ def files_of(directory: Path) -> Files:
 def op_types(program: Path) -> set[str]:
     """The op types in a program file. Raises ModelError when it can't be parsed."""
     return {op.type for block in _read_program(program).blocks for op in block.ops}
+
+
+def sequences_of(program: Path) -> set[str]:
+    """The variables of a program file that are declared to hold sequences of unequal length. Raises ModelError."""
+    return {var.name for var in _read_program(program).blocks[0].vars if var.type.dense_tensor.legacy_lod_level}
 
 
 def model_size(directory: Path) -> int:

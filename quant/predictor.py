@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from quant.direct import Plan, Program
 from quant.errors import DataError, ModelError, UnsupportedError
-from quant.graph import files_of, load_dir, op_types, run_passes
+from quant.graph import files_of, load_dir, op_types, run_passes, sequences_of
 from quant.onednn import library, set_threads
 from quant.passes import NORMALISE, fuse_kernels
 from quant.sequences import Column, Ragged, values_of
@@ -104,6 +104,8 @@ class Predictor:
         self._engine: _Direct | _Paddle = self._direct or self._by_paddle()
         self.inputs: tuple[str, ...] = self._engine.inputs
         self.outputs: tuple[str, ...] = self._engine.outputs
+        program = files_of(directory).program
+        self._sequences = sequences_of(program).intersection(self.inputs) if op_types(program) & RECURRENT else set()
 
     def _directly(self) -> "_Direct | None":
         settings = self.settings
@@ -135,9 +137,15 @@ class Predictor:
         return self.read()
 
     def feed(self, arrays: Arrays) -> None:
-        """Point the inputs at `arrays`, without a copy. Raises DataError when one is missing."""
+        """Point the inputs at `arrays`, without a copy. Raises DataError when one is missing, or no sequence."""
         if missing := [name for name in self.inputs if name not in arrays]:
             raise DataError(f"{self.directory}: no data for model input {missing[0]!r}, only for {sorted(arrays)}")
+        for name in self._sequences:  # Paddle's recurrent kernels end the process on these
+            column = arrays[name]
+            if not isinstance(column, Ragged):
+                raise DataError(f"{self.directory}: model input {name!r} takes sequences (Ragged), not an array")
+            if not len(column.values):
+                raise DataError(f"{self.directory}: no sequence of model input {name!r} has a step")
         self._engine = self._fed_directly(arrays) or self._by_paddle()
         if self._engine is self._paddle:
             self._engine.feed(arrays)
@@ -232,8 +240,8 @@ class _Direct:
         set_threads(self.threads)
         try:
             self.plan.run()
-        except ModelError as error:
-            raise ModelError(f"{self.directory}: {error}") from error
+        except (DataError, ModelError) as error:
+            raise type(error)(f"{self.directory}: {error}") from error
 
     def watch(self, seen: Callable[[str, str], None]) -> None:
         assert self.plan is not None
@@ -244,8 +252,8 @@ class _Direct:
         set_threads(self.threads)
         try:
             self.plan.trace(seen)
-        except ModelError as error:
-            raise ModelError(f"{self.directory}: {error}") from error
+        except (DataError, ModelError) as error:
+            raise type(error)(f"{self.directory}: {error}") from error
 
     def read(self) -> dict[str, Any]:
         assert self.plan is not None

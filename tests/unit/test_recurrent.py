@@ -11,7 +11,7 @@ from quant import isolate
 from quant.calibrate import calibrate
 from quant.chains import chains_of, pack_state_weight, state_matrix
 from quant.convert import convert
-from quant.errors import ChildError
+from quant.errors import ChildError, DataError
 from quant.graph import Graph, Var, load_dir, run_passes, save_dir
 from quant.metrics import sqnr
 from quant.passes import NORMALISE, lift_quantizers, lower_quantizers, quantize_cells
@@ -286,6 +286,26 @@ def test_the_predictor_keeps_them_apart(tmp_path: Path) -> None:
             batch = {"x": Ragged.of(np.split(steps, np.cumsum(cut)[:-1]))}
             [found], [expected] = predictor(batch).values(), native(batch).values()
             np.testing.assert_allclose(found.values, expected.values, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [NATIVE, Settings(), Settings(executor="direct")])
+@pytest.mark.parametrize("kind", GATES)
+def test_what_would_end_the_process_is_refused(kind: str, settings: Settings, tmp_path: Path) -> None:
+    """No sequences where some are due, or none with a step; empty ones among others are fine."""
+    save_dir(layers(kind), tmp_path)
+    steps = sequences((4,))["x"]
+    with Predictor(tmp_path, settings) as predictor:
+        [expected] = predictor({"x": steps}).values()
+        with pytest.raises(DataError, match=r"model input 'x' takes sequences \(Ragged\), not an array"):
+            predictor({"x": steps.values})
+        with pytest.raises(DataError, match="no sequence of model input 'x' has a step"):
+            predictor({"x": Ragged.of([steps.values[:0]])})
+        if settings.executor != "direct":
+            [found] = predictor({"x": Ragged.of([steps.values, steps.values[:0]])}).values()
+            assert found.offsets.tolist() == [0, 4, 4]
+            np.testing.assert_allclose(found.values, expected.values, atol=1e-5)
+        [again] = predictor({"x": steps}).values()
+        assert np.array_equal(again.values, expected.values)
 
 
 def threads_there(model: str, counts: list[int]) -> list[int]:
