@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from quant.chains import Chain
+from quant.errors import UnsupportedError
 from quant.graph import Graph, Op
 from quant.islands import int8_op
-from quant.predictor import Predictor
+from quant.predictor import Predictor, Settings
 from quant.sequences import Column
 
-__all__ = ["Clock", "Costs", "Feed", "Runner", "op_times", "stem"]
+__all__ = ["Clock", "Costs", "Feed", "Runner", "both_times", "op_times", "stem"]
 
 Feed = Mapping[str, Column]
 Clock = Callable[[], float]
@@ -138,3 +140,19 @@ def op_times(predictor: Predictor, feed: Feed, clock: Clock) -> dict[str, float]
     for (name, _), seconds in zip(seen, each, strict=True):
         times[name] = times.get(name, 0.0) + 1e3 * float(seconds)
     return times
+
+
+def both_times(int8: Path, fp32: Path, feed: Feed, threads: int, clock: Clock) -> tuple[dict[str, float], ...]:
+    """`op_times` of a converted model, and of the same in FP32 on the executor that the converted one gets.
+
+    What is left in FP32 will run there. Where that executor can't run all of it in FP32, it is Paddle's.
+    """
+    with Predictor(int8, Settings("int8", threads)) as predictor:
+        int8_ms = op_times(predictor, feed, clock)
+        executor = predictor.executor
+    try:
+        with Predictor(fp32, Settings("fp32", threads, executor=executor)) as predictor:
+            return int8_ms, op_times(predictor, feed, clock)
+    except UnsupportedError:
+        with Predictor(fp32, Settings("fp32", threads)) as predictor:
+            return int8_ms, op_times(predictor, feed, clock)

@@ -46,7 +46,7 @@ from quant.graph import Graph, Op, run_passes, save_dir
 from quant.islands import islands
 from quant.isolate import report_progress
 from quant.metrics import ratio_interval
-from quant.op_costs import Clock, Costs, Feed, Runner, op_times, stem
+from quant.op_costs import Clock, Costs, Feed, Runner, both_times, stem
 from quant.passes import PLACE
 from quant.passes.quantizers import without_quantizers
 from quant.pipeline import fp32_variants
@@ -250,15 +250,7 @@ class _Bench:
         self.runners: dict[OpIds, Runner] = {}
         self.predictions: dict[OpIds, float | None] = {}
         fp32, self.int8 = self.saved(self.fp32), self.saved(self.plain[0])
-        with Predictor(self.int8, Settings("int8", threads)) as predictor:
-            int8_ms = op_times(predictor, feed, self.clock)
-            executor = predictor.executor
-        try:  # what is left in FP32 will run in the INT8 model, so it is its executor's time that counts
-            with Predictor(fp32, Settings("fp32", threads, executor=executor)) as predictor:
-                fp32_ms = op_times(predictor, feed, self.clock)
-        except UnsupportedError:
-            with Predictor(fp32, Settings("fp32", threads)) as predictor:
-                fp32_ms = op_times(predictor, feed, self.clock)
+        int8_ms, fp32_ms = both_times(self.int8, fp32, feed, threads, self.clock)
         self.costs = Costs.of(placed.vars, self.plain[0], int8_ms, fp32_ms)
         self.fp32_runs = fp32_variants(fp32)
 

@@ -17,12 +17,12 @@ import numpy as np
 from quant.calibrate import Calibration
 from quant.chains import numbered
 from quant.convert import convert
-from quant.errors import ModelError, OutputError, QuantError, UnsupportedError
+from quant.errors import ModelError, OutputError, QuantError
 from quant.evaluation import opened
 from quant.graph import Graph, load_dir, run_passes, save_dir
 from quant.isolate import report_event, report_progress, requests
 from quant.metrics import metric_of
-from quant.op_costs import Clock, Costs, Feed, op_times
+from quant.op_costs import Clock, Costs, Feed, both_times
 from quant.optimise import units
 from quant.passes import PLACE, lower_quantizers
 from quant.passes.quantizers import without_quantizers
@@ -187,15 +187,7 @@ class _Workshop:
         int8, fp32 = self.fresh("costs-int8"), self.fresh("costs-fp32")
         save_dir(converted, int8)
         save_dir(without_quantizers(placed), fp32)
-        with Predictor(int8, Settings("int8", self.threads)) as predictor:
-            int8_ms = op_times(predictor, feed, clock)
-            executor = predictor.executor
-        try:
-            with Predictor(fp32, Settings("fp32", self.threads, executor=executor)) as predictor:
-                fp32_ms = op_times(predictor, feed, clock)
-        except UnsupportedError:
-            with Predictor(fp32, Settings("fp32", self.threads)) as predictor:
-                fp32_ms = op_times(predictor, feed, clock)
+        int8_ms, fp32_ms = both_times(int8, fp32, feed, self.threads, clock)
         found = Costs.of(placed.vars, converted, int8_ms, fp32_ms)
         times = [found.of_chain(chain) for chain in chains]
         whole = sum(int8_ms.values())

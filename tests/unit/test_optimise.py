@@ -15,7 +15,7 @@ from quant.errors import ConversionError
 from quant.graph import Graph, run_passes, save_dir
 from quant.islands import int8_op
 from quant.metrics import sqnr
-from quant.op_costs import Costs
+from quant.op_costs import Costs, op_times
 from quant.optimise import Candidate, Limits, left_float, search, units
 from quant.passes import PLACE, lower_quantizers
 from quant.predictor import Predictor, Settings
@@ -283,6 +283,6 @@ def test_op_times_add_up_to_a_run(tmp_path: Path) -> None:
     graph = net.graph(net.act(net.act("x"), "sigmoid"))
     save_dir(graph, tmp_path)
     with Predictor(tmp_path) as predictor:
-        times = optimise.op_times(predictor, data(graph, 1, 1)[0], lambda: float(next(seconds)))
+        times = op_times(predictor, data(graph, 1, 1)[0], lambda: float(next(seconds)))
     assert sum(times.values()) == pytest.approx(1e3)
     assert set(times) >= set(graph.fetches)
