@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _ending_by_sigterm():
             result = command.main(_spelled(sys.argv[1:] if argv is None else argv), "quant", standalone_mode=False)
         sys.stdout.flush()  # now, for a full disk is told as everywhere
+    except SystemExit:  # Click's, with exit code 1, which is a gate's
+        return _fail("stdout: closed before all was written")
     except QuantError as error:
         return _fail(str(error))
     except OSError as error:

@@ -317,6 +317,20 @@ def test_stdout_on_a_full_disk() -> None:
         assert (done.returncode, done.stderr) == (2, told)
 
 
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_reader_that_has_gone_is_no_failed_gate(buffered: str) -> None:
+    """As in `quant gate | head -1`: Click's own exit code for it is 1."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "PYTHONUNBUFFERED": buffered}
+    command = [sys.executable, "-m", "quant", "cpu"]
+    with os.fdopen(writing, "w") as closed:
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True, env=environment, check=False
+        )
+    assert (done.returncode, done.stderr) == (2, "quant: stdout: closed before all was written\n")
+
+
 # --- two at once
 
 
