@@ -1,5 +1,6 @@
 """One class over paddle.inference for every precision. Everything above it sees a callable, arrays -> arrays."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -56,9 +57,11 @@ BROKEN_ONEDNN = {"pad": "corrupts the heap: abort or hang, at any batch, in floa
 RECURRENT = {"gru", "lstm", "fusion_gru", "fusion_lstm", "multi_gru"}
 _KEEP_ALL = 0
 _ENGINES = 4  # numbers of sequences at a time
-# From how many sequences on recurrent layers gain by a second thread; fewer would lose up to half. Measured: LAC's GRU
-# 0.88 at 4 sequences, 0.98 at 16, 1.02 at 50; the handwriting LSTM 0.70, 1.33, 1.55.
-_SHARED = {"gru": 50, "fusion_gru": 50, "multi_gru": 50, "lstm": 16, "fusion_lstm": 16}
+# From how many sequences on an LSTM gains by a second thread; a GRU never does. Threads wait for each other at each
+# step, so it depends on how fast the cores hear of each other, which changes on shared machines. Measured on one of
+# those, in a good hour and a bad one: LAC's GRU 1.02 and 0.91 at 50 sequences (1.05 at 400 in a good one), the
+# handwriting LSTM 0.70 at 4, 1.38 and 0.79 at 16, 1.58 at 50.
+_SHARED = {"lstm": 50, "fusion_lstm": 50}
 _LENGTHS = 100  # longest sequences that one engine has met; a GRU of two layers keeps 1.7 MB for each
 
 
@@ -271,7 +274,7 @@ class _Paddle:
         types = op_types(files_of(directory).program)
         self.directory, self.settings = directory, settings
         self._recurrent = bool(types & RECURRENT) and settings.onednn
-        self._shared = max((_SHARED[type] for type in types & RECURRENT), default=1)
+        self._shared = max((_SHARED.get(type, math.inf) for type in types & RECURRENT), default=1)
         self._alone = replace(settings, threads=1)
         # A thread that is never used would slow a small model down (quant.isolate.Child), so it isn't started yet.
         self._engine: Any = _Engine(directory, self._alone if self._recurrent else settings)

@@ -318,11 +318,12 @@ def threads_there(model: str, counts: list[int]) -> list[int]:
     return found
 
 
-def test_a_second_thread_is_started_when_it_is_of_use(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "expected"), [("gru", [1, 1, 1]), ("lstm", [1, 1, 2])])
+def test_a_second_thread_is_started_when_it_is_of_use(kind: str, expected: list[int], tmp_path: Path) -> None:
     """With one that sleeps in the process, few sequences would take 1% longer than in a process of one thread."""
-    save_dir(layers("gru"), tmp_path)
+    save_dir(layers(kind), tmp_path)
     arguments = {"model": str(tmp_path), "counts": [1, 4, 50]}
-    assert isolate.call(f"{__name__}:threads_there", arguments, threads=2) == [1, 1, 2]
+    assert isolate.call(f"{__name__}:threads_there", arguments, threads=2) == expected
 
 
 def test_choosing_gru_chooses_what_its_kernel_computes() -> None:
