@@ -31,6 +31,7 @@ __all__ = [
     "pack_state_weight",
     "row_dims",
     "state_matrix",
+    "whole_bias",
 ]
 
 CONVS = ("conv2d", "depthwise_conv2d")
@@ -324,3 +325,11 @@ def pack_state_weight(cell: Op, matrix: NDArray[Any]) -> NDArray[Any]:
     hidden = matrix.shape[0]
     parts = (matrix[:, : 2 * hidden].reshape(-1), matrix[:, 2 * hidden :].reshape(-1))
     return np.concatenate(parts).reshape(hidden, 3 * hidden)
+
+
+def whole_bias(graph: Graph, chain: Chain) -> NDArray[np.float32]:
+    """The biases of a recurrent layer's product and of its cell as one, [1, gates * hidden]."""
+    assert chain.cell is not None
+    width = graph.params[chain.weight].shape[1]
+    biases = (graph.params[name].reshape(1, -1) for name in (chain.bias, chain.cell.input("Bias")) if name)
+    return np.asarray(sum(biases, np.zeros((1, width))), np.float32)

@@ -30,6 +30,7 @@ from quant.chains import (
     numbered,
     row_dims,
     state_matrix,
+    whole_bias,
 )
 from quant.errors import ConversionError
 from quant.graph import DTYPE_NUMBERS, Attr, Graph, Op, Var, run_passes
@@ -355,9 +356,7 @@ class _Emitter:
             stored = Int8(self.graph.fresh(f"{chain.out}.u8"), *STATE, unsigned=True, shift=SHIFT)
         weight, bias = self.graph.fresh(f"{chain.weight}.scaled"), self.graph.fresh(f"{chain.out}.bias")
         scaled = self.graph.params[chain.weight] * (data.threshold / STATE_THRESHOLD)
-        biases = [self.graph.params[name].reshape(1, -1) for name in (chain.bias, cell.input("Bias")) if name]
-        width = self.graph.params[chain.weight].shape[1]
-        self.params[bias] = np.asarray(sum(biases, np.zeros((1, width))), np.float32)
+        self.params[bias], width = whole_bias(self.graph, chain), self.graph.params[chain.weight].shape[1]
         scratch = SCRATCH[cell.type]
         outputs = {"Hidden": self.write(chain, stored), **{slot: f"{chain.out}.{slot}" for slot in scratch}}
         self.vars.update({outputs[slot]: Var((-1, width)) for slot in scratch})

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.direct_ops import ADDITIONS, EMIT
-from quant.direct_sequences import ENDS_SEQUENCES
+from quant.direct_sequences import gives_sequence
 from quant.errors import DataError, ModelError, UnsupportedError
 from quant.graph import Graph, Op
 from quant.onednn import RefusedError
@@ -123,7 +123,7 @@ class Plan:
             except (RefusedError, *_NONSENSE) as error:
                 raise UnsupportedError(f"op {op.type!r} (output {op.writes[0]!r}): {error}") from error
             self.ends[op] = len(work.calls) - 1
-            if op.type not in ENDS_SEQUENCES and not work.sequences.isdisjoint(work.touched(op)):
+            if not work.sequences.isdisjoint(work.touched(op)) and gives_sequence(op):
                 last = program.followers.get(op, op)
                 work.sequences.update((*op.writes, *last.writes))
             work.release(op)

@@ -13,19 +13,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.activations import KNOWN
 from quant.chains import state_matrix
 from quant.errors import UnsupportedError
 from quant.graph import Op
 from quant.onednn import Attributes, any_layout, memory_of, primitive
 from quant.workspace import Workspace
 
-__all__ = ["EMIT_SEQUENCES", "ENDS_SEQUENCES"]
+__all__ = ["EMIT_SEQUENCES", "gives_sequence"]
 
 Array = NDArray[Any]
-ENDS_SEQUENCES = ("sequence_pool",)  # reads a sequence and gives none; of the other ops that read one, each gives one
 _GATES = {"fusion_gru": 3, "fusion_lstm": 4}
 _ACTIVATIONS = {"gate_activation": "sigmoid", "activation": "tanh", "cell_activation": "tanh",
                 "candidate_activation": "tanh"}  # fmt: skip
+
+
+# Ops that do the same with each step, so that what they make of a sequence is one.
+_STEP_BY_STEP = {
+    *("lookup_table", "lookup_table_v2", "quantize", "dequantize", "fc", "concat", "softmax", "layer_norm", "scale"),
+    *("fusion_gru", "fusion_lstm", "top_k", "ctc_align", "crf_decoding", "assign", "dropout"),
+    *("elementwise_add", "fused_elementwise_add", "elementwise_mul", "elementwise_sub", *KNOWN),
+}
+
+
+def gives_sequence(op: Op) -> bool:
+    """Whether an op makes a sequence of one. Raises UnsupportedError when only Paddle knows what it makes."""
+    if op.type not in {*_STEP_BY_STEP, "sequence_pool"} or (op.type == "concat" and op.attr("axis", 0) == 0):
+        raise UnsupportedError(f"{op.type} of a sequence")
+    return op.type in _STEP_BY_STEP
 
 
 def _steps(work: Workspace, name: str) -> Array:

@@ -142,7 +142,9 @@ def op_times(predictor: Predictor, feed: Feed, clock: Clock) -> dict[str, float]
     return times
 
 
-def both_times(int8: Path, fp32: Path, feed: Feed, threads: int, clock: Clock) -> tuple[dict[str, float], ...]:
+def both_times(
+    int8: Path, fp32: Path, feed: Feed, threads: int, clock: Clock
+) -> tuple[dict[str, float], dict[str, float]]:
     """`op_times` of a converted model, and of the same in FP32 on the executor that the converted one gets.
 
     What is left in FP32 will run there. Where that executor can't run all of it in FP32, it is Paddle's.

@@ -7,11 +7,10 @@ loses. The outputs are those of the separate ops, up to the rounding of float32 
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from quant.activations import conv_activation
-from quant.chains import CONVS, PRODUCTS, RECURRENT, Chain, chains_of, row_dims
+from quant.chains import CONVS, PRODUCTS, RECURRENT, Chain, chains_of, row_dims, whole_bias
 from quant.graph import Graph, Op
 
 __all__ = ["fuse_kernels"]
@@ -32,20 +31,12 @@ def fuse_kernels(graph: Graph) -> Graph:
     for chain in chains.values():
         if chain.cell:
             bias = graph.fresh(f"{chain.out}.bias")
-            params[bias] = _whole_bias(graph, chain)
+            params[bias] = whole_bias(graph, chain)
             last[chain.cell] = _cell(chain, chain.cell, bias)
         else:
             last[chain.ops[-1]] = _fused(graph, chain)
     gone = {op for chain in chains.values() for op in chain.ops} - set(last)
     return graph.evolve((last.get(op, op) for op in graph.ops if op not in gone), params=params)
-
-
-def _whole_bias(graph: Graph, chain: Chain) -> NDArray[Any]:
-    """The biases of a layer's product and of its cell, as one [1, gates * hidden]."""
-    assert chain.cell is not None
-    width = graph.params[chain.weight].shape[1]
-    biases = (graph.params[name].reshape(1, -1) for name in (chain.bias, chain.cell.input("Bias")) if name)
-    return np.asarray(sum(biases, np.zeros((1, width))), np.float32)
 
 
 def _cell(chain: Chain, cell: Op, bias: str) -> Op:

@@ -207,6 +207,15 @@ def test_what_is_not_known_is_left_to_paddle(why: str) -> None:
         Program(UNKNOWN[why]()).plan({"x": sequences((3,))["x"].values}, ["x"])
 
 
+@pytest.mark.parametrize("shape", [[0, 5], [1, -1]])
+def test_what_an_op_makes_of_steps_must_be_known(shape: list[int]) -> None:
+    """Other shapes or orders may be no sequence any more, even of as many rows."""
+    program = Written({"x": Var((-1, 5), lod_level=1)})
+    out = program.op("reshape2", {"X": "x"}, {"Out": Var((-1, 5))}, shape=shape)
+    with pytest.raises(UnsupportedError, match="reshape2 of a sequence"):
+        Program(program.graph([out])).plan({"x": np.zeros((1, 5), np.float32)}, ["x"])
+
+
 def test_steps_of_no_sequence_are_left_to_paddle() -> None:
     with pytest.raises(UnsupportedError, match="no sequence"):
         Program(int8_of(layers("gru"))).plan({"x": sequences((3,))["x"].values})
