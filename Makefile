@@ -2,7 +2,10 @@
 # make peers: INT8 of all rows beside OpenVINO's, ONNX Runtime's and Paddle's own, out/peers.md and out/peers.json
 # make gate-trials: how often `quant gate` is wrong, out/gate-trials.md; 45 minutes, and goes on where it was cut off
 # make test:  the whole test suite; what is timed (bench) alone, the rest on all cores
-PYTHON ?= python3.11
+# PYTHON=... names the interpreter; by default it is the newest of these that runs and can make environments.
+RUNS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	if "$$p" -c '$(RUNS)' >/dev/null 2>&1; then echo "$$p"; break; fi; done)
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -28,7 +31,9 @@ lint: $(VENV)/installed
 
 # Installed when pyproject.toml is newer; the mark comes last, so an install that was cut off is done again.
 $(VENV)/installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	@"$(PYTHON)" -c '$(RUNS)' 2>/dev/null || { echo "make: no Python 3.11, 3.12 or 3.13 with its venv module \
+	on the PATH (Debian: apt install python3-venv); PYTHON=/path/to/python names one" | tr -s ' \t' ' ' >&2; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[test,dev]'
 	touch $@
 
