@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quant import primitives
 from quant.activations import KNOWN, Eltwise, conv_activation
 from quant.direct_sequences import EMIT_SEQUENCES
 from quant.errors import UnsupportedError
 from quant.graph import Op
-from quant.onednn import Attributes, Memory, any_layout, flat, primitive
+from quant.onednn import Memory, any_layout, flat
+from quant.primitives import Activation, Add, Attributes, PostOp, Sum
 from quant.workspace import LAST, Workspace, beside, lies_in, order_of, shape_of
 
 __all__ = ["ADDITIONS", "EMIT"]
@@ -36,7 +38,7 @@ def _quantize(work: Workspace, op: Op) -> None:
     source, goal = work.memory(x), work.memory(rounded)
     extra = {"zero_points_dst": flat([shift], "int32")} if shift else {}
     attributes = Attributes({"src": 0}, ("dst",) if shift else ())
-    made = primitive("reorder", attributes, source.layout, goal.layout)
+    made = primitives.reorder(source.layout, goal.layout, attributes)
     work.kernel(made, src=source, dst=goal, scales_src=flat([op.attr("Scale")]), **extra)
     if rounded is not target:
         work.copy(rounded, target)
@@ -47,7 +49,7 @@ def _dequantize(work: Workspace, op: Op) -> None:
     target = work.new(out, x.shape, "float32", order_of(x))
     source, goal = work.memory(x), work.memory(target)
     extra = {"zero_points_src": flat([shift], "int32")} if shift else {}
-    made = primitive("reorder", Attributes({"dst": 0}, ("src",) if shift else ()), source.layout, goal.layout)
+    made = primitives.reorder(source.layout, goal.layout, Attributes({"dst": 0}, ("src",) if shift else ()))
     work.kernel(made, src=source, dst=goal, scales_dst=flat([op.attr("Scale")]), **extra)
 
 
@@ -66,7 +68,7 @@ def _pads(op: Op, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence
     return (given, given) if len(given) == rank else (given[::2], given[1::2])
 
 
-def _activation(op: Op) -> list[tuple[Any, ...]]:
+def _activation(op: Op) -> list[PostOp]:
     """The post-op of `fuse_activation` (paddle/phi/backends/onednn/onednn_helper.h)."""
     name = op.attr("fuse_activation", "")
     return [_kernels_words(Eltwise(name, op.attr("fuse_alpha", 0.0), op.attr("fuse_beta", 0.0)))] if name else []
@@ -87,7 +89,7 @@ def _conv(work: Workspace, op: Op) -> None:
     x = work.reordered(x, LAST)
     bias = op.input("Bias")
     residual = op.input("ResidualData") if op.attr("fuse_residual_connection", False) else ""
-    post: list[tuple[Any, ...]] = []
+    post: list[PostOp] = []
     dtype = "float32"
     unsigned = int8 and op.attr("fuse_activation", "") in ("relu", "relu6")
     if int8 and not op.attr("force_fp32_output", False):
@@ -95,7 +97,7 @@ def _conv(work: Workspace, op: Op) -> None:
     if residual:
         other = work.value(residual)
         dtype = other.dtype.name  # a sum is stored in its residual's type
-        post.append(("sum", 1.0 / op.attr("Scale_in_eltwise", 1.0) if int8 else 1.0, dtype))
+        post.append(Sum(1.0 / op.attr("Scale_in_eltwise", 1.0) if int8 else 1.0, dtype))
         in_place = work.dies(residual) and other.shape == shape and lies_in(other, LAST)
         if in_place and work.blocks[residual] is not work.blocks.get(op.input("Input")):
             work.view(out, residual, other)
@@ -113,17 +115,16 @@ def _conv(work: Workspace, op: Op) -> None:
         if dtype != "float32":
             scales["dst"] = 0
     source, goal = work.memory(x), work.memory(target)
-    made = primitive(
-        "convolution",
-        Attributes(scales, post=post),
+    made = primitives.convolution(
         source.layout,
         any_layout(grouped, "int8" if int8 else "float32"),
         any_layout((filters[0],), "float32") if bias else None,
         goal.layout,
-        strides,
-        [step - 1 for step in dilations],
-        before,
-        behind,
+        strides=strides,
+        dilations=[step - 1 for step in dilations],
+        before=before,
+        behind=behind,
+        attributes=Attributes(scales, post=post),
     )
 
     def values() -> Array:
@@ -178,19 +179,18 @@ def _fc(work: Workspace, op: Op) -> None:
         other = work.value(next(read for read in follower.reads if read != out))
         other = work.reordered(other, range(other.ndim))
         operands["post_op"] = work.memory(_rows_of(other, shape, flat_x.shape[0]))
-        post = [("add", operands["post_op"].layout)]
+        post = [Add(operands["post_op"].layout)]
         work.view(follower.output("Out"), out, target)
     scales = {"src": 0, "weights": 1 if _by_channel(op, columns) else 0} if int8 else {}
     if not whole:
         scales["dst"] = 0
     source, goal = work.memory(flat_x), work.memory(target.reshape(flat_x.shape[0], -1))
-    made = primitive(
-        "inner_product",
-        Attributes(scales, post=post),
+    made = primitives.inner_product(
         source.layout,
         any_layout(work.constants.shape(name)[::-1], "int8" if int8 else "float32"),
         any_layout((columns,), "float32") if bias else None,
         goal.layout,
+        attributes=Attributes(scales, post=post),
     )
 
     def values() -> Array:
@@ -228,20 +228,20 @@ def _matmul(work: Workspace, op: Op) -> None:
     # Where a transpose follows, write in the order that makes its output dense.
     order = reader.attr("axis") if reader is not None and reader.type in ("transpose2", "fused_transpose") else None
     target = work.new(out, shape, "float32" if whole else "int8", order)
-    post: list[tuple[Any, ...]] = []
+    post: list[PostOp] = []
     operands: dict[str, Memory] = {}
     follower = work.followers.get(op)
     if follower is not None:
         other = work.value(next(read for read in follower.reads if read != out))
         operands["post_op"] = work.memory(beside(other, len(shape), -1))
-        post = [("add", operands["post_op"].layout)]
+        post = [Add(operands["post_op"].layout)]
         work.view(follower.output("Out"), out, target)
     scales = {"src": 0, "weights": 0, **({} if whole else {"dst": 0})} if int8 else {}
     memories = _scale_memories(op, scales, "Scale_x", "Scale_y") if int8 else {}
     if int8 and alpha != 1.0:
         memories["scales_src"] = flat([alpha / op.attr("Scale_x")])
     left, right, goal = work.memory(x), work.memory(y), work.memory(target)
-    made = primitive("matmul", Attributes(scales, post=post), left.layout, right.layout, None, goal.layout)
+    made = primitives.matmul(left.layout, right.layout, goal.layout, attributes=Attributes(scales, post=post))
     work.kernel(made, src=left, weights=right, dst=goal, **operands, **memories)
 
 
@@ -269,8 +269,9 @@ def _pool(work: Workspace, op: Op) -> None:
     target = work.new(out, shape, x.dtype.name, LAST)
     algorithm = "max" if kind == "max" else "avg exclusive" if op.attr("exclusive", True) else "avg"
     source, goal = work.memory(x), work.memory(target)
-    numbers = (strides, kernel, [0, 0], before, behind)
-    made = primitive("pooling", Attributes(), algorithm, source.layout, goal.layout, *numbers)
+    made = primitives.pooling(
+        algorithm, source.layout, goal.layout, strides=strides, kernel=kernel, before=before, behind=behind
+    )
     work.kernel(made, src=source, dst=goal)
 
 
@@ -285,7 +286,7 @@ def _concat(work: Workspace, op: Op) -> None:
     target = work.new(out, shape, arrays[0].dtype.name, order)
     sources = [work.memory(work.reordered(array, order)) for array in arrays]
     goal = work.memory(target)
-    made = primitive("concat", Attributes(), [source.layout for source in sources], goal.layout, axis)
+    made = primitives.concat([source.layout for source in sources], goal.layout, axis)
     operands = {f"several_{place}": source for place, source in enumerate(sources)}
     work.kernel(made, dst=goal, **operands)
 
@@ -305,7 +306,7 @@ def _binary(work: Workspace, op: Op) -> None:
         y = work.reordered(y, order)
     target = work.new(out, x.shape, "float32", order)
     left, right, goal = work.memory(x), work.memory(y), work.memory(target)
-    made = primitive("binary", Attributes(), kind, left.layout, right.layout, goal.layout)
+    made = primitives.binary(kind, left.layout, right.layout, goal.layout)
     work.kernel(made, src=left, src1=right, dst=goal)
 
 
@@ -320,7 +321,7 @@ def _softmax(work: Workspace, op: Op) -> None:
     target = work.new(out, x.shape, dtype, order_of(x))
     source, goal = work.memory(x), work.memory(target)
     axis = op.attr("axis", -1) % x.ndim
-    made = primitive("softmax", Attributes(scales), source.layout, goal.layout, axis)
+    made = primitives.softmax(source.layout, goal.layout, axis, attributes=Attributes(scales))
     work.kernel(made, src=source, dst=goal, **memories)
 
 
@@ -332,7 +333,7 @@ def _layer_norm(work: Workspace, op: Op) -> None:
     x = work.reordered(x, range(x.ndim))
     target = work.new(out, x.shape, "float32")
     source, goal = work.memory(x.reshape(-1, columns)), work.memory(target.reshape(-1, columns))
-    made = primitive("layer_normalization", Attributes(), source.layout, goal.layout, op.attr("epsilon", 1e-5))
+    made = primitives.layer_normalization(source.layout, goal.layout, op.attr("epsilon", 1e-5))
     constants = {slot: _vector(work, op.input(name), columns) for slot, name in _SCALE_AND_SHIFT.items()}
     work.kernel(made, src=source, dst=goal, **constants)
 
@@ -340,10 +341,10 @@ def _layer_norm(work: Workspace, op: Op) -> None:
 _SCALE_AND_SHIFT = {"scale": "Scale", "shift": "Bias"}
 
 
-def _kernels_words(eltwise: Eltwise) -> tuple[str, float, float]:
+def _kernels_words(eltwise: Eltwise) -> Activation:
     """Paddle's names of activations -> oneDNN's."""
     name = {"relu6": "clip", "leaky_relu": "relu", "gelu": "gelu_erf"}.get(eltwise.name, eltwise.name)
-    return name, eltwise.alpha, eltwise.beta
+    return Activation(name, eltwise.alpha, eltwise.beta)
 
 
 def _scale(op: Op) -> Eltwise:
@@ -360,9 +361,7 @@ def _eltwise(work: Workspace, op: Op) -> None:
     eltwise = _scale(op) if op.type == "scale" else conv_activation(op)
     if eltwise is None:
         raise UnsupportedError(f"{op.type} with these attributes")
-    name, alpha, beta = _kernels_words(eltwise)
-    made = primitive("eltwise", Attributes(), name, source.layout, goal.layout, alpha, beta)
-    work.kernel(made, src=source, dst=goal)
+    work.kernel(primitives.eltwise(_kernels_words(eltwise), source.layout, goal.layout), src=source, dst=goal)
 
 
 def _lookup(work: Workspace, op: Op) -> None:
@@ -470,8 +469,8 @@ def _batch_norm(work: Workspace, op: Op) -> None:
     x = work.reordered(x, LAST)
     target = work.new(out, x.shape, "float32", LAST)
     source, goal = work.memory(x), work.memory(target)
-    numbers = (op.attr("epsilon", 1e-5), follower is not None)
-    made = primitive("batch_normalization", Attributes(), source.layout, goal.layout, *numbers)
+    epsilon, relu = op.attr("epsilon", 1e-5), follower is not None
+    made = primitives.batch_normalization(source.layout, goal.layout, epsilon, relu=relu)
     slots = {**_SCALE_AND_SHIFT, "mean": "Mean", "variance": "Variance"}
     constants = {slot: _vector(work, op.input(name), x.shape[1]) for slot, name in slots.items()}
     work.kernel(made, src=source, dst=goal, **constants)
@@ -489,7 +488,7 @@ def _nearest(work: Workspace, op: Op) -> None:
     x = work.reordered(x, LAST)
     target = work.new(op.output("Out"), shape, x.dtype.name, LAST)
     source, goal = work.memory(x), work.memory(target)
-    work.kernel(primitive("resampling", Attributes(), source.layout, goal.layout), src=source, dst=goal)
+    work.kernel(primitives.resampling(source.layout, goal.layout), src=source, dst=goal)
 
 
 _MOVES = ("reshape2", "squeeze2", "unsqueeze2", "flatten2", "flatten_contiguous_range", "transpose2", "fused_transpose")

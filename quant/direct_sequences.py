@@ -17,7 +17,8 @@ from quant.activations import KNOWN
 from quant.chains import state_matrix
 from quant.errors import UnsupportedError
 from quant.graph import Op
-from quant.onednn import Attributes, any_layout, memory_of, primitive
+from quant.onednn import any_layout, memory_of
+from quant.primitives import Attributes, gru, lstm
 from quant.workspace import Workspace
 
 __all__ = ["EMIT_SEQUENCES", "gives_sequence"]
@@ -80,19 +81,16 @@ def _recurrent(work: Workspace, op: Op) -> None:
         "bias": memory_of(_gates(op, work.constants.value(op.input("Bias"))).reshape(1, 1, gates, hidden)),
         "dst": work.memory(target.reshape(steps, 1, hidden)),
     }
+    shapes = {"weights": (1, 1, width, gates, hidden), "weights_iter": (1, 1, hidden, gates, hidden)}
+    of_x, of_h = (any_layout(shape, "int8" if int8 else "float32") for shape in shapes.values())
+    src, state, bias, dst = (operands[name].layout for name in ("src", "src_iter", "bias", "dst"))
+    reverse = op.attr("is_reverse", False)
     if op.type == "fusion_lstm":
         operands["src_iter_c"] = memory_of(np.zeros((1, 1, 1, hidden), np.float32))
-    shapes = {"weights": (1, 1, width, gates, hidden), "weights_iter": (1, 1, hidden, gates, hidden)}
-    made = primitive(
-        op.type.removeprefix("fusion_"),
-        rounding,
-        op.attr("is_reverse", False),
-        operands["src"].layout,
-        *(operands[name].layout for name in ("src_iter", "src_iter_c") if name in operands),
-        *(any_layout(shape, "int8" if int8 else "float32") for shape in shapes.values()),
-        operands["bias"].layout,
-        operands["dst"].layout,
-    )
+        cell = operands["src_iter_c"].layout
+        made = lstm(src, state, cell, of_x, of_h, bias, dst, reverse=reverse, attributes=rounding)
+    else:
+        made = gru(src, state, of_x, of_h, bias, dst, reverse=reverse, attributes=rounding)
 
     def of_input() -> Array:
         return _gates(op, work.constants.value(op.input("WeightX"))).reshape(shapes["weights"])

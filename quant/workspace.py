@@ -13,17 +13,8 @@ from numpy.typing import NDArray
 
 from quant.errors import UnsupportedError
 from quant.graph import DTYPE_NUMBERS, Graph, Op
-from quant.onednn import (
-    ARG,
-    Attributes,
-    Layout,
-    Memory,
-    Primitive,
-    call_of,
-    memory_of,
-    pack,
-    primitive,
-)
+from quant.onednn import ARG, Layout, Memory, memory_of
+from quant.primitives import Attributes, Primitive, call_of, pack, reorder
 
 __all__ = ["LAST", "Constants", "Step", "Workspace", "beside", "lies_in", "order_of", "shape_of"]
 
@@ -279,7 +270,7 @@ class Workspace:
 
     def copy(self, array: Array, target: Array) -> Array:
         source, goal = self.memory(array), self.memory(target)
-        self.kernel(primitive("reorder", Attributes(), source.layout, goal.layout), src=source, dst=goal)
+        self.kernel(reorder(source.layout, goal.layout), src=source, dst=goal)
         return target
 
     def from_input(self, name: str) -> bool:
