@@ -20,7 +20,7 @@ ROUNDS = 5  # of two processes each, which take a second to import Paddle
 
 def simulate(model: str, output: str, **feed: str | int | None) -> None:
     """A job: the fake-quantized model of a full-size one, calibrated on what that is timed on."""
-    from quant.calibrate import calibrate
+    from quant.calibration import calibrate
     from quant.graph import load_dir, save_dir
     from quant.passes import lower_quantizers
     from quant.timing import Feed

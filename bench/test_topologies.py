@@ -17,7 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from fixtures.others import OTHERS
 from quant import isolate, pipeline
 from quant.chains import graph_macs, numbered
-from quant.convert import convert
+from quant.conversion import convert
 from quant.graph import Graph, load_dir, run_passes, save_dir
 from quant.islands import int8_op
 from quant.metrics import ratio_interval, sqnr

@@ -9,14 +9,14 @@ os.environ.setdefault("FLAGS_enable_pir_api", "0")  # before Paddle loads: the I
 # Public name -> its module. Loaded on first use, because Paddle takes two seconds to import and the command line
 # leaves it to child processes.
 _HOMES = {
-    "Coverage": "quant.convert",
+    "Coverage": "quant.conversion",
     "Graph": "quant.graph",
     "Predictor": "quant.predictor",
     "QuantError": "quant.errors",
     "Settings": "quant.predictor",
     "apply_table": "quant.calibration_table",
-    "calibrate": "quant.calibrate",
-    "convert": "quant.convert",
+    "calibrate": "quant.calibration",
+    "convert": "quant.conversion",
     "lift_quantizers": "quant.passes",
     "load_dir": "quant.graph",
     "lower_quantizers": "quant.passes",

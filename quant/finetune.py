@@ -24,7 +24,7 @@ import paddle
 from paddle.base.core import DenseTensor
 from paddle.base.framework import Parameter
 
-from quant.calibrate import calibrate
+from quant.calibration import calibrate
 from quant.chains import LOOKUPS
 from quant.errors import DataError, ModelError
 from quant.graph import Graph, Var, program_bytes, run_passes, save_dir

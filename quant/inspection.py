@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quant.chains import PRODUCTS, RECURRENT
-from quant.convert import Coverage, convert
+from quant.conversion import Coverage, convert
 from quant.errors import ConversionError, ModelError
 from quant.evaluation import vocabularies
 from quant.graph import Graph, Var, files_of, load_dir, model_size, run_passes

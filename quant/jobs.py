@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from quant import cpu
-from quant.calibrate import calibrate
+from quant.calibration import calibrate
 from quant.calibration_table import Applied, apply_table, read_table, table_of, write_table
 from quant.chains import numbered
-from quant.convert import Coverage, convert
+from quant.conversion import Coverage, convert
 from quant.errors import ConversionError, DataError, ModelError, OptionError, OutputError, QuantError
 from quant.evaluation import opened, signature, vocabularies
 from quant.graph import Graph, load_dir, model_size, run_passes, save_dir

@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 
 from quant.chains import RECURRENT, Chain, chains_of, is_move, numbered
-from quant.convert import Coverage, Kept, convert
+from quant.conversion import Coverage, Kept, convert
 from quant.errors import ConversionError, UnsupportedError
 from quant.evaluation import settings_of
 from quant.graph import Graph, Op, run_passes, save_dir

@@ -21,7 +21,7 @@ os.environ.setdefault("FLAGS_enable_pir_api", "0")  # before Paddle loads: legac
 import paddle
 from paddle import _C_ops
 
-from quant.calibrate import calibrate
+from quant.calibration import calibrate
 from quant.errors import ConversionError
 from quant.graph import Graph, load_dir
 from quant.numerics import bits_of

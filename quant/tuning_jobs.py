@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from quant.calibrate import Calibration
+from quant.calibration import Calibration
 from quant.chains import numbered
-from quant.convert import convert
+from quant.conversion import convert
 from quant.errors import ModelError, OutputError, QuantError
 from quant.evaluation import opened
 from quant.graph import Graph, load_dir, run_passes, save_dir

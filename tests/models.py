@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from quant.calibrate import calibrate
-from quant.convert import convert
+from quant.calibration import calibrate
+from quant.conversion import convert
 from quant.graph import save_dir
 from quant.passes import lower_quantizers
 from quant.predictor import Predictor

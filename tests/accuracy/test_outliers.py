@@ -8,9 +8,9 @@ import pytest
 
 from fixtures import ernie
 from quant import pipeline
-from quant.calibrate import calibrate
+from quant.calibration import calibrate
 from quant.cli import main
-from quant.convert import convert
+from quant.conversion import convert
 from quant.evaluation import signature
 from quant.graph import Graph, load_dir, run_passes, save_dir
 from quant.metrics import cosine, sqnr

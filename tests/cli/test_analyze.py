@@ -11,8 +11,8 @@ import pytest
 
 from quant.analyze import Subject, analyze, subject_of
 from quant.anatomy import anatomy_of
-from quant.calibrate import calibrate
-from quant.convert import convert
+from quant.calibration import calibrate
+from quant.conversion import convert
 from quant.errors import OptionError
 from quant.graph import load_dir, save_dir
 from quant.html_sections import section_of

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from quant import profiler
-from quant.calibrate import calibrate
+from quant.calibration import calibrate
 from quant.cli import main
-from quant.convert import convert
+from quant.conversion import convert
 from quant.graph import save_dir
 from quant.passes import lower_quantizers
 from quant.profile_report import as_json

@@ -19,9 +19,9 @@ from pydantic_core import to_json
 
 from quant.archives import unpack
 from quant.benchmark_files import extra_info, machine_info
-from quant.calibrate import calibrate
+from quant.calibration import calibrate
 from quant.calibration_table import apply_table, read_table, table_of, write_table
-from quant.convert import convert
+from quant.conversion import convert
 from quant.errors import DataError, FetchError, ModelError, OptionError, QuantError
 from quant.formats import write_handwriting, write_lac_bin, write_pairs
 from quant.gate import compare

@@ -8,8 +8,8 @@ import numpy as np
 from bench.peers.export import describe
 from bench.peers.paddle_engine import as_8_bits, int8_layers, load, write_as_8_bits
 from bench.peers.protocol import opened
-from quant.calibrate import calibrate
-from quant.convert import convert
+from quant.calibration import calibrate
+from quant.conversion import convert
 from quant.graph import Graph, Op, load_dir, run_passes, save_dir
 from quant.jobs import sample_input
 from quant.metrics import sqnr

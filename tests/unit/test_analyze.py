@@ -14,10 +14,10 @@ from quant.analyze import LOCAL_DB, Analysis, OpError, Scale, findings_of
 from quant.analyze_jobs import analyze_model
 from quant.analyze_report import as_json, chart, from_json, tables
 from quant.anatomy_jobs import kept_ops
-from quant.calibrate import calibrate
+from quant.calibration import calibrate
 from quant.chains import numbered
 from quant.charts import standalone
-from quant.convert import convert
+from quant.conversion import convert
 from quant.errors import ModelError
 from quant.gaps import MOST_DB, Errors, Gap
 from quant.graph import Graph, Op, load_dir, save_dir

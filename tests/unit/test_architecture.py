@@ -17,8 +17,8 @@ FLOORS = {
     "graphviz": 0, "calibration_table": 2,
     "graph": 1, "well_formed": 1, "onednn": 1, "primitives": 1,
     "direct": 1, "direct_ops": 1, "direct_sequences": 1, "workspace": 1, "chains": 1, "activations": 1,
-    "passes": 2, "observers": 2, "rounding": 2, "calibrate": 2, "qat": 2, "qat_layers": 2, "finetune": 2,
-    "convert": 2, "kernels": 2, "profile": 2, "predictor": 2,
+    "passes": 2, "observers": 2, "rounding": 2, "calibration": 2, "qat": 2, "qat_layers": 2, "finetune": 2,
+    "conversion": 2, "kernels": 2, "profile": 2, "predictor": 2,
     "kernel_table": 2, "islands": 2, "findings": 2, "profile_jobs": 4, "profiler": 4, "profile_report": 5,
     "toml_lines": 0, "manifest": 3, "manifest_text": 3, "preprocess": 3, "registry": 3, "zoo": 3, "fetch": 3,
     "gaps": 0, "counterparts": 2, "analyze_jobs": 4, "analyze": 4, "anatomy_jobs": 4, "anatomy": 4,
@@ -75,9 +75,45 @@ def test_fixtures_use_floor_0_and_the_graph(path: Path) -> None:
             assert FLOORS[module] == 0 or module == "graph", f"{path.name} imports {name}"
 
 
-def test_public_names_exist_and_are_sorted() -> None:
+# Prints the public names that aren't the function or class of their own name. The order of imports is the argument:
+# a submodule, once imported, is an attribute of the package, and would hide a public name that it shares.
+_PUBLIC_NAMES = """
+import importlib, inspect, pkgutil, sys
+import quant
+
+def submodules():
+    for module in pkgutil.walk_packages(quant.__path__, "quant."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+def wrong():
+    for name in quant.__all__:
+        value = getattr(quant, name)
+        home = value.__module__ if inspect.isclass(value) or inspect.isfunction(value) else None
+        if not (home and home.startswith("quant.") and value.__name__ == name
+                and getattr(sys.modules[home], name) is value):
+            yield f"{name}: {value!r}"
+
+for step in sys.argv[1:]:
+    found = submodules() if step == "submodules" else list(wrong())
+    if found:
+        sys.exit("; ".join(found))
+"""
+
+
+@pytest.mark.parametrize("order", ["names submodules names", "submodules names"])
+def test_public_names_are_functions_and_classes_in_any_order_of_imports(order: str) -> None:
+    command = [sys.executable, "-c", _PUBLIC_NAMES, *order.split()]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_no_submodule_bears_a_public_name() -> None:
+    assert not {path.stem for path in (ROOT / "quant").iterdir()} & set(quant.__all__)
+
+
+def test_public_names_are_sorted_and_others_refused() -> None:
     assert list(quant.__all__) == sorted(quant.__all__)
-    assert all(getattr(quant, name) is not None for name in quant.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = quant.nonsense
 

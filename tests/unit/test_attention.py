@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fixtures.programs import Program
-from quant.calibrate import calibrate
+from quant.calibration import calibrate
 from quant.chains import chains_of, graph_macs, numbered
-from quant.convert import convert
+from quant.conversion import convert
 from quant.graph import Graph, Op, Var, run_passes
 from quant.metrics import sqnr
 from quant.passes import NORMALISE, fold_scale, lower_quantizers

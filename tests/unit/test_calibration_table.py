@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant.calibrate import calibrate
+from quant.calibration import calibrate
 from quant.calibration_table import apply_table, read_table, table_of, write_table
-from quant.convert import convert
+from quant.conversion import convert
 from quant.errors import ConversionError, DataError, OptionError, OutputError
 from quant.graph import Graph, Op, load_dir, save_dir
 from quant.passes import lift_quantizers, lower_quantizers

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant.calibrate import calibrate
+from quant.calibration import calibrate
 from quant.chains import is_move, numbered
-from quant.convert import convert
+from quant.conversion import convert
 from quant.errors import ConversionError, DataError, ModelError, OptionError
 from quant.graph import Graph, run_passes, save_dir
 from quant.metrics import sqnr

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant.calibrate import calibrate
-from quant.convert import convert
+from quant.calibration import calibrate
+from quant.conversion import convert
 from quant.direct import Plan, Program
 from quant.direct_ops import _viewable
 from quant.errors import DataError, ModelError, UnsupportedError

@@ -9,8 +9,8 @@ import pytest
 
 from fixtures.programs import Program as Written
 from quant import isolate
-from quant.calibrate import calibrate
-from quant.convert import convert
+from quant.calibration import calibrate
+from quant.conversion import convert
 from quant.direct import Program
 from quant.errors import UnsupportedError
 from quant.graph import Graph, Var, run_passes, save_dir

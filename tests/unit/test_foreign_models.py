@@ -7,7 +7,7 @@ import numpy as np
 import paddle
 import pytest
 
-from quant.convert import convert
+from quant.conversion import convert
 from quant.graph import load_dir, save_dir
 from quant.metrics import sqnr
 from quant.predictor import Settings

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from quant import decisions, optimise
-from quant.calibrate import calibrate
+from quant.calibration import calibrate
 from quant.chains import numbered
-from quant.convert import convert
+from quant.conversion import convert
 from quant.errors import ConversionError
 from quant.graph import Graph, run_passes, save_dir
 from quant.islands import int8_op

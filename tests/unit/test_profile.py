@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant.calibrate import calibrate
-from quant.convert import convert
+from quant.calibration import calibrate
+from quant.conversion import convert
 from quant.errors import ModelError
 from quant.findings import FloatKernel, IslandCost, findings, float_kernels, float_ms_of, island_costs
 from quant.graph import Attr, Graph, Op, Var, save_dir

@@ -11,7 +11,7 @@ import pytest
 from paddle import nn
 
 from quant.chains import state_matrix
-from quant.convert import convert as to_int8
+from quant.conversion import convert as to_int8
 from quant.errors import ConversionError, DataError, ModelError, OptionError
 from quant.finetune import Training, fine_tune
 from quant.graph import Attr, Graph, Op, Var, load_dir, save_dir

@@ -8,9 +8,9 @@ import pytest
 
 from fixtures.programs import Program
 from quant import isolate
-from quant.calibrate import calibrate
+from quant.calibration import calibrate
 from quant.chains import chains_of, pack_state_weight, state_matrix
-from quant.convert import convert
+from quant.conversion import convert
 from quant.errors import ChildError, DataError
 from quant.graph import Graph, Var, load_dir, run_passes, save_dir
 from quant.metrics import sqnr

@@ -183,7 +183,7 @@ def test_tags_come_out_instead_of_counts_of_chunks() -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_taking_quantizers_out_leaves_the_network(name: str) -> None:
-    from quant.calibrate import calibrate
+    from quant.calibration import calibrate
 
     graph = NETS[name]()
     assert without_quantizers(graph) is graph
