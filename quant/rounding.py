@@ -56,79 +56,109 @@ def roundable(
     return chains
 
 
-def plan_of(graph: Graph, chains: Mapping[Op, Chain]) -> Plan:
-    """What the kernels of `chains` will round."""
-    writers = graph.writers()
-    ends = {chain.out: chain for chain in chains.values()}
-    states = {chain.out for chain in chains.values() if chain.cell}
-    parent: dict[str, str] = {}
+class ScaleGroups:
+    """Sets of tensors that share a scale: a union-find. A set is named after one of its tensors."""
 
-    def find(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            name = parent[name]
+    def __init__(self) -> None:
+        self._parent: dict[str, str] = {}
+
+    def of(self, name: str) -> str:
+        """The set that a tensor is in; its own until it is joined."""
+        while (parent := self._parent.setdefault(name, name)) != name:
+            name = parent
         return name
 
-    def roots(name: str) -> list[str]:
-        op = writers.get(name)
+    def join(self, first: str, other: str) -> None:
+        self._parent[self.of(other)] = self.of(first)
+
+
+class Storage:
+    """In which integers the kernels of `chains` would store each tensor of a graph.
+
+    R1. An op that only carries values (`is_carrier`) rounds nothing: what it writes has the scale of what it reads, so
+        all tensors behind its roots share one.
+    R2. What a recurrent layer gives out keeps the grid of its state. Joined with other tensors it is rounded once more,
+        on theirs: there the carrier's output is a root of its own.
+    R3. What a kernel stores as uint8, or can't be negative by its op, has 255 levels; all else is int8 and has 127.
+    R4. A kernel adds its residual as the integers that lie in its destination. So the residual is rounded, too; an
+        unsigned one only where the sum can't be negative, because the sum is stored in the residual's type.
+    R5. A sum over a signed residual is stored as int8, and only then read as uint8: it has 127 levels.
+    R6. Both factors of a product of two activations, and what a recurrent layer reads and gives out, are signed.
+    """
+
+    def __init__(self, graph: Graph, chains: Mapping[Op, Chain]) -> None:
+        self._writers = graph.writers()
+        self._ends = {chain.out: chain for chain in chains.values()}
+        self.states = {chain.out for chain in chains.values() if chain.cell}
+        self.residual = {chain for chain in chains.values() if chain.residual and self._adds_integers(chain)}
+        self._signed = {name for chain in chains.values() if chain.signed_operands for name in chain.operands}
+
+    def roots(self, name: str) -> list[str]:
+        """Where the values of a tensor were computed (R1, R2)."""
+        op = self._writers.get(name)
         if op is None or not is_carrier(op):
             return [name]
-        found = [root for source in op.inputs["X"] for root in roots(source)]
-        # A layer's state keeps the grid of its kernel; beside other tensors it is rounded once more, on theirs.
-        return [name] if 0 < len(states.intersection(found)) < len(set(found)) else found
+        found = [root for source in op.inputs["X"] for root in self.roots(source)]
+        return [name] if 0 < len(self.states.intersection(found)) < len(set(found)) else found
 
-    def stored(name: str) -> Stored:
-        """The type that kernels would store a tensor in."""
-        kinds = {"u8" if never_negative(root) else "s8" for root in roots(name)}
+    def kind(self, name: str) -> Stored:
+        """The type that kernels would store a tensor in (R3)."""
+        kinds = {"u8" if self._never_negative(root) else "s8" for root in self.roots(name)}
         return "mixed" if len(kinds) > 1 else "u8" if kinds == {"u8"} else "s8"
 
-    def half_range(root: str) -> bool:
-        """A sum over a signed residual is stored signed, and only then read as unsigned: 127 levels at most."""
-        chain = ends.get(root)
-        return chain in residual and stored(chain.residual) == "s8"
+    def levels(self, names: Collection[str]) -> int:
+        """Levels of tensors that share a scale (R3, R5, R6)."""
+        return UNSIGNED if all(self._full_range(name) for name in names) else SIGNED
 
-    def never_negative(name: str) -> bool:
-        """Whether a tensor is stored as uint8: by its kernel, or because no value of it can be negative."""
-        op = writers.get(name)
+    def _never_negative(self, name: str) -> bool:
+        op = self._writers.get(name)
         if op is None:
             return False
-        if name in ends:
-            return ends[name].stores_unsigned
+        if name in self._ends:
+            return self._ends[name].stores_unsigned
         if op.type in _NEVER_NEGATIVE:
             return True
-        return (is_carrier(op) or op.type == "pool2d") and all(never_negative(source) for source in op.inputs["X"])
+        return (is_carrier(op) or op.type == "pool2d") and all(map(self._never_negative, op.inputs["X"]))
 
-    def full_range(name: str) -> bool:
-        return stored(name) == "u8" and not any(half_range(root) for root in roots(name))
+    def _adds_integers(self, chain: Chain) -> bool:
+        kind = self.kind(chain.residual)
+        return kind == "s8" or (kind == "u8" and chain.stores_unsigned)
 
-    # A kernel stores a sum in its residual's type, so an unsigned residual needs a sum that can't be negative.
-    residual = {
-        chain
-        for chain in chains.values()
-        if chain.residual
-        and (stored(chain.residual) == "s8" or (stored(chain.residual) == "u8" and chain.stores_unsigned))
-    }
+    def _full_range(self, name: str) -> bool:
+        if name in self._signed or name in self.states or self.kind(name) != "u8":
+            return False
+        sums = [self._ends[root] for root in self.roots(name) if root in self._ends]
+        return not any(chain in self.residual and self.kind(chain.residual) == "s8" for chain in sums)
+
+
+def plan_of(graph: Graph, chains: Mapping[Op, Chain]) -> Plan:
+    """What the kernels of `chains` will round, by the rules of `Storage`."""
+    storage = Storage(graph, chains)
     read = [name for chain in chains.values() for name in chain.operands]
-    tensors = dict.fromkeys([*read, *(chain.residual for chain in chains.values() if chain in residual), *states])
-    signed = {name for chain in chains.values() if chain.signed_operands for name in chain.operands} | states
+    added = [chain.residual for chain in chains.values() if chain in storage.residual]
+    tensors = dict.fromkeys([*read, *added, *storage.states])
+    groups = ScaleGroups()
     for name in tensors:
-        first, *others = roots(name)
+        first, *others = storage.roots(name)
         for other in others:
-            parent[find(other)] = find(first)
-    group = {name: find(roots(name)[0]) for name in tensors}
+            groups.join(first, other)
+    group = {name: groups.of(storage.roots(name)[0]) for name in tensors}
     members: defaultdict[str, list[str]] = defaultdict(list)
     for name, of in group.items():
         members[of].append(name)
-
-    def grid_levels(names: Collection[str]) -> int:
-        return UNSIGNED if signed.isdisjoint(names) and all(full_range(name) for name in names) else SIGNED
-
-    levels = {of: grid_levels(names) for of, names in members.items()}
-    known = {group[name]: STATE_THRESHOLD for name in states}
+    levels = {of: storage.levels(names) for of, names in members.items()}
+    known = {group[name]: STATE_THRESHOLD for name in storage.states}
     for chain in chains.values():
-        lookup = writers.get(chain.data)
-        if chain.cell and lookup is not None and lookup.type in LOOKUPS and lookup.input("W") in graph.params:
-            known[group[chain.data]] = float(np.abs(graph.params[lookup.input("W")]).max())
-    return Plan(group, levels, residual, known, states)
+        if chain.cell and (table := _looked_up(graph, chain.data)):
+            known[group[chain.data]] = float(np.abs(graph.params[table]).max())
+    return Plan(group, levels, storage.residual, known, storage.states)
+
+
+def _looked_up(graph: Graph, name: str) -> str:
+    """The constant table whose rows a tensor holds, or ""."""
+    lookup = graph.writers().get(name)
+    table = lookup.input("W") if lookup is not None and lookup.type in LOOKUPS else ""
+    return table if table in graph.params else ""
 
 
 def simulate(
