@@ -4,17 +4,20 @@ Loads no Paddle; what the children do is in `quant.timing`.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
 from quant.cpu import physical_cores
 from quant.isolate import Child, Progress, call
 
-__all__ = ["BLOCK_S", "ROUNDS", "bench", "in_fresh_processes", "in_turn", "loads", "rounds_in"]
+__all__ = ["BLOCK_S", "ROUNDS", "bench", "cycle", "in_fresh_processes", "in_turn", "loads", "rounds_in"]
 
 BLOCK_S = 0.02  # how long OpenMP's idle threads wait for more in a loop; Intel's default is 0.2
 ROUNDS = 8  # fresh processes of each contender; with 8 of each run, chance alone separates two runs once in 12,870
+_CYCLES = 4  # after which orders repeat
 
 Json = dict[str, Any]
 Contenders = Sequence[Sequence[Mapping[str, Any]]]
@@ -25,13 +28,43 @@ def rounds_in(budget_s: float, cost_s: float) -> int:
     return int(min(max(budget_s / cost_s, 8), 60))
 
 
-def in_turn(contenders: int, number: int) -> Iterable[int]:
-    """Who comes after whom in a round: the next round begins with the next one, so nobody always follows the same.
+def in_turn(contenders: int, number: int) -> Sequence[int]:
+    """Who comes after whom in round `number`: over the rounds everyone comes first, and behind each other, as often.
 
-    >>> [list(in_turn(3, number)) for number in range(3)]
-    [[0, 1, 2], [1, 2, 0], [2, 0, 1]]
+    A run feels what ran before it (caches, the clock): who mostly follows the same one is measured with its traces.
+    Within `cycle` rounds each contender stands at each place, and directly behind each other one, equally often
+    (Williams, "Experimental designs balanced for the estimation of residual effects of treatments", 1949). Who begins
+    behind a round's last is nearly balanced too, and never that one itself; of two it is, every fourth time.
+
+    >>> [in_turn(3, number) for number in range(6)]
+    [(0, 1, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0), (1, 0, 2), (0, 2, 1)]
     """
-    return [(place + number) % contenders for place in range(contenders)]
+    orders = _orders(contenders)
+    return orders[number % len(orders)]
+
+
+def cycle(contenders: int) -> int:
+    """Rounds after which `in_turn` has put each directly behind each other one equally often."""
+    return 2 * contenders
+
+
+@cache
+def _orders(count: int) -> tuple[tuple[int, ...], ...]:
+    """The rounds that `in_turn` repeats: the rows of a cycle, of which the next begins behind whom it least has."""
+    zigzag = [(place + 1) // 2 if place % 2 else -(place // 2) for place in range(count)]
+    rows = [tuple((step + shift) % count for step in zigzag) for shift in range(count)]
+    rows += [row[::-1] for row in rows]
+    borders: Counter[tuple[int, int]] = Counter()
+    found: list[tuple[int, ...]] = []
+    for _ in range(_CYCLES):
+        left = list(rows)
+        while left:
+            last = found[-1][-1] if found else -1
+            row = min(left, key=lambda row: (row[0] == last, borders[last, row[0]]))
+            borders[last, row[0]] += 1
+            left.remove(row)
+            found.append(row)
+    return tuple(found)
 
 
 def bench(

@@ -19,6 +19,7 @@ from quant.errors import OptionError, QuantError
 from quant.outcomes import unpack
 from quant.record import columns
 from quant.registry import ModelSpec
+from quant.turns import cycle, in_turn
 
 __all__ = ["Cell", "Load", "Row", "compare", "judge", "measure", "take_turns"]
 
@@ -104,10 +105,11 @@ def load_of(
 def take_turns(loads: Sequence[Load], *, budget_s: float, repeat: int | None, parallel: int = 1) -> dict[str, Cell]:
     """Time workers against each other: key -> Cell.
 
-    Round by round each has a turn, in alternating order. In its turn it runs once untimed, because the others have
-    emptied the caches (unless it takes long), and then a few times in a row, as a served model does: `repeat` times,
-    or as many as fit a turn. The number of rounds follows from the budget: 8 to 60. A worker that fails leaves the
-    others alone. Models load `parallel` at a time, and nothing is timed before all are loaded.
+    Round by round each has a turn, everyone behind each other equally often (`quant.turns.in_turn`). In its turn it
+    runs once untimed, because the others have emptied the caches (unless it takes long), and then a few times in a row,
+    as a served model does: `repeat` times, or as many as fit a turn. The number of rounds follows from the budget: 8 to
+    60, in whole cycles of that order. A worker that fails leaves the others alone. Models load `parallel` at a time,
+    and nothing is timed before all are loaded.
     """
     cells: dict[str, Cell] = {}
     workers: dict[str, tuple[Worker, dict[str, Any]]] = {}
@@ -124,8 +126,9 @@ def take_turns(loads: Sequence[Load], *, budget_s: float, repeat: int | None, pa
         repeats = {key: repeat or int(np.clip(_TURN_S / lap, 1, _REPEATS)) for key, lap in laps.items()}
         each_s = sum(lap * (repeats[key] + (lap < _LONG_S)) for key, lap in laps.items())
         seconds: dict[str, list[float]] = {key: [] for key in workers}
-        for number in range(int(np.clip(budget_s / each_s, *_ROUNDS)) if workers else 0):
-            for key in list(seconds) if number % 2 == 0 else list(reversed(seconds)):
+        for number in range(_rounds(budget_s / each_s, len(workers)) if workers else 0):
+            present = list(seconds)
+            for key in [present[place] for place in in_turn(len(present), number)]:
                 try:
                     answer = workers[key][0].ask(turn={"repeat": repeats[key], "warm": laps[key] < _LONG_S})
                     seconds[key].append(answer["seconds"])
@@ -137,6 +140,13 @@ def take_turns(loads: Sequence[Load], *, budget_s: float, repeat: int | None, pa
     return {load.key: cells[load.key] for load in loads}
 
 
+def _rounds(affordable: float, contenders: int) -> int:
+    """Whole cycles of `in_turn`, so that each follows each other equally often; 8 rounds, or a cycle, at least."""
+    least, most = _ROUNDS
+    whole = cycle(contenders)
+    return max(int(np.clip(affordable, least, most)) // whole, -(-least // whole)) * whole
+
+
 def measure(
     spec: ModelSpec, chosen: Sequence[Contender], artefacts: Artefacts, isa: str | None, threads: int, budget_s: float
 ) -> dict[str, Cell]:
@@ -144,6 +154,7 @@ def measure(
     case = case_of(spec)
     cells: dict[str, Cell] = {}
     batches = {"data": artefacts.timing, "batch": case.batch}
+    fastest: dict[str, Any] = {}  # how Paddle runs our FP32 model fastest: found once, so that twins are alike
     for precisions, share in _GROUPS:
         loads = []
         for contender in [contender for contender in chosen if contender.precision in precisions]:
@@ -155,7 +166,7 @@ def measure(
             else:
                 ways = {}
                 if contender.engine == "paddle" and contender.precision == "fp32":
-                    ways = _fastest(artefacts, isa, threads)
+                    ways = fastest = fastest or _fastest(artefacts, isa, threads)
                 loads.append(load_of(contender, built, isa, threads, batches, **ways))
         repeat = None if spec.full else case.repeat
         timed = take_turns(loads, budget_s=share * budget_s, repeat=repeat, parallel=cpu.cores())
@@ -241,7 +252,7 @@ def compare(
 
     Where our own models of a row can't be built or judged, all its cells say why.
     """
-    int8 = [contender for contender in chosen if contender.precision == "int8"]
+    int8 = [contender for contender in chosen if contender.precision == "int8" and not contender.twin_of]
 
     def build(spec: ModelSpec) -> tuple[Artefacts, Artefacts]:
         full = artefacts_of(spec, chosen, isa, full=True)

@@ -7,7 +7,18 @@ from typing import Any, Literal
 
 from quant import cpu
 
-__all__ = ["CONTENDERS", "ENGINES", "GOALS", "Contender", "Engine", "Goal", "contenders_of", "engine_of", "ours"]
+__all__ = [
+    "CONTENDERS",
+    "ENGINES",
+    "GOALS",
+    "Contender",
+    "Engine",
+    "Goal",
+    "contenders_of",
+    "engine_of",
+    "ours",
+    "twins_of",
+]
 
 Precision = Literal["int8", "fp32", "bf16"]
 
@@ -53,7 +64,8 @@ def _version(package: str) -> str | None:
 class Contender:
     """An engine at a precision. `settings` go to the engine's `load`; `needs`: CPU flags of which one must be there.
 
-    `judged`: whether it is ours, and so is what the goals are about.
+    `judged`: whether it is ours, and so is what the goals are about. `twin_of`: the key of a contender that this one is
+    over again, in a process of its own: how far apart the two are is what this measurement can't tell apart.
     """
 
     engine: str
@@ -63,6 +75,7 @@ class Contender:
     needs: frozenset[str] = frozenset()
     judged: bool = False
     variant: str = ""  # tells contenders of one engine and precision apart
+    twin_of: str = ""
 
     @property
     def key(self) -> str:
@@ -129,7 +142,7 @@ ENGINES: tuple[Engine, ...] = (
 
 _BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 
-# Which of them are timed against each other, in the order of the tables' columns.
+# Which of them are timed against each other, in the order of the tables' columns; twins have columns of their own.
 CONTENDERS: tuple[Contender, ...] = (
     Contender("ours", "int8", "ours", judged=True),
     Contender("ours", "int8", "ours, Paddle's executor", {"executor": "paddle"}, variant="paddle"),
@@ -142,6 +155,9 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender("onnxruntime", "fp32", "ONNX Runtime"),
     Contender("paddle", "bf16", "ours and Paddle", needs=_BF16),
     Contender("openvino", "bf16", "OpenVINO", needs=_BF16),
+    Contender("ours", "int8", "ours", variant="again", twin_of="ours-int8"),
+    Contender("openvino", "int8", "OpenVINO", variant="again", twin_of="openvino-int8"),
+    Contender("paddle", "fp32", "ours and Paddle", variant="again", twin_of="paddle-fp32"),
 )
 
 # Issue "INT8 faster than OpenVINO and ONNX Runtime": batch 1 (text rows: 50), one thread, same machine, same run.
@@ -158,7 +174,14 @@ def engine_of(contender: Contender) -> Engine:
 
 
 def contenders_of(*precisions: Precision) -> list[Contender]:
-    return [contender for contender in CONTENDERS if contender.precision in precisions]
+    """Those that are compared, in the order of the tables' columns; no twins."""
+    return [contender for contender in CONTENDERS if contender.precision in precisions and not contender.twin_of]
+
+
+def twins_of(*precisions: Precision) -> list[tuple[Contender, Contender]]:
+    """(a contender, itself over again)."""
+    keyed = {contender.key: contender for contender in CONTENDERS}
+    return [(keyed[twin.twin_of], twin) for twin in CONTENDERS if twin.twin_of and twin.precision in precisions]
 
 
 def ours() -> list[Contender]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.peers.compare import Cell, Row
-from bench.peers.contenders import CONTENDERS, ENGINES, GOALS, Contender, Goal, contenders_of, ours
+from bench.peers.contenders import CONTENDERS, ENGINES, GOALS, Contender, Goal, contenders_of, ours, twins_of
 from quant import cpu
 from quant.metrics import METRICS, paired, ratio_interval
 from quant.record import Machine
@@ -19,6 +19,10 @@ from quant.report import Table
 __all__ = ["Judged", "complete", "judged", "markdown", "tables", "to_json"]
 
 _NONE = "-"
+_TWINS = (
+    "An engine / itself: the same model in two processes, timed in turns with the rest; as far as that is from 1.00, "
+    "and as wide as its interval, a ratio between engines means nothing."
+)
 
 
 @dataclass(frozen=True)
@@ -94,43 +98,59 @@ def _case(row: Row) -> str:
     return f"{find(row.model).title}, batch {row.batch}"
 
 
+def _over(one: Contender, other: Contender) -> str:
+    return f"{one.title} / {'itself' if other.twin_of else other.title}"
+
+
+def _ratio(row: Row, one: Contender, other: Contender) -> str:
+    ratio = ratio_of(row.cells.get(one.key, Cell()), row.cells.get(other.key, Cell()))
+    return f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]" if ratio else _NONE
+
+
+def _mean(rows: Sequence[Row], one: Contender, other: Contender) -> str:
+    found = [ratio_of(row.cells.get(one.key, Cell()), row.cells.get(other.key, Cell())) for row in rows]
+    ratios = [ratio[0] for ratio in found if ratio]
+    return f"{math.exp(float(np.mean(np.log(ratios)))):.2f}" if ratios else _NONE
+
+
 def _speed_table(rows: Sequence[Row], title: str) -> Table:
     mine, peers = ours(), [contender for contender in contenders_of("int8") if not contender.judged]
-    against = [(me, peer) for me in mine for peer in peers]
-    short = {contender.key: contender.title for contender in mine + peers}
+    against = [(me, peer) for me in mine for peer in peers] + twins_of("int8")
     body = []
     for row in rows:
-        cells = [_case(row), *(_ms(row.cells.get(contender.key)) for contender in [*mine, *peers])]
-        for me, peer in against:
-            ratio = ratio_of(row.cells.get(me.key, Cell()), row.cells.get(peer.key, Cell()))
-            cells.append(f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]" if ratio else _NONE)
-        body.append(tuple(cells))
-    found = {(entry.ours.key, entry.goal.peer): entry for entry in judged(rows)}
-    means = [found.get((me.key, peer.engine)) for me, peer in against]
-    body.append(
-        (
-            "geometric mean",
-            *("" for _ in [*mine, *peers]),
-            *(f"{entry.mean:.2f}" if entry and entry.ratios else _NONE for entry in means),
-        )
-    )
+        times = (_ms(row.cells.get(contender.key)) for contender in [*mine, *peers])
+        body.append((_case(row), *times, *(_ratio(row, *pair) for pair in against)))
+    blank = [""] * len([*mine, *peers])
+    body.append(("geometric mean", *blank, *(_mean(rows, *pair) for pair in against)))
     columns = (
         "Model",
-        *(f"{short[c.key]}, ms" for c in [*mine, *peers]),
-        *(f"{a.title} / {b.title}" for a, b in against),
+        *(f"{contender.title}, ms" for contender in [*mine, *peers]),
+        *(_over(*pair) for pair in against),
     )
     note = (
         "Medians of a batch; ratios are medians of the rounds' ratios with a bootstrap 95% interval, and below 1 ours "
-        "is faster. Of GRU and LSTM, ours and Paddle's time includes the decoding (CRF, CTC), the others' doesn't."
+        f"is faster. {_TWINS} Of GRU and LSTM, ours and Paddle's time includes the decoding (CRF, CTC), the others' "
+        "doesn't."
     )
     return Table(title, columns, tuple(body), note)
 
 
 def _float_table(rows: Sequence[Row], title: str) -> Table:
-    shown = contenders_of("fp32", "bf16")
-    body = tuple((_case(row), *(_ms(row.cells.get(contender.key)) for contender in shown)) for row in rows)
-    columns = ("Model", *(f"{contender.precision.upper()}, {contender.title}, ms" for contender in shown))
-    return Table(title, columns, body, "ONNX Runtime has no BF16 on CPUs.")
+    shown, pairs = contenders_of("fp32", "bf16"), twins_of("fp32", "bf16")
+    body = tuple(
+        (
+            _case(row),
+            *(_ms(row.cells.get(contender.key)) for contender in shown),
+            *(_ratio(row, *pair) for pair in pairs),
+        )
+        for row in rows
+    )
+    columns = (
+        "Model",
+        *(f"{contender.precision.upper()}, {contender.title}, ms" for contender in shown),
+        *(f"{one.precision.upper()}, {_over(one, other)}" for one, other in pairs),
+    )
+    return Table(title, columns, body, f"ONNX Runtime has no BF16 on CPUs. {_TWINS}")
 
 
 def _accuracy_table(rows: Sequence[Row], title: str) -> Table:

@@ -95,6 +95,21 @@ def test_every_engine_has_its_column_and_every_row_its_line() -> None:
     assert len(share.columns) == 1 + len(contenders_of("int8"))
 
 
+def test_each_table_of_times_has_an_engine_beside_itself() -> None:
+    full = row("resnet50")
+    twins = {"ours-again-int8": cell(8.0), "openvino-again-int8": cell(10.2), "paddle-again-fp32": cell(30.3)}
+    rows = [replace(full, cells={**full.cells, "paddle-fp32": cell(30.0), **twins}), row("vgg16")]
+    speed, floats = results.tables(rows)[:2]
+    first, second, mean = (dict(zip(speed.columns, line, strict=True)) for line in speed.rows)
+    assert first["ours / itself"] == "1.00 [1.00, 1.00]" and first["OpenVINO / itself"] == "0.98 [0.98, 0.98]"
+    assert second["ours / itself"] == second["OpenVINO / itself"] == "-"
+    assert mean["ours / itself"] == "1.00" and mean["OpenVINO / itself"] == "0.98"
+    assert dict(zip(floats.columns, floats.rows[0], strict=True))["FP32, ours and Paddle / itself"].startswith("0.99 [")
+    for table in (speed, floats):
+        assert "the same model in two processes" in table.note
+        assert not any("again" in column for column in table.columns)
+
+
 def test_accuracy_is_paired_with_our_fp32() -> None:
     fp32, worse = ("1 1 1 1 1 1 1 0 1 1", " ".join(["1"] * 10)), ("1 1 1 1 1 1 0 0 1 0", " ".join(["1"] * 10))
     full = row("resnet50")
@@ -145,7 +160,7 @@ def test_contenders_are_told_apart_and_goals_have_peers() -> None:
     assert len(set(keys)) == len(keys) and len({engine.name for engine in ENGINES}) == len(ENGINES)
     assert len(ours()) >= 1 and all(contender.precision == "int8" for contender in ours())
     for goal in GOALS:
-        assert [c.judged for c in CONTENDERS if c.engine == goal.peer and c.precision == "int8"] == [False]
+        assert [c.judged for c in contenders_of("int8") if c.engine == goal.peer] == [False]
         assert 0 < goal.mean <= goal.each
 
 

@@ -1,7 +1,10 @@
 """Workers, their protocol and their turns, with an engine that does nothing."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 
 from bench.peers import compare, results
 from bench.peers.compare import Cell, Load, take_turns
-from bench.peers.contenders import CONTENDERS, Contender, Engine
+from bench.peers.contenders import CONTENDERS, Contender, Engine, contenders_of, twins_of
 from bench.peers.models import Artefacts, Built
 from bench.peers.protocol import Worker, WorkerError, thread_environment
 from quant.errors import ModelError
@@ -97,14 +100,27 @@ def test_threads_neither_spin_nor_multiply() -> None:
     assert environment["OMP_WAIT_POLICY"] == "PASSIVE" and environment["KMP_BLOCKTIME"] == "0"
 
 
-def test_order_alternates_round_by_round(data: dict[str, Any], tmp_path: Path) -> None:
+def test_each_contender_follows_each_other_equally_often(data: dict[str, Any], tmp_path: Path) -> None:
     diary = tmp_path / "diary"
     names = ("a", "b", "c")
     timed = take_turns([load(name, data, diary=str(diary)) for name in names], budget_s=0, repeat=1)
-    assert [len(timed[name].seconds) for name in names] == [8, 8, 8]  # the fewest rounds there are
+    assert [len(timed[name].seconds) for name in names] == [12] * 3  # whole cycles, and 8 rounds at least
     runs = [line.split()[0] for line in diary.read_text().splitlines()]
     turns = runs[3 * 3 :]  # behind the three laps in which each finds its pace
-    assert turns == [name for number in range(8) for name in (names if number % 2 == 0 else names[::-1]) for _ in "wt"]
+    assert turns[::2] == turns[1::2]  # each runs once untimed, and once
+    order = turns[::2]
+    assert [sorted(order[begin : begin + 3]) for begin in range(0, 36, 3)] == [["a", "b", "c"]] * 12
+    behind = Counter(pairwise(order))
+    assert set(behind) == set(permutations(names, 2))  # so nobody follows itself
+    assert max(behind.values()) - min(behind.values()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("affordable", "contenders", "rounds"),
+    [(0, 1, 8), (0, 2, 8), (0, 3, 12), (0, 8, 16), (29, 3, 24), (31, 8, 16), (1e9, 8, 48), (1e9, 1, 60)],
+)
+def test_rounds_are_whole_cycles(affordable: float, contenders: int, rounds: int) -> None:
+    assert compare._rounds(affordable, contenders) == rounds
 
 
 def test_failures_are_cells_and_the_others_go_on(data: dict[str, Any]) -> None:
@@ -116,7 +132,7 @@ def test_failures_are_cells_and_the_others_go_on(data: dict[str, Any]) -> None:
     ]
     timed = take_turns(loads, budget_s=0, repeat=1, parallel=2)
     assert list(timed) == ["fine", "refuses", "crashes", "raises"]
-    assert len(timed["fine"].seconds) == 8 and timed["fine"].error == ""
+    assert len(timed["fine"].seconds) == 12 and timed["fine"].error == ""
     assert timed["refuses"].error == "ValueError: unsupported op 'zeta'"
     assert timed["crashes"].error.startswith("crashed (SIGSEGV)")
     assert timed["raises"].error == "ValueError: no memory left"
@@ -174,6 +190,44 @@ def test_what_was_not_built_is_not_timed(data: dict[str, Any], monkeypatch: pyte
     assert list(timed) == ["fake-int8", "fake-b-int8"]
     assert timed["fake-int8"].error == "ValueError: unsupported op 'zeta'"
     assert timed["fake-b-int8"].error == "not installed: fake"
+
+
+def test_twins_run_the_same_model_alike_and_are_not_judged(
+    data: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Paddle runs FP32 fastest by is looked for once, though two contenders ask for it."""
+    pairs = twins_of("int8", "fp32")
+    assert [(one.key, twin.key) for one, twin in pairs] == [
+        ("ours-int8", "ours-again-int8"),
+        ("openvino-int8", "openvino-again-int8"),
+        ("paddle-fp32", "paddle-again-fp32"),
+    ]
+    started: list[Load] = []
+
+    def take(loads: Sequence[Load], **_: Any) -> dict[str, Cell]:
+        started.extend(loads)
+        return {one.key: Cell((0.1,)) for one in loads}
+
+    ways = iter([{"onednn": True}, {"onednn": False}])
+    monkeypatch.setattr(compare, "take_turns", take)
+    monkeypatch.setattr(compare, "_fastest", lambda *_: next(ways))
+    monkeypatch.setattr(compare, "_lacks", lambda *_: "")
+    built = {contender.key: Built(contender.twin_of or contender.key) for contender in CONTENDERS}
+    assert {*compare.measure(find("resnet50"), CONTENDERS, artefacts(data, **built), None, 1, 0.1)} == {*built}
+    loads = {one.key: one for one in started}
+    for one, twin in pairs:
+        assert replace(loads[twin.key], key=one.key) == loads[one.key]
+    judged: list[str] = []
+    monkeypatch.setattr(compare, "artefacts_of", lambda *_, **__: artefacts(data, **built))
+    monkeypatch.setattr(compare, "measure", lambda *_: dict.fromkeys(built, Cell()))
+
+    def judge(spec: ModelSpec, chosen: Sequence[Contender], *_: Any) -> compare.Outcomes:
+        judged.extend(contender.key for contender in chosen)
+        return {}, {}
+
+    monkeypatch.setattr(compare, "judge", judge)
+    compare.compare(MODELS[:1], CONTENDERS, isa=None, threads=1, budget_s=1, tell=lambda _: None)
+    assert judged == [contender.key for contender in contenders_of("int8")]
 
 
 def test_a_cell_without_times_has_no_median() -> None:

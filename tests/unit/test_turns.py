@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from collections import Counter
+from itertools import pairwise, permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +118,37 @@ def test_who_waits_takes_no_core(model: str) -> None:
     assert len(rounds) == 1 and rounds.pop() == len(waited) >= 8
 
 
-def test_everyone_comes_first_in_turn() -> None:
-    assert [list(turns.in_turn(3, number)) for number in range(3)] == [[0, 1, 2], [1, 2, 0], [2, 0, 1]]
+@pytest.mark.parametrize("count", range(1, 13))
+def test_everyone_comes_first_and_behind_each_other_equally_often(count: int) -> None:
+    places: Counter[tuple[int, int]] = Counter()
+    behind: Counter[tuple[int, int]] = Counter()
+    for number in range(3 * turns.cycle(count)):
+        order = turns.in_turn(count, number)
+        assert sorted(order) == list(range(count))
+        places.update(enumerate(order))
+        behind.update(pairwise(order))
+    assert places == dict.fromkeys(product(range(count), repeat=2), 6)
+    assert behind == dict.fromkeys(permutations(range(count), 2), 6)
+
+
+@pytest.mark.parametrize("count", range(3, 13))
+def test_borders_of_rounds_favour_nobody(count: int) -> None:
+    """Over any number of rounds that is run, counting also who begins behind a round's last."""
+    behind: Counter[tuple[int, int]] = Counter()
+    whole = [place for number in range(60) for place in turns.in_turn(count, number)]
+    for step, pair in enumerate(pairwise(whole), start=1):
+        behind[pair] += 1
+        if step % count == 0:
+            often = [behind[first, second] for first, second in permutations(range(count), 2)]
+            assert max(often) - min(often) <= 5
+    assert all(first != second for first, second in behind)
+
+
+def test_two_take_turns() -> None:
+    assert [turns.in_turn(2, number) for number in range(4)] == [(0, 1), (0, 1), (1, 0), (1, 0)]
+
+
+def test_the_budget_decides_how_many_rounds() -> None:
     assert [turns.rounds_in(2.0, cost_s) for cost_s in (0.001, 0.1, 100.0)] == [60, 20, 8]
 
 
