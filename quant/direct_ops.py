@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from quant import primitives
 from quant.activations import KNOWN, Eltwise, conv_activation
+from quant.constants import beside, shape_of
 from quant.direct_sequences import EMIT_SEQUENCES
 from quant.errors import UnsupportedError
 from quant.graph import Op
 from quant.onednn import Memory, any_layout, flat
 from quant.primitives import Activation, Add, Attributes, PostOp, Sum
-from quant.workspace import LAST, Workspace, beside, lies_in, order_of, shape_of
+from quant.workspace import LAST, Workspace, lies_in, order_of
 
 __all__ = ["ADDITIONS", "EMIT"]
 

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.constants import computed, shape_of
 from quant.errors import UnsupportedError
-from quant.graph import DTYPE_NUMBERS, Graph, Op
+from quant.graph import Graph, Op
 from quant.onednn import ARG, Layout, Memory, memory_of
 from quant.primitives import Attributes, Primitive, call_of, pack, reorder
 
-__all__ = ["LAST", "Constants", "Step", "Workspace", "beside", "lies_in", "order_of", "shape_of"]
+__all__ = ["LAST", "Constants", "Step", "Workspace", "lies_in", "order_of"]
 
 Array = NDArray[Any]
 Step = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and its arguments; what it returns is 0, None or wrong
 LAST = (0, 2, 3, 1)  # the order of an image's dimensions in memory: channels last
 _ALIGN = 64  # bytes: a cache line, and a vector of AVX512
-_DTYPES = {number: name for name, number in DTYPE_NUMBERS.items()}
 
 
 class Constants:
@@ -73,15 +73,9 @@ class Constants:
             if name not in self.computed:
                 raise UnsupportedError(f"{name!r} is not constant")
             op = self.computed[name]
-            x = self.value(op.input("X"))
-            if op.type == "cast":
-                found = x.astype(_DTYPES[op.attr("out_dtype")])
-            elif op.type == "reshape2":
-                found = x.reshape(shape_of(op, x.shape))
-            elif op.type == "concat":
-                found = np.concatenate([self.value(part) for part in op.inputs["X"]], op.attr("axis", 0))
-            else:
-                found = x * beside(self.value(op.input("Y")), x.ndim, op.attr("axis", -1))
+            found = computed(op, self.value)
+            if found is None:
+                raise UnsupportedError(f"op {op.type!r} of constants, with these types and attributes")
             self.known[name] = found
         return self.known[name]
 
@@ -330,35 +324,6 @@ def lies_in(array: Array, order: Sequence[int]) -> bool:
     return True
 
 
-def beside(array: Array, ndim: int, axis: int) -> Array:
-    """The second operand of an elementwise op, with the dimensions that Paddle's `axis` leaves out."""
-    trailing = 0 if axis < 0 else ndim - axis - array.ndim
-    shape = (*array.shape, *([1] * trailing))
-    return array.reshape(*([1] * (ndim - len(shape))), *shape)
-
-
 def order_of(array: Array) -> list[int]:
     """The dimensions of an array from the outermost to the innermost in memory."""
     return sorted(range(array.ndim), key=lambda dim: (-array.strides[dim], dim))
-
-
-def shape_of(op: Op, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that reshape2, squeeze2, unsqueeze2 or a flattening gives."""
-    rank = len(shape)
-    if op.type == "reshape2":
-        wanted = [shape[place] if size == 0 else size for place, size in enumerate(op.attr("shape"))]
-        known = int(np.prod([size for size in wanted if size > 0]))
-        return tuple(int(np.prod(shape)) // known if size < 0 else size for size in wanted)
-    if op.type == "squeeze2":
-        axes = [axis % rank for axis in op.attr("axes")] or list(range(rank))
-        return tuple(size for place, size in enumerate(shape) if size != 1 or place not in axes)
-    if op.type == "unsqueeze2":
-        result = list(shape)
-        for axis in op.attr("axes"):
-            result.insert(axis if axis >= 0 else len(result) + 1 + axis, 1)
-        return tuple(result)
-    if op.type == "flatten2":
-        axis = op.attr("axis", 1)
-        return int(np.prod(shape[:axis])), int(np.prod(shape[axis:]))
-    first, last = op.attr("start_axis", 1) % rank, op.attr("stop_axis", -1) % rank
-    return (*shape[:first], int(np.prod(shape[first : last + 1])), *shape[last + 1 :])

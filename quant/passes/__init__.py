@@ -2,10 +2,12 @@
 
 from quant.graph import Pass
 from quant.passes.bias_as_vector import bias_as_vector
+from quant.passes.channels_first import channels_first
 from quant.passes.drop_identities import drop_identities
 from quant.passes.drop_judges import drop_judges
 from quant.passes.equalise_embeddings import equalise_embeddings
 from quant.passes.fold_batch_norm import fold_batch_norm
+from quant.passes.fold_parameters import fold_parameters
 from quant.passes.fold_scale import fold_scale
 from quant.passes.fuse_kernels import fuse_kernels
 from quant.passes.hoist_quantizers import hoist_quantizers
@@ -20,10 +22,12 @@ __all__ = [
     "NORMALISE",
     "PLACE",
     "bias_as_vector",
+    "channels_first",
     "drop_identities",
     "drop_judges",
     "equalise_embeddings",
     "fold_batch_norm",
+    "fold_parameters",
     "fold_scale",
     "fuse_kernels",
     "hoist_quantizers",
@@ -38,7 +42,7 @@ __all__ = [
 JOIN: tuple[Pass, ...] = (drop_identities, bias_as_vector, fold_batch_norm, pad_as_pad3d, fold_scale)
 
 # A model as all of this project sees it; outputs don't change.
-NORMALISE: tuple[Pass, ...] = (*JOIN, equalise_embeddings)
+NORMALISE: tuple[Pass, ...] = (fold_parameters, channels_first, *JOIN, equalise_embeddings)
 
 # What calibration sees: also ops that have a kernel in INT8 only under another name.
 CALIBRATE: tuple[Pass, ...] = (*NORMALISE, norm_as_conv)
