@@ -9,6 +9,7 @@ Formats: paddle/fluid/framework/framework.proto (ProgramDesc) and paddle/phi/cor
 TensorDesc | TensorDesc | raw data; a combined file is these in the order of the sorted names).
 """
 
+import itertools
 import math
 import mmap
 import os
@@ -176,9 +177,10 @@ class Var(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """One block of a legacy program.
+    """One block of a legacy program. No op writes what another one writes, or what is fed (`_assigned_once`).
 
-    `vars` describes every tensor, parameters included; `params` holds the values of the parameters.
+    `vars` describes every tensor, parameters included; `params` holds the values of the parameters. An op may write a
+    parameter, as a batch norm does with its mean; at inference that changes nothing.
     `version` is the serialised ProgramDesc without blocks: program version and op versions.
     """
 
@@ -190,8 +192,9 @@ class Graph:
     version: bytes = b""
 
     def writers(self) -> dict[str, Op]:
-        """Variable -> the op that writes it."""
-        return {name: op for op in self.ops for name in op.writes}
+        """Variable -> the op that computes it. A parameter is computed by none, so going back from writer to writer
+        ends."""
+        return {name: op for op in self.ops for name in op.writes if name not in self.params}
 
     def readers(self) -> dict[str, list[Op]]:
         """Variable -> the ops that read it, in order, an op once a reading slot."""
@@ -325,7 +328,33 @@ def load_dir(directory: Path) -> Graph:
                 f"{where}: parameter {name!r} is {value.dtype}{list(value.shape)}, but the program "
                 f"{files.program.name} declares {var.dtype}{list(var.shape)}: parameters of another model?"
             )
-    return replace(graph, params=params, vars=described)
+    return _assigned_once(replace(graph, params=params, vars=described))
+
+
+def _assigned_once(graph: Graph) -> Graph:
+    """The same computation with a name for each value: programs may write a variable twice, or over what they read.
+
+    What is fed keeps its name; of others the last value does, so that outputs keep theirs. Parameters aren't renamed:
+    Paddle insists that a batch norm writes the very mean that it reads.
+    """
+    writes = Counter(name for op in graph.ops for name in dict.fromkeys(op.writes))
+    fed = {*graph.feeds}
+    again = {name for name, count in writes.items() if count > 1 or name in fed} - {*graph.params, *_ABSENT}
+    if not again:
+        return graph
+    described, now, ops = dict(graph.vars), dict[str, str](), []
+    for op in graph.ops:
+        rewired = op.rewired(now)
+        for name in again.intersection(op.writes):
+            writes[name] -= 1
+            now[name] = name
+            if writes[name] or name in fed:
+                now[name] = next(new for n in itertools.count() if (new := f"{name}.{n}") not in described)
+                described[now[name]] = graph.vars[name]
+        outputs = {slot: tuple(now.get(name, name) for name in names) for slot, names in op.outputs.items()}
+        ops.append(replace(rewired, outputs=outputs))
+    fetches = tuple(now.get(name, name) for name in graph.fetches)
+    return replace(graph, ops=tuple(ops), vars=described, fetches=fetches)
 
 
 def save_dir(graph: Graph, directory: Path, layout: str = "inference") -> None:
@@ -427,7 +456,10 @@ def forward_of(serialized: bytes) -> Graph:
     ops = tuple(
         op for op in parsed.ops if op.type not in ("feed", "fetch") and not op.attr("op_role", 0) & _NOT_FORWARD
     )
-    written = {name for op in ops for name in op.writes}
+    writes = Counter(name for op in ops for name in dict.fromkeys(op.writes) if name not in parsed.params)
+    if twice := [name for name, count in writes.items() if count > 1 and name not in _ABSENT]:
+        raise ModelError(f"the training program writes the variable {twice[0]!r} twice: ops in place can't be trained")
+    written = {*writes}
     feeds = dict.fromkeys(name for op in ops for name in op.reads if name in parsed.vars and name not in written)
     return Graph(
         ops=ops,
