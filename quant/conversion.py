@@ -82,7 +82,7 @@ def convert(
     if not any(coverage.int8[kind] for kind in (*CONVS, *PRODUCTS)):
         reason = coverage.kept[0].reason if coverage.kept else "it holds no quantizable op"
         raise ConversionError(f"no op became INT8: {reason}")
-    result = graph.evolve(emitter.ops, emitter.vars, emitter.params)
+    result = graph.evolve(emitter.ops, emitter.vars, emitter.names.params)
     if seen:
         seen("emit_int8", result)
     return result, coverage
@@ -103,9 +103,9 @@ class _Emitter:
         self.grids: dict[str, Grid] = {}  # variable -> the grid its values lie on
         self.floats = {name: name for name in (*graph.feeds, *graph.params)}  # variable -> its float32 form
         self.vars: dict[str, Var] = {}
-        self.params: dict[str, NDArray[Any]] = {}
         self.ops: list[Op] = []
-        self.stored: dict[str, str] = {}  # parameter -> the variable that its packed values come back as
+        self.names = graph.names()
+        self.restored: dict[tuple[str, str], str] = {}  # integers, step -> the variable that their values come back as
         self.products: set[str] = set()  # outputs of INT8 products of two activations, and their rounded twins
         self.called_u8: set[str] = set()  # variables that hold int8, though Paddle calls them uint8
         self.reasons: dict[Op, str] = {}  # quantizable ops that stayed float32
@@ -222,7 +222,7 @@ class _Emitter:
     def quantize(self, source: str, target: str, forms: dict[str, Int8], shift: int) -> None:
         threshold, levels = self.grids[target]
         unsigned = levels == UNSIGNED or shift > 0
-        form = Int8(self.graph.fresh(f"{target}.{'u8' if shift else 'int8'}"), threshold, levels, unsigned, shift)
+        form = Int8(self.names.fresh(f"{target}.{'u8' if shift else 'int8'}"), threshold, levels, unsigned, shift)
         quantize = Op.make(
             "quantize",
             {"Input": source},
@@ -258,7 +258,7 @@ class _Emitter:
         first = forms[0]
         if first is None or any(form is None or not form.same_grid(first) for form in forms):
             return False
-        written = [replace(first, name=self.graph.fresh(f"{out}.int8")) for out in outs]
+        written = [replace(first, name=self.names.fresh(f"{out}.int8")) for out in outs]
         inputs = {**op.inputs, "X": tuple(form.name for form in forms if form)}
         moved = replace(op, inputs=inputs, outputs={**op.outputs, "Out": tuple(form.name for form in written)})
         if op.type == "transpose2" and self.products.intersection(names):
@@ -309,7 +309,7 @@ class _Emitter:
         room = UNSIGNED if unsigned and (residual is None or residual.unsigned) else SIGNED
         if levels not in (SIGNED, room):
             return None
-        return Int8(self.graph.fresh(f"{chain.out}.int8"), threshold, levels, unsigned)
+        return Int8(self.names.fresh(f"{chain.out}.int8"), threshold, levels, unsigned)
 
     def chain(self, chain: Chain) -> None:
         operands = [self.need_shifted(chain.data)] if chain.cell else [self.need_int8(name) for name in chain.operands]
@@ -353,17 +353,16 @@ class _Emitter:
         cell = chain.cell
         stored = None
         if self.only_into_cells(chain.out):
-            stored = Int8(self.graph.fresh(f"{chain.out}.u8"), *STATE, unsigned=True, shift=SHIFT)
-        weight, bias = self.graph.fresh(f"{chain.weight}.scaled"), self.graph.fresh(f"{chain.out}.bias")
+            stored = Int8(self.names.fresh(f"{chain.out}.u8"), *STATE, unsigned=True, shift=SHIFT)
+        bias = self.names.param(f"{chain.out}.bias", whole_bias(self.graph, chain))
         scaled = self.graph.params[chain.weight] * (data.threshold / STATE_THRESHOLD)
-        self.params[bias], width = whole_bias(self.graph, chain), self.graph.params[chain.weight].shape[1]
-        scratch = SCRATCH[cell.type]
-        outputs = {"Hidden": self.write(chain, stored), **{slot: f"{chain.out}.{slot}" for slot in scratch}}
-        self.vars.update({outputs[slot]: Var((-1, width)) for slot in scratch})
+        scratch = {slot: self.names.fresh(f"{chain.out}.{slot}") for slot in SCRATCH[cell.type]}
+        self.vars.update(dict.fromkeys(scratch.values(), Var((-1, scaled.shape[1]))))
+        outputs = {"Hidden": self.write(chain, stored), **scratch}
         scales = cell.attr("weight_levels") / np.array(cell.attr("weight_thresholds"), np.float64)
         inputs = {
             "X": data.name,
-            "WeightX": self.packed(weight, scaled, scales, 1),
+            "WeightX": self.packed(f"{chain.weight}.scaled", scaled, scales, 1),
             "WeightH": self.packed_state(cell, chain.state_weight, scales),
             "Bias": bias,
         }
@@ -384,15 +383,16 @@ class _Emitter:
             inputs["ResidualData"] = residual.name if residual else self.need_float(chain.residual)
         bias = chain.bias
         if not conv and not bias:  # the predictor's own passes crash (SIGSEGV) on an fc without one
-            bias = self.graph.fresh(f"{chain.weight}.no_bias")
-            self.params[bias] = np.zeros(self.graph.vars[chain.weight].shape[1], np.float32)
+            zeros = np.zeros(self.graph.vars[chain.weight].shape[1], np.float32)
+            bias = self.names.param(f"{chain.weight}.no_bias", zeros)
         if bias:
             inputs["Bias"] = bias
         if conv:
             attrs = conv_attrs(chain, data, residual, form)
         else:
             attrs = fc_attrs(chain, row_dims(self.graph, chain.op), data, form)
-        scales = np.array(attrs["Scale_weights"])
+        # By the weight's own grid: Scale_weights may be twice that for one of its readers (quant.kernels).
+        scales = chain.op.attr("weight_levels") / np.array(chain.op.attr("weight_thresholds"), np.float64)
         inputs[slots[1]] = self.packed(chain.weight, self.graph.params[chain.weight], scales, 0 if conv else 1)
         self.emit("fused_conv2d" if conv else "fc", inputs, {slots[2]: self.write(chain, form)}, attrs)
 
@@ -401,7 +401,7 @@ class _Emitter:
         shape, rows = self.graph.vars[chain.data].shape, row_dims(self.graph, chain.op)
         if rows == len(shape) - 1:
             return data
-        form = replace(data, name=self.graph.fresh(f"{chain.out}.flat.int8"))
+        form = replace(data, name=self.names.fresh(f"{chain.out}.flat.int8"))
         self.vars[form.name] = Var((*shape[:rows], math.prod(shape[rows:])), "uint8" if form.unsigned else "int8")
         attrs = {"start_axis": rows, "stop_axis": -1, "use_mkldnn": True, "mkldnn_data_type": "int8"}
         self.ops.append(Op.make("flatten_contiguous_range", {"X": data.name}, {"Out": form.name}, **attrs))
@@ -410,9 +410,11 @@ class _Emitter:
     # --- parameters
 
     def packed(
-        self, name: str, values: NDArray[Any], scales: NDArray[np.float64], axis: int, levels: int = SIGNED
+        self, stem: str, values: NDArray[Any], scales: NDArray[np.float64], axis: int, levels: int = SIGNED
     ) -> str:
         """Store a weight that lies on its grid as integers and a step a channel; the variable of its float32 values.
+
+        Weights of one `stem` share what is stored where that is the same. `scales`: integers to a unit, [channels].
 
         Ops on constants make those from it, which Paddle's constant_folding_pass runs once, on loading the model. (It
         leaves out dequantize_linear, which would be one op, so that would run each time.) Kernels take int8 weights
@@ -421,19 +423,19 @@ class _Emitter:
         A step along the first axis is one for which oneDNN has a plain loop only (ResNet-50 loaded in six times the
         time of FP32). So such a weight [O, I, H, W] is stored as [1, O, I H W], and reshaped after the product.
         """
-        if name not in self.stored:
-            integers, step = self.graph.fresh(f"{name}.stored"), self.graph.fresh(f"{name}.step")
-            stored = quantise(values, levels / scales, levels, axis)
-            shape = values.shape if axis else (1, len(values), values[0].size)
-            self.params[integers] = stored.astype(np.int8 if levels == SIGNED else np.int16).reshape(shape)
-            self.params[step] = (1 / scales).astype(np.float32)
-            kinds = {"in_dtype": DTYPE_NUMBERS[str(self.params[integers].dtype)], "out_dtype": DTYPE_NUMBERS["float32"]}
+        dtype = "int8" if levels == SIGNED else "int16"
+        shape = values.shape if axis else (1, len(values), values[0].size)
+        stored = quantise(values, levels / scales, levels, axis).astype(dtype).reshape(shape)
+        integers = self.names.param(f"{stem}.stored", stored)
+        step = self.names.param(f"{stem}.step", (1 / scales).astype(np.float32))
+        if (integers, step) not in self.restored:
+            kinds = {"in_dtype": DTYPE_NUMBERS[dtype], "out_dtype": DTYPE_NUMBERS["float32"]}
             whole = self.computed("cast", {"X": (integers,)}, shape, **kinds)
             scaled = self.computed("elementwise_mul", {"X": (whole,), "Y": (step,)}, shape, axis=axis or 1)
             if shape != values.shape:
                 scaled = self.computed("reshape2", {"X": (scaled,)}, values.shape, shape=list(values.shape))
-            self.stored[name] = scaled
-        return self.stored[name]
+            self.restored[integers, step] = scaled
+        return self.restored[integers, step]
 
     def packed_state(self, cell: Op, name: str, scales: NDArray[np.float64]) -> str:
         """The same for the state's weight of a recurrent layer; gru's is put together from its two parts."""
@@ -461,7 +463,7 @@ class _Emitter:
 
     def computed(self, kind: str, reads: Mapping[str, tuple[str, ...]], size: tuple[int, ...], **attrs: Any) -> str:
         """Emit an op on parameters alone; the variable, of shape `size`, that it writes."""
-        out = self.graph.fresh(f"{reads['X'][0]}.{kind}")
+        out = self.names.fresh(f"{reads['X'][0]}.{kind}")
         self.vars[out] = Var(size)
         self.ops.append(Op(kind, reads, {"Out": (out,)}, {key: Attr.of(value) for key, value in attrs.items()}))
         return out

@@ -30,7 +30,7 @@ __all__ = [
     "twins_of",
 ]
 
-# What the INT8 emitter puts behind a variable's name (quant.conversion), and Graph.fresh behind that.
+# What the INT8 emitter puts behind a variable's name (quant.conversion), and quant.names behind that.
 _STORED = re.compile(r"\.(flat\.int8|int8|u8)(\.\d+)?$")
 # The name of a rounded tensor (quant.rounding, quant.passes.hoist_quantizers), which a model without quantizers lacks.
 _ROUNDED = re.compile(r"(\.quantized|\.above\..+)(\.\d+)?$")

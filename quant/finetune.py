@@ -177,11 +177,11 @@ def _heads(graph: Graph) -> tuple[str, ...]:
 
 def _trainable(graph: Graph) -> Any:
     """A training program's forward part: the graph's ops, its weights as trainable parameters."""
-    ops, described = [], {}
+    ops, described, names = [], {}, graph.names()
     for op in graph.ops:
         for slot in _KEPT_FOR_GRADIENTS.get(op.type, ()):
             if not op.output(slot):
-                name = graph.fresh(f"{op.writes[0]}.{slot}")
+                name = names.fresh(f"{op.writes[0]}.{slot}")
                 op, described[name] = replace(op, outputs={**op.outputs, slot: (name,)}), Var((-1,))
         if op.type in _KEPT_FOR_GRADIENTS and "is_test" in op.attrs:
             op = op.with_attrs(is_test=False)

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.errors import ModelError, unwritable
+from quant.names import Names
 
 os.environ.setdefault("FLAGS_enable_pir_api", "0")  # before Paddle loads: the INT8 tooling is legacy-format only
 
@@ -204,11 +205,9 @@ class Graph:
                 table[name].append(op)
         return table
 
-    def fresh(self, stem: str) -> str:
-        """A variable name that the graph doesn't use yet."""
-        if stem not in self.vars:
-            return stem
-        return next(name for name in (f"{stem}.{n}" for n in range(len(self.vars) + 1)) if name not in self.vars)
+    def names(self) -> Names:
+        """What one rewrite takes its new names from: it gives none that this graph has, and none twice."""
+        return Names({*self.vars, *self.params, *(name for op in self.ops for name in (*op.reads, *op.writes))})
 
     def evolve(
         self,
@@ -216,7 +215,12 @@ class Graph:
         vars: Mapping[str, Var] | None = None,
         params: Mapping[str, Array] | None = None,
     ) -> "Graph":
-        """The graph with other ops, plus new variables and parameters; what nothing uses any more is dropped."""
+        """The graph with other ops, plus new variables and parameters; what nothing uses any more is dropped.
+
+        Raises ValueError for a new parameter that has the name of an old one, whose readers would get other values.
+        """
+        if lost := self.params.keys() & (params or {}).keys():
+            raise ValueError(f"the parameter {min(lost)!r} would be overwritten")
         ops = tuple(ops)
         used = {name for op in ops for name in (*op.reads, *op.writes)} | {*self.feeds, *self.fetches}
         all_params = {**self.params, **(params or {})}

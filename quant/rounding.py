@@ -8,7 +8,7 @@ time.
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -170,10 +170,11 @@ def simulate(
 ) -> Graph:
     """Write `plan` into a graph: fake_quant ops, weights on their grid. `chosen`: group -> threshold.
 
-    Embedding tables are rounded to 16 bits, as which INT8 models store them.
+    Embedding tables are rounded to 16 bits, as which INT8 models store them; what else reads them reads a copy that
+    isn't rounded.
     """
-    rounded = {name: graph.fresh(f"{name}.quantized") for name in plan.group}
-    params = {**graph.params, **_rounded_tables(graph)}
+    names = graph.names()
+    rounded = {name: names.fresh(f"{name}.quantized") for name in plan.group}
     swap: dict[Op, Op] = {}
 
     def threshold(name: str) -> float:
@@ -196,12 +197,11 @@ def simulate(
                 cell, state = chain.cell, state_matrix(chain.cell, graph.params[chain.state_weight])
                 states = peaks_of(chain.state_weight, state, 1)
                 peaks = np.maximum(peaks * threshold(chain.data) / STATE_THRESHOLD, states)
-                name = graph.fresh(f"{chain.state_weight}.grid")
-                params[name] = pack_state_weight(cell, onto_grid(state, peaks, 1))
+                packed = pack_state_weight(cell, onto_grid(state, peaks, 1))
+                name = names.param(f"{chain.state_weight}.grid", packed)
                 swap[cell] = cell.rewired({chain.state_weight: name}).with_attrs(**weight_attrs(peaks))
                 peaks = peaks * STATE_THRESHOLD / threshold(chain.data)
-            name = graph.fresh(f"{chain.weight}.grid")
-            params[name] = onto_grid(graph.params[chain.weight], peaks, axis)
+            name = names.param(f"{chain.weight}.grid", onto_grid(graph.params[chain.weight], peaks, axis))
             renamed = renamed.rewired({chain.weight: name}).with_attrs(**weight_attrs(peaks))
         swap[op] = renamed
         if chain in plan.residual:
@@ -213,12 +213,15 @@ def simulate(
         attrs = {"threshold": threshold(name), "levels": plan.levels[plan.group[name]], "algorithm": choice.algorithm}
         return Op.make("fake_quant", {"X": name}, {"Out": rounded[name]}, **attrs)
 
+    tables = _rounded_tables(graph)
+    exact = {name: names.param(f"{name}.exact", graph.params[name]) for name in tables}
     ops = [quantiser(name) for name in rounded if name in graph.feeds]
     for op in graph.ops:
-        ops.append(swap.get(op, op).rewired({name: rounded[name] for name in plan.states if name in op.reads}))
+        own_grid = {name: rounded[name] for name in plan.states if name in op.reads}
+        ops.append(swap.get(op, op).rewired(own_grid if op.type in LOOKUPS else exact | own_grid))
         ops.extend(quantiser(name) for name in op.writes if name in rounded)
     described = {new: graph.vars[old] for old, new in rounded.items()}
-    return graph.evolve(ops, described, params)
+    return replace(graph, params={**graph.params, **tables}).evolve(ops, described, names.params)
 
 
 def _rounded_tables(graph: Graph) -> dict[str, NDArray[np.float32]]:

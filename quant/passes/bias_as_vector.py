@@ -20,7 +20,7 @@ def bias_as_vector(graph: Graph) -> Graph:
     weight.
     """
     writers = graph.writers()
-    ops, params, changed = [], {}, False
+    ops, names = [], graph.names()
     for op in graph.ops:
         before = writers.get(op.input("X")) if op.type == "elementwise_add" else None
         if before is None or before.type not in _CONVS or before.attr("data_format", "NCHW") != "NCHW":
@@ -37,11 +37,9 @@ def bias_as_vector(graph: Graph) -> Graph:
         if not fits or not aligned or shape[-3:] != (channels, 1, 1) or shape[:-3] not in ((), (1,)):
             ops.append(op)
             continue
-        name = graph.fresh(f"{source}.vector")
-        params[name] = graph.params[source].reshape(channels)
+        name = names.param(f"{source}.vector", graph.params[source].reshape(channels))
         ops.append(replace(op, inputs={**op.inputs, "Y": (name,)}).with_attrs(axis=1))
-        changed = True
-    if not changed:
+    if not names.params:
         return graph
     read = {name for op in ops for name in op.reads} | set(graph.fetches)
-    return graph.evolve((op for op in ops if op.type != "reshape2" or op.output("Out") in read), params=params)
+    return graph.evolve((op for op in ops if op.type != "reshape2" or op.output("Out") in read), params=names.params)

@@ -20,16 +20,16 @@ __all__ = ["equalise_embeddings"]
 def equalise_embeddings(graph: Graph) -> Graph:
     """Rescale tables whose lookups are read only by products (`mul`) that feed gru or lstm.
 
-    Not touched: a table with another reader, a fetched lookup, a table whose columns have that range already.
+    Of a table with other readers they read a copy.
+    Not touched: a fetched lookup, a table whose columns have that range already.
     """
-    readers = graph.readers()
+    readers, names = graph.readers(), graph.names()
     swap: dict[Op, Op] = {}
-    params = {}
     for lookup in graph.ops:
         if lookup.type not in LOOKUPS or lookup.output("Out") in graph.fetches:
             continue
         table, products = lookup.input("W"), readers.get(lookup.output("Out"), [])
-        if table not in graph.params or len(readers[table]) > 1 or not products:
+        if table not in graph.params or not products:
             continue
         if not all(_feeds_cell(graph, readers, op) and op.input("X") == lookup.output("Out") for op in products):
             continue
@@ -38,14 +38,13 @@ def equalise_embeddings(graph: Graph) -> Graph:
         peaks = usable(np.abs(graph.params[table]).max(0))
         if (peaks == 1).all():
             continue
-        new_table = graph.fresh(f"{table}.equalised")
-        params[new_table] = np.clip(graph.params[table] / peaks, -1, 1).astype(np.float32)
+        new_table = names.param(f"{table}.equalised", np.clip(graph.params[table] / peaks, -1, 1).astype(np.float32))
         swap[lookup] = replace(lookup, inputs={**lookup.inputs, "W": (new_table,)})
         for op in products:
-            weight = graph.fresh(f"{op.input('Y')}.equalised")
-            params[weight] = (graph.params[op.input("Y")] * peaks[:, None]).astype(np.float32)
+            scaled = (graph.params[op.input("Y")] * peaks[:, None]).astype(np.float32)
+            weight = names.param(f"{op.input('Y')}.equalised", scaled)
             swap[op] = replace(op, inputs={**op.inputs, "Y": (weight,)})
-    return graph.evolve((swap.get(op, op) for op in graph.ops), params=params) if swap else graph
+    return graph.evolve((swap.get(op, op) for op in graph.ops), params=names.params) if swap else graph
 
 
 def _feeds_cell(graph: Graph, readers: dict[str, list[Op]], op: Op) -> bool:

@@ -22,13 +22,12 @@ def fold_batch_norm(graph: Graph) -> Graph:
     Not touched: batch norm in training mode, over another layout or number of channels, after anything else than a
     convolution with a constant filter, or when the values in between have another reader or are fetched.
     """
-    writers, readers = graph.writers(), graph.readers()
+    writers, readers, names = graph.writers(), graph.readers(), graph.names()
 
     def only_reader(name: str) -> bool:
         return len(readers[name]) == 1 and name not in graph.fetches
 
     swap: dict[Op, tuple[Op, ...]] = {}
-    params = {}
     for norm in graph.ops:
         if norm.type != "batch_norm" or norm.attr("data_layout", "NCHW") != "NCHW":
             continue
@@ -51,9 +50,9 @@ def fold_batch_norm(graph: Graph) -> Graph:
         gamma, beta, mean, variance = (graph.params[name].astype(np.float64) for name in stats)
         gain = gamma / np.sqrt(variance + norm.attr("epsilon", 1e-5))
         before = graph.params[bias].astype(np.float64) if bias else 0.0
-        new_weight, new_bias = graph.fresh(f"{weight}.folded"), graph.fresh(f"{norm.output('Y')}.bias")
-        params[new_weight] = (graph.params[weight] * gain[:, None, None, None]).astype(np.float32)
-        params[new_bias] = (beta + (before - mean) * gain).astype(np.float32)
+        scaled = (graph.params[weight] * gain[:, None, None, None]).astype(np.float32)
+        new_weight = names.param(f"{weight}.folded", scaled)
+        new_bias = names.param(f"{norm.output('Y')}.bias", (beta + (before - mean) * gain).astype(np.float32))
         folded = replace(conv, inputs={**conv.inputs, "Filter": (new_weight,)})
         if thresholds := conv.attr("weight_thresholds"):
             folded = folded.with_attrs(
@@ -64,4 +63,6 @@ def fold_batch_norm(graph: Graph) -> Graph:
             swap[bias_op] = ()
         ends = {"X": conv.output("Output"), "Y": new_bias}
         swap[norm] = (Op.make("elementwise_add", ends, {"Out": norm.output("Y")}, axis=1),)
-    return graph.evolve((new for op in graph.ops for new in swap.get(op, (op,))), params=params) if swap else graph
+    if not swap:
+        return graph
+    return graph.evolve((new for op in graph.ops for new in swap.get(op, (op,))), params=names.params)

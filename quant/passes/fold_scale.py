@@ -27,10 +27,9 @@ def fold_scale(graph: Graph) -> Graph:
 
     Not touched: a scale that is a tensor or not above 0, a value in between with another reader, a fetched output.
     """
-    writers, readers = graph.writers(), graph.readers()
+    writers, readers, names = graph.writers(), graph.readers(), graph.names()
     swap: dict[Op, tuple[Op, ...]] = {}
-    params = {}
-    names: dict[str, str] = {}
+    renamed: dict[str, str] = {}
     for op in graph.ops:
         factor, out = _factor(op), op.output("Out")
         if factor is None or out in graph.fetches:
@@ -42,17 +41,16 @@ def fold_scale(graph: Graph) -> Graph:
         for scaled in targets:
             slot = "Filter" if scaled.type in CONVS else "Y"
             old = scaled.input(slot)
-            new = graph.fresh(f"{old}.times.{out}")
-            params[new] = (graph.params[old] * np.float32(factor)).astype(np.float32)
-            renamed = replace(scaled, inputs={**scaled.inputs, slot: (new,)})
+            new = names.param(f"{old}.times", (graph.params[old] * np.float32(factor)).astype(np.float32))
+            rescaled = replace(scaled, inputs={**scaled.inputs, slot: (new,)})
             if thresholds := scaled.attr("weight_thresholds"):
-                renamed = renamed.with_attrs(weight_thresholds=[factor * threshold for threshold in thresholds])
-            swap[scaled] = (renamed,)
+                rescaled = rescaled.with_attrs(weight_thresholds=[factor * threshold for threshold in thresholds])
+            swap[scaled] = (rescaled,)
         swap[op] = ()
-        names[out] = op.input("X")
+        renamed[out] = op.input("X")
     if not swap:
         return graph
-    return graph.evolve((new.rewired(names) for op in graph.ops for new in swap.get(op, (op,))), params=params)
+    return graph.evolve((new.rewired(renamed) for op in graph.ops for new in swap.get(op, (op,))), params=names.params)
 
 
 def _factor(op: Op) -> float | None:

@@ -7,8 +7,6 @@ loses. The outputs are those of the separate ops, up to the rounding of float32 
 
 from typing import Any
 
-from numpy.typing import NDArray
-
 from quant.activations import conv_activation
 from quant.chains import CONVS, PRODUCTS, RECURRENT, Chain, chains_of, row_dims, whole_bias
 from quant.graph import Graph, Op
@@ -26,17 +24,16 @@ def fuse_kernels(graph: Graph) -> Graph:
     chains = {op: chain for op, chain in chains_of(graph, weighted).items() if chain.weight}
     if not chains:
         return graph
-    params: dict[str, NDArray[Any]] = {}
+    names = graph.names()
     last = {}
     for chain in chains.values():
         if chain.cell:
-            bias = graph.fresh(f"{chain.out}.bias")
-            params[bias] = whole_bias(graph, chain)
+            bias = names.param(f"{chain.out}.bias", whole_bias(graph, chain))
             last[chain.cell] = _cell(chain, chain.cell, bias)
         else:
             last[chain.ops[-1]] = _fused(graph, chain)
     gone = {op for chain in chains.values() for op in chain.ops} - set(last)
-    return graph.evolve((last.get(op, op) for op in graph.ops if op not in gone), params=params)
+    return graph.evolve((last.get(op, op) for op in graph.ops if op not in gone), params=names.params)
 
 
 def _cell(chain: Chain, cell: Op, bias: str) -> Op:

@@ -27,7 +27,7 @@ def hoist_quantizers(graph: Graph) -> Graph:
 
 
 def _hoist_once(graph: Graph) -> Graph:
-    readers = graph.readers()
+    readers, fresh = graph.readers(), graph.names().fresh
     for op in graph.ops:
         if not is_move(op):
             continue
@@ -43,7 +43,7 @@ def _hoist_once(graph: Graph) -> Graph:
         vars: dict[str, Var] = {}
         above, renamed = [], {}
         for name in dict.fromkeys(op.inputs["X"]):
-            renamed[name] = graph.fresh(f"{name}.above.{outs[0]}")
+            renamed[name] = fresh(f"{name}.above.{outs[0]}")
             vars[renamed[name]] = graph.vars[name]
             above.append(Op("fake_quant", {"X": (name,)}, {"Out": (renamed[name],)}, found[0].attrs))
         swap = {op: (*above, op.rewired(renamed)), **dict.fromkeys(found, ())}

@@ -21,7 +21,7 @@ def norm_as_conv(graph: Graph) -> Graph:
     Only for calibration, which then rounds its input: in float32 batch norm's own kernel is as fast.
     Not touched: batch norm in training mode, over another layout or rank, or with a reader that isn't rounded anyway.
     """
-    readers = graph.readers()
+    readers, names = graph.readers(), graph.names()
 
     def is_rounded(name: str) -> bool:
         """Whether all readers of a tensor are ops that round what they read."""
@@ -29,7 +29,7 @@ def norm_as_conv(graph: Graph) -> Graph:
         return name not in graph.fetches and bool(found) and all(op.type in WEIGHT_SLOT for op in found)
 
     swap: dict[Op, tuple[Op, ...]] = {}
-    params, vars = {}, {}
+    vars = {}
     for norm in graph.ops:
         if norm.type != "batch_norm" or norm.attr("data_layout", "NCHW") != "NCHW":
             continue
@@ -49,9 +49,9 @@ def norm_as_conv(graph: Graph) -> Graph:
             continue
         gamma, beta, mean, variance = (graph.params[name].astype(np.float64) for name in stats)
         gain = gamma / np.sqrt(variance + norm.attr("epsilon", 1e-5))
-        weight, bias, scaled = (graph.fresh(f"{out}.{part}") for part in ("gain", "offset", "scaled"))
-        params[weight] = gain.astype(np.float32).reshape(-1, 1, 1, 1)
-        params[bias] = (beta - mean * gain).astype(np.float32)
+        weight = names.param(f"{out}.gain", gain.astype(np.float32).reshape(-1, 1, 1, 1))
+        bias = names.param(f"{out}.offset", (beta - mean * gain).astype(np.float32))
+        scaled = names.fresh(f"{out}.scaled")
         vars[scaled] = Var(graph.vars[out].shape)
         swap[norm] = (
             Op.make(
@@ -69,4 +69,4 @@ def norm_as_conv(graph: Graph) -> Graph:
         )
     if not swap:
         return graph
-    return graph.evolve((new for op in graph.ops for new in swap.get(op, (op,))), vars, params)
+    return graph.evolve((new for op in graph.ops for new in swap.get(op, (op,))), vars, names.params)

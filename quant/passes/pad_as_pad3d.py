@@ -17,6 +17,7 @@ def pad_as_pad3d(graph: Graph) -> Graph:
     """
     ops: list[Op] = []
     vars: dict[str, Var] = {}
+    fresh = graph.names().fresh
     for op in graph.ops:
         paddings = op.attr("paddings", [])
         if op.type != "pad" or len(paddings) != 8 or any(paddings[:2]) or op.inputs.get("PaddingsTensor"):
@@ -24,7 +25,7 @@ def pad_as_pad3d(graph: Graph) -> Graph:
             continue
         source, target = op.input("X"), op.output("Out")
         before, after = graph.vars[source], graph.vars[target]
-        wide, padded = graph.fresh(f"{target}.wide"), graph.fresh(f"{target}.padded")
+        wide, padded = fresh(f"{target}.wide"), fresh(f"{target}.padded")
         vars[wide] = before._replace(shape=(before.shape[0], 1, *before.shape[1:]))
         vars[padded] = after._replace(shape=(after.shape[0], 1, *after.shape[1:]))
         channel, height, width = paddings[2:4], paddings[4:6], paddings[6:8]

@@ -6,6 +6,7 @@ quant2_int8_onednn_pass.py). Here that rounding is written into the simulation f
 one scale a channel for both weights, and the state, bounded by 1, on a grid of 127 steps.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from quant.chains import RECURRENT, Chain, chains_of, is_carrier, pack_state_weight, state_matrix
 from quant.graph import Graph, Op
+from quant.names import Names
 from quant.numerics import SIGNED, STATE_THRESHOLD, dequantise, quantise
 from quant.passes.quantizers import WEIGHT_SLOT, peaks_of
 
@@ -35,16 +37,16 @@ def quantize_cells(graph: Graph) -> Graph:
     ]
     if not chains:
         return graph
-    states = {chain.out: graph.fresh(f"{chain.out}.quantized") for chain in chains}
+    names = graph.names()
+    states = {chain.out: names.fresh(f"{chain.out}.quantized") for chain in chains}
     swap: dict[Op, Op] = {}
     for op in graph.ops:
         if op.type == "fake_quant" and _roots(op.input("X"), writers) <= states.keys():
             swap[op] = op.with_attrs(threshold=STATE_THRESHOLD, levels=SIGNED)
-    params: dict[str, NDArray[Any]] = {}
     for chain in chains:
         quantizer = writers[chain.data]
         threshold = swap.get(quantizer, quantizer).attr("threshold")
-        _round_weights(graph, chain, threshold, swap, params)
+        _round_weights(graph, chain, threshold, swap, names)
     ops = []
     for op in graph.ops:
         ops.append(swap.get(op, op).rewired(states))
@@ -52,7 +54,7 @@ def quantize_cells(graph: Graph) -> Graph:
             if name in states:
                 attrs = {"threshold": STATE_THRESHOLD, "levels": SIGNED}
                 ops.append(Op.make("fake_quant", {"X": name}, {"Out": states[name]}, **attrs))
-    return graph.evolve(ops, {new: graph.vars[old] for old, new in states.items()}, params)
+    return graph.evolve(ops, {new: graph.vars[old] for old, new in states.items()}, names.params)
 
 
 def _rounds(op: Op | None) -> bool:
@@ -67,9 +69,7 @@ def _roots(name: str, writers: dict[str, Op]) -> set[str]:
     return {root for source in op.inputs["X"] for root in _roots(source, writers)}
 
 
-def _round_weights(
-    graph: Graph, chain: Chain, threshold: float, swap: dict[Op, Op], params: dict[str, NDArray[Any]]
-) -> None:
+def _round_weights(graph: Graph, chain: Chain, threshold: float, swap: dict[Op, Op], names: Names) -> None:
     """Put both weights of a layer on their joint grid; `threshold` is that of its input."""
     cell, op = chain.cell, chain.op
     assert cell is not None
@@ -83,10 +83,9 @@ def _round_weights(
         return dequantise(quantise(matrix, thresholds, levels, axis), thresholds, levels, axis)
 
     def gridded(op: Op, slot: str, values: NDArray[Any], thresholds: NDArray[Any]) -> Op:
-        name = graph.fresh(f"{op.input(slot)}.joint")
-        params[name] = values
+        name = names.param(f"{op.input(slot)}.joint", values)
         attrs = {"weight_thresholds": [float(value) for value in thresholds], "weight_levels": levels}
-        return op.rewired({op.input(slot): name}).with_attrs(**attrs)
+        return replace(op, inputs={**op.inputs, slot: (name,)}).with_attrs(**attrs)
 
     swap[cell] = gridded(cell, "Weight", pack_state_weight(cell, onto_grid(state, peaks, 1)), peaks)
     swap[op] = gridded(op, slot, onto_grid(graph.params[chain.weight], of_input, axis), of_input)

@@ -82,6 +82,8 @@ class _Lift:
         self.params: dict[str, NDArray[Any]] = {}
         self.grids: dict[str, dict[str, Any]] = {}  # weight parameter -> attributes of the op that reads it
         self.quantised_linear: dict[str, Op] = {}
+        self.new = graph.names()
+        self.dequantized: dict[tuple[str, bytes, int, int], str] = {}  # weight, grid -> its float parameter
 
     def constant(self, op: Op, slot: str) -> NDArray[np.float64]:
         name = op.input(slot)
@@ -158,46 +160,57 @@ class _Lift:
             thresholds = np.array([SIGNED * SIGNED / op.attr("max_range")])
         else:
             thresholds = self.graph.params[op.inputs["Scales"][0]].astype(np.float64).reshape(-1)
-        target = f"{name}.dequantized"
-        if target not in self.params:
-            self.weight(op, name, target, thresholds, levels_of((op.attr("quant_bits") or [8])[0]), axis)
+        levels = levels_of((op.attr("quant_bits") or [8])[0])
+        key = (name, thresholds.tobytes(), levels, axis)
+        if key not in self.dequantized:
+            self.dequantized[key] = self.new.fresh(f"{name}.dequantized")
+            self.weight(op, name, self.dequantized[key], thresholds, levels, axis)
+        target = self.dequantized[key]
         self.ops = [o.rewired({name: target}) if o.writes == behind.writes else o for o in self.ops]
         self.pass_through(op.input("X"), op.output("Out"))
 
 
 def lower_quantizers(graph: Graph) -> Graph:
     """`fake_quant` ops and weight attributes -> the QDQ dialect, with int8 weights."""
-    params: dict[str, NDArray[Any]] = {}
+    if not any(op.type == "fake_quant" or _has_grid(op) for op in graph.ops):
+        return graph
+    names = graph.names()
     described: dict[str, Var] = {}
-    zero = graph.fresh("quantizer.zero_point")
-    params[zero] = np.zeros(1, np.float32)
+    floats: dict[tuple[str, str, int], str] = {}  # integers, scales, levels -> the variable of a weight's float values
+    zero = names.param("quantizer.zero_point", np.zeros(1, np.float32))
     ops = []
     for op in graph.ops:
         if op.type == "fake_quant":
             source, target = op.input("X"), op.output("Out")
-            scale, between = f"{target}.scale", f"{target}.integer"
-            params[scale] = np.array([op.attr("threshold")], np.float32)
+            scale = names.param(f"{target}.scale", np.array([op.attr("threshold")], np.float32))
+            between = names.fresh(f"{target}.integer")
             described[between] = described[target] = graph.vars[source]
             attrs = _linear_attrs(-1, op.attr("levels"))
             inputs = {"Scale": (scale,), "ZeroPoint": (zero,)}
             ops.append(Op("quantize_linear", {"X": (source,), **inputs}, {"Y": (between,)}, attrs))
             ops.append(Op("dequantize_linear", {"X": (between,), **inputs}, {"Y": (target,)}, attrs))
-        elif (thresholds := op.attr("weight_thresholds")) and op.type in WEIGHT_SLOT:
+        elif _has_grid(op):
+            thresholds, levels = op.attr("weight_thresholds"), op.attr("weight_levels")
             slot, axis = WEIGHT_SLOT[op.type]
-            name, levels = op.input(slot), op.attr("weight_levels")
-            stored, scale, target = f"{name}.int8", f"{name}.scale", f"{name}.float"
-            params[stored] = quantise(graph.params[name], thresholds, levels, axis).astype(np.int8)
-            params[scale] = np.array(thresholds, np.float32)
-            described[target] = graph.vars[name]
-            if target not in {out for done in ops for out in done.writes}:
+            name = op.input(slot)
+            stored = names.param(f"{name}.int8", quantise(graph.params[name], thresholds, levels, axis).astype(np.int8))
+            scale = names.param(f"{name}.scale", np.array(thresholds, np.float32))
+            if (stored, scale, levels) not in floats:
+                floats[stored, scale, levels] = target = names.fresh(f"{name}.float")
+                described[target] = graph.vars[name]
                 attrs = _linear_attrs(axis if len(thresholds) > 1 else -1, levels)
                 inputs = {"X": (stored,), "Scale": (scale,), "ZeroPoint": (zero,)}
                 ops.append(Op("dequantize_linear", inputs, {"Y": (target,)}, attrs))
             plain = {key: attr for key, attr in op.attrs.items() if not key.startswith("weight_")}
-            ops.append(replace(op, inputs={**op.inputs, slot: (target,)}, attrs=plain))
+            ops.append(replace(op, inputs={**op.inputs, slot: (floats[stored, scale, levels],)}, attrs=plain))
         else:
             ops.append(op)
-    return graph.evolve(ops, described, params) if len(params) > 1 else graph
+    return graph.evolve(ops, described, names.params)
+
+
+def _has_grid(op: Op) -> bool:
+    """Whether an op's weight lies on a grid that the QDQ dialect can name."""
+    return bool(op.attr("weight_thresholds")) and op.type in WEIGHT_SLOT
 
 
 def without_quantizers(graph: Graph) -> Graph:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant.graph import DTYPE_NUMBERS, Graph, Op, Pass, Var, run_passes
+from quant.graph import DTYPE_NUMBERS, Graph, Pass, run_passes
 from quant.numerics import channel_thresholds, dequantise, quantise
 from quant.passes import (
     NORMALISE,
@@ -284,9 +284,3 @@ def test_a_pass_never_changes_its_argument() -> None:
     assert graph.ops is ops
     assert graph.params.keys() == params.keys()
     assert all(graph.params[name] is value for name, value in params.items())
-
-
-def test_fresh_names_do_not_collide() -> None:
-    graph = Graph((Op.make("relu", {"X": "x"}, {"Out": "y"}),), {"x": Var((1,)), "y": Var((1,))}, {}, ("x",), ("y",))
-    assert graph.fresh("z") == "z"
-    assert graph.fresh("x") not in graph.vars
