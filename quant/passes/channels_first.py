@@ -10,10 +10,8 @@ it only when an op asks for it; where a move meets its inverse both are gone.
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quant.activations import KNOWN
 from quant.chains import CONVS
@@ -58,7 +56,7 @@ def channels_first(graph: Graph) -> Graph:
         walk.visit(op.rewired(walk.names))
     for name in graph.fetches:
         walk.need(name)
-    return graph.evolve(walk.ops, walk.vars, walk.params) if walk.changed else graph
+    return graph.evolve(walk.ops, walk.vars, walk.new.params) if walk.changed else graph
 
 
 class _Walk:
@@ -68,7 +66,7 @@ class _Walk:
         self.graph, self.writers = graph, graph.writers()
         self.ops: list[Op] = []
         self.vars: dict[str, Var] = {}
-        self.params: dict[str, NDArray[Any]] = {}
+        self.new = graph.names()
         self.names: dict[str, str] = {}  # tensor -> the equal one that stands for it
         self.moved: dict[str, tuple[str, Stack]] = {}  # tensor -> its source, and what makes the tensor of it
         self.made: set[str] = set()  # those that were made nevertheless
@@ -85,13 +83,6 @@ class _Walk:
 
     # --- tensors
 
-    def fresh(self, stem: str) -> str:
-        """A name that neither the graph nor this walk uses yet."""
-        name, number = stem, 0
-        while name in self.graph.vars or name in self.vars or name in self.params:
-            name, number = f"{stem}.{number}", number + 1
-        return name
-
     def need(self, name: str) -> str:
         """Make a tensor of its source, if it isn't there yet; its name."""
         if name in self.moved and name not in self.made:
@@ -99,7 +90,7 @@ class _Walk:
             source, stack = self.moved[name]
             for place, move in enumerate(stack):
                 last = place == len(stack) - 1
-                target = name if last else self.fresh(f"{name}.between")
+                target = name if last else self.new.fresh(f"{name}.between")
                 self.vars[target] = source_var(stack[place + 1 :], self.graph.vars[name])
                 self.ops.append(move.forth(source, target))
                 source = target
@@ -112,7 +103,7 @@ class _Walk:
         if (name, stack) not in self.sources:
             tensor = self.need(name)
             for place in range(len(stack) - 1, -1, -1):
-                target = self.fresh(f"{name}.first")
+                target = self.new.fresh(f"{name}.first")
                 self.vars[target] = source_var(stack[place:], self.graph.vars[name])
                 self.ops.append(stack[place].back(tensor, target))
                 tensor = target
@@ -122,7 +113,7 @@ class _Walk:
     def result(self, name: str, stack: Stack) -> str:
         """A new variable that will be the source of the output `name`."""
         self.changed = True
-        source = self.fresh(f"{name}.first")
+        source = self.new.fresh(f"{name}.first")
         self.vars[source] = source_var(stack, self.graph.vars[name])
         self.moved[name] = (source, stack)
         return source
@@ -223,9 +214,9 @@ class _Walk:
             if not wide:
                 self.operands[key] = (name, -1)
             else:
-                new = self.fresh(f"{name}.first")
                 along = wide == [1]
-                self.params[new] = np.ascontiguousarray(values.reshape(-1) if along else values)
+                laid = np.ascontiguousarray(values.reshape(-1) if along else values)
+                new = self.new.param(f"{name}.first", laid)
                 self.operands[key] = (new, 1 if along else -1)
         return self.operands[key]
 
