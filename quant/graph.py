@@ -29,8 +29,10 @@ from quant.names import Names
 os.environ.setdefault("FLAGS_enable_pir_api", "0")  # before Paddle loads: the INT8 tooling is legacy-format only
 
 from google.protobuf.message import DecodeError
+from paddle.base import core
 from paddle.base.proto import framework_pb2 as proto
 
+from quant.pir import read_program, translated
 from quant.well_formed import fault_of
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "files_of",
     "forward_of",
     "is_forward",
+    "is_pir",
     "load_dir",
     "model_size",
     "op_types",
@@ -69,6 +72,7 @@ _DTYPES = {
 }
 DTYPE_NUMBERS = {name: number for number, name in _DTYPES.items()}
 
+_PIR = ("inference.json", "model.json")
 _ABSENT = ("", "@EMPTY@")  # stand for a variable that isn't there
 
 _NOT_FORWARD = 1 | 2 | 16  # bits of the attribute op_role: backward, optimiser, learning rate
@@ -262,7 +266,8 @@ class Files(NamedTuple):
 def files_of(directory: Path) -> Files:
     """Find the program and parameters of a model directory, in any layout that Paddle has used.
 
-    Raises ModelError when there is no such directory, no program in it, more than one, or only a PIR program.
+    A PIR program (.json) counts where there is no legacy one. Raises ModelError when there is no such directory, no
+    program in it, or more than one.
     """
     if not directory.is_dir():
         raise ModelError(f"{directory}: no such model directory")
@@ -278,21 +283,31 @@ def files_of(directory: Path) -> Files:
         if (directory / name).is_file():
             combined = [directory / other for other in ("__params__", "params") if (directory / other).is_file()]
             return Files(directory / name, combined[0] if combined else None)
-    if list(directory.glob("*.json")):
-        raise ModelError(
-            f"{directory}: holds a PIR program (.json); re-export it in the legacy format with "
-            "FLAGS_enable_pir_api=0 set before 'import paddle'"
-        )
-    raise ModelError(f"{directory}: no program (inference.pdmodel, model or __model__) in this directory")
+    found = [directory / name for name in _PIR if (directory / name).is_file()]
+    if found:
+        params = found[0].with_suffix(".pdiparams")
+        return Files(found[0], params if params.exists() else None)
+    raise ModelError(
+        f"{directory}: no program (inference.pdmodel, inference.json, model or __model__) in this directory"
+    )
+
+
+def is_pir(program: Path) -> bool:
+    """Whether a program file is in Paddle 3's format."""
+    return program.suffix == ".json"
 
 
 def op_types(program: Path) -> set[str]:
     """The op types in a program file. Raises ModelError when it can't be parsed."""
+    if is_pir(program):
+        return {op.type for op in translated(read_program(program), program).ops}
     return {op.type for block in _read_program(program).blocks for op in block.ops}
 
 
 def sequences_of(program: Path) -> set[str]:
     """The variables of a program file that are declared to hold sequences of unequal length. Raises ModelError."""
+    if is_pir(program):
+        return set()  # PIR has no sequences
     return {var.name for var in _read_program(program).blocks[0].vars if var.type.dense_tensor.legacy_lod_level}
 
 
@@ -310,10 +325,12 @@ def model_size(directory: Path) -> int:
 
 
 def load_dir(directory: Path) -> Graph:
-    """Read a model directory. Raises ModelError, naming the file, on anything that isn't a usable legacy model."""
+    """Read a model directory, in either of Paddle's formats. Raises ModelError, naming the file, for an unusable one."""
     files = files_of(directory)
-    graph = _parse_program(files.program)
+    graph = _translated_program(files.program) if is_pir(files.program) else _parse_program(files.program)
     wanted = sorted(name for name in graph.params)
+    if files.params is None and wanted and is_pir(files.program):
+        raise ModelError(f"{files.program.with_suffix('.pdiparams')}: no such file, but the program has parameters")
     if files.params is not None:
         params = dict(zip(wanted, _read_combined(files.params, wanted), strict=True))
     else:
@@ -428,6 +445,34 @@ def _parse_program(path: Path) -> Graph:
         fetches=tuple(fetches[col] for col in sorted(fetches)),
         version=version.SerializeToString(),
     )
+
+
+def _translated_program(path: Path) -> Graph:
+    """The graph of a PIR program; `params` maps each parameter's name to an empty array until they are read."""
+    found = translated(read_program(path), path)
+    ops = [
+        Op(op.type, op.inputs, op.outputs, {name: Attr(*attr) for name, attr in op.attrs.items()}) for op in found.ops
+    ]
+    described = {name: Var(shape, dtype) for name, (shape, dtype) in found.vars.items()}
+    params = {name: np.empty(0, dtype) for name, (_, dtype) in found.params.items()}
+    fetches = tuple(found.fetches[column] for column in sorted(found.fetches))
+    _check_order(path, _Parsed(ops, described, {**dict.fromkeys(found.feeds, np.empty(0)), **params}, frozenset()))
+    used = {name for op in ops for name in (*op.reads, *op.writes)} | {*found.feeds, *fetches, *params}
+    return Graph(
+        ops=tuple(ops),
+        vars={name: var for name, var in described.items() if name in used},
+        params=params,
+        feeds=tuple(found.feeds),
+        fetches=fetches,
+        version=_current_version(),
+    )
+
+
+def _current_version() -> bytes:
+    """What this Paddle writes as the versions of program and ops: without it ops are taken for those of Paddle 1.x."""
+    version = proto.ProgramDesc.FromString(core.ProgramDesc().serialize_to_string())
+    version.ClearField("blocks")
+    return bytes(version.SerializeToString())
 
 
 def _check_order(path: Path, parsed: "_Parsed") -> None:

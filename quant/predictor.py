@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from quant.direct import Plan, Program
 from quant.errors import DataError, ModelError, UnsupportedError
-from quant.graph import files_of, load_dir, op_types, run_passes, sequences_of
+from quant.graph import files_of, is_pir, load_dir, op_types, run_passes, save_dir, sequences_of
 from quant.onednn import library, set_threads
 from quant.passes import NORMALISE, fuse_kernels
 from quant.sequences import Column, Ragged, values_of
@@ -349,6 +350,17 @@ class _Paddle:
         self._engine, self._engines, self._held = None, {}, []
 
 
+@contextmanager
+def _legacy(directory: Path) -> Iterator[Path]:
+    """A model's directory in Paddle's legacy format, which a predictor reads once, when it is made."""
+    if not is_pir(files_of(directory).program):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="quant-pir-") as scratch:
+        save_dir(load_dir(directory), Path(scratch))
+        yield Path(scratch)
+
+
 def _config(directory: Path, settings: Settings) -> Any:
     files = files_of(directory)
     types = op_types(files.program)
@@ -380,7 +392,8 @@ class _Engine:
     def __init__(self, directory: Path, settings: Settings) -> None:
         try:
             # A configuration of Paddle's serves one predictor only.
-            self.native: Any = engine.create_predictor(_config(directory, settings))
+            with _legacy(directory) as place:
+                self.native: Any = engine.create_predictor(_config(place, settings))
         except Exception as error:  # Paddle's own error types are plain Exceptions
             raise ModelError(f"{directory}: Paddle can't load this model ({last_line(error)})") from error
         self.inputs: tuple[str, ...] = tuple(self.native.get_input_names())

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quant.errors import ModelError
-from quant.graph import Attr, Graph, Op, load_dir, model_size, save_dir
+from quant.graph import Attr, Graph, Op, files_of, load_dir, model_size, save_dir
 from tests.nets import Net, data, residual_net, run
 
 LAYOUTS = ["inference", "model", "combined", "separate"]
@@ -97,10 +97,10 @@ def test_missing_and_empty_directories(tmp_path: Path) -> None:
         load_dir(tmp_path)
 
 
-def test_a_pir_program_says_how_to_export_again(tmp_path: Path) -> None:
-    (tmp_path / "inference.json").write_text("{}")
-    with pytest.raises(ModelError, match="FLAGS_enable_pir_api=0"):
-        load_dir(tmp_path)
+def test_a_legacy_program_comes_before_a_pir_one(tmp_path: Path) -> None:
+    for name in ("inference.json", "inference.pdmodel"):
+        (tmp_path / name).write_text("{}")
+        assert files_of(tmp_path).program.name == name
 
 
 @pytest.mark.parametrize("name", ["inference.pdmodel", "inference.pdiparams"])
