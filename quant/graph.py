@@ -325,7 +325,7 @@ def model_size(directory: Path) -> int:
 
 
 def load_dir(directory: Path) -> Graph:
-    """Read a model directory, in either of Paddle's formats. Raises ModelError, naming the file, for an unusable one."""
+    """Read a model directory, in either of Paddle's formats. Raises ModelError, naming the file, for unusable ones."""
     files = files_of(directory)
     graph = _translated_program(files.program) if is_pir(files.program) else _parse_program(files.program)
     wanted = sorted(name for name in graph.params)
