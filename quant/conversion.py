@@ -37,7 +37,7 @@ from quant.graph import DTYPE_NUMBERS, Attr, Graph, Op, Var, run_passes
 from quant.kernels import SCRATCH, STATE, Grid, Int8, conv_attrs, fc_attrs, product_attrs, recurrent_attrs
 from quant.numerics import SHIFT, SIGNED, STATE_THRESHOLD, TABLE, UNSIGNED, dequantise, quantise
 from quant.passes import PLACE
-from quant.passes.quantizers import peaks_of
+from quant.passes.quantizers import peaks_of, scales_elsewhere
 
 __all__ = ["Coverage", "Kept", "convert"]
 
@@ -68,7 +68,7 @@ def convert(
     op_ids_to_skip: Collection[int] = (),
     seen: Callable[[str, Graph], None] | None = None,
 ) -> tuple[Graph, Coverage]:
-    """Convert a fake-quantized graph of either Paddle dialect. `seen` is told of the graph after each step.
+    """Convert a fake-quantized graph of any Paddle dialect. `seen` is told of the graph after each step.
 
     Raises OptionError for unknown op types or ids, ConversionError when no op would be INT8.
     """
@@ -80,7 +80,9 @@ def convert(
     emitter.finish()
     coverage = emitter.coverage()
     if not any(coverage.int8[kind] for kind in (*CONVS, *PRODUCTS)):
-        reason = coverage.kept[0].reason if coverage.kept else "it holds no quantizable op"
+        rounds = any(op.type == "fake_quant" for op in graph.ops)
+        reason = "" if rounds else scales_elsewhere(graph)
+        reason = reason or (coverage.kept[0].reason if coverage.kept else "it holds no quantizable op")
         raise ConversionError(f"no op became INT8: {reason}")
     result = graph.evolve(emitter.ops, emitter.vars, emitter.names.params)
     if seen:
@@ -476,6 +478,8 @@ class _Emitter:
         if op.type in (*CONVS, *PRODUCTS):
             if op.type not in CONVS and op.input("Y") and op.input("Y") not in self.graph.params:
                 return "the model doesn't fake-quantize both its factors"
+            if fault := op.attr("weight_fault"):
+                return str(fault)
             if not op.attr("weight_thresholds"):
                 return "the model doesn't fake-quantize its weight"
             return "no INT8 kernel for its layout, transposition or weight shape"

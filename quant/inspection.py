@@ -13,8 +13,7 @@ from quant.evaluation import vocabularies
 from quant.graph import Graph, Var, files_of, load_dir, model_size, run_passes
 from quant.isolate import report_progress
 from quant.observers import Choice
-from quant.passes import CALIBRATE, drop_judges
-from quant.passes.quantizers import without_quantizers
+from quant.passes import CALIBRATE, drop_judges, lift_quantizers
 from quant.rounding import plan_of, roundable, simulate
 
 __all__ = ["survey"]
@@ -74,8 +73,8 @@ def _has_program(directory: Path) -> bool:
 
 def _inspected(place: Path, weight_levels: int) -> Json:
     graph = drop_judges(load_dir(place))
-    bare = without_quantizers(graph)
-    kind = "quant" if bare is not graph else "int8" if _is_int8(graph) else "fp32"
+    lifted = lift_quantizers(graph)
+    kind = "quant" if any(op.type == "fake_quant" for op in lifted.ops) else "int8" if _is_int8(graph) else "fp32"
     int8, fp32, kept, why = _planned(graph, kind, weight_levels)
     rows = vocabularies(graph)
     return {

@@ -14,7 +14,7 @@ from quant.passes.hoist_quantizers import hoist_quantizers
 from quant.passes.norm_as_conv import norm_as_conv
 from quant.passes.pad_as_pad3d import pad_as_pad3d
 from quant.passes.quantize_cells import quantize_cells
-from quant.passes.quantizers import lift_quantizers, lower_quantizers
+from quant.passes.quantizers import lift_quantizers, lift_weights, lower_quantizers
 
 __all__ = [
     "CALIBRATE",
@@ -32,6 +32,7 @@ __all__ = [
     "fuse_kernels",
     "hoist_quantizers",
     "lift_quantizers",
+    "lift_weights",
     "lower_quantizers",
     "norm_as_conv",
     "pad_as_pad3d",
@@ -44,8 +45,9 @@ JOIN: tuple[Pass, ...] = (drop_identities, bias_as_vector, fold_batch_norm, pad_
 # A model as all of this project sees it; outputs don't change.
 NORMALISE: tuple[Pass, ...] = (fold_parameters, channels_first, *JOIN, equalise_embeddings)
 
-# What calibration sees: also ops that have a kernel in INT8 only under another name.
-CALIBRATE: tuple[Pass, ...] = (*NORMALISE, norm_as_conv)
+# What calibration sees: weights that are stored as integers, and ops that have a kernel in INT8 only under another
+# name, too.
+CALIBRATE: tuple[Pass, ...] = (lift_weights, *NORMALISE, norm_as_conv)
 
 # A fake-quantized model of any dialect -> what the INT8 emitter reads. Normalising comes second, for models that
 # were fake-quantized before they were normalised.
