@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from quant import cpu, isolate
 from quant.errors import ChildError, OptionError
-from quant.metrics import Paired, Verdict, metric_of, paired, verdict
+from quant.metrics import WORDS, Paired, Verdict, counted, paired, verdict
 from quant.outcomes import (
     About,
     Key,
@@ -65,10 +65,11 @@ class Evaluated(NamedTuple):
     outputs: list[Column]
     labels: Column
     proof: Proof
+    format: str | None = None  # of the data
 
     def counts(self, metric: str) -> NDArray[Any]:
         """What each sample adds to a metric, [N, k]. Raises OptionError when the model or the data don't fit it."""
-        return counts_of(metric, self.outputs, self.labels, self.result["model"], self.data)
+        return counts_of(metric, self.outputs, self.labels, self.result["model"], self.data, self.format)
 
     @property
     def scores(self) -> list[Column]:
@@ -76,10 +77,12 @@ class Evaluated(NamedTuple):
         return [column for column in self.outputs if values_of(column).dtype.kind == "f"]
 
 
-def counts_of(metric: str, outputs: Sequence[Column], labels: Column, model: str, data: Path) -> NDArray[Any]:
+def counts_of(
+    metric: str, outputs: Sequence[Column], labels: Column, model: str, data: Path, format: str | None
+) -> NDArray[Any]:
     """What each sample adds to a metric, [N, k]. Raises OptionError when the model or the data don't fit it."""
     try:
-        return metric_of(metric).counts(outputs, labels)
+        return counted(metric, outputs, labels, data, format_of(data, format) if metric in WORDS else "")
     except (IndexError, ValueError) as error:
         shapes = ", ".join(_shape(column) for column in outputs)
         raise OptionError(
@@ -92,7 +95,7 @@ def _shape(column: Column) -> str:
     return f"sequences of {kind}" if isinstance(column, Ragged) else kind
 
 
-def _evaluated(data: Path, run: Run, parts: Sequence[Part], stored: int) -> Evaluated:
+def _evaluated(data: Path, format: str | None, run: Run, parts: Sequence[Part], stored: int) -> Evaluated:
     """All parts of a run as one."""
     abouts = [part.about for part in parts]
     run_s = [seconds for about in abouts for seconds in about.run_s]
@@ -113,9 +116,8 @@ def _evaluated(data: Path, run: Run, parts: Sequence[Part], stored: int) -> Eval
     }
     outputs = [joined(columns) for columns in zip(*(part.outputs for part in parts), strict=True)]
     shown = abouts[0].proof or {}
-    return Evaluated(
-        data, result, outputs, joined([part.labels for part in parts]), Proof(**{**shown, "isas": tuple(shown["isas"])})
-    )
+    labels = joined([part.labels for part in parts])
+    return Evaluated(data, result, outputs, labels, Proof(**{**shown, "isas": tuple(shown["isas"])}), format)
 
 
 # --- where parts are run
@@ -231,8 +233,8 @@ class Sequential:
     `decision` is the last look's.
     """
 
-    def __init__(self, metric: str, limit: float, data: Path, models: Sequence[str]) -> None:
-        self.metric, self.limit, self.data = metric, limit, data
+    def __init__(self, metric: str, limit: float, data: Path, models: Sequence[str], format: str | None = None) -> None:
+        self.metric, self.limit, self.data, self.format = metric, limit, data, format
         self.models = (models[0], models[-1])
         self.counts: list[tuple[NDArray[Any], ...]] = []  # of each part: before, after
         self.decision: Decision | None = None
@@ -240,7 +242,9 @@ class Sequential:
     def __call__(self, parts: Sequence[Part], planned: Sequence[range]) -> bool:
         pair = zip((parts[0], parts[-1]), self.models, strict=True)
         self.counts.append(
-            tuple(counts_of(self.metric, part.outputs, part.labels, model, self.data) for part, model in pair)
+            tuple(
+                counts_of(self.metric, part.outputs, part.labels, model, self.data, self.format) for part, model in pair
+            )
         )
         done = planned[len(self.counts) - 1].stop
         at = looks(tuple(samples.stop for samples in planned))
@@ -382,7 +386,7 @@ def evaluate(
                 _run_elsewhere(remote, runs, shared, str(isa), keys, gathered, progress)
         except _Enough:
             pass
-    return [_evaluated(data, run, *gathered.of(number)) for number, run in enumerate(runs)]
+    return [_evaluated(data, format, run, *gathered.of(number)) for number, run in enumerate(runs)]
 
 
 def data_digest(

@@ -19,6 +19,7 @@ __all__ = [
     "half_width",
     "labels_beside",
     "read_handwriting",
+    "read_ids",
     "read_lac",
     "read_lac_bin",
     "read_pairs",
@@ -157,8 +158,8 @@ def read_lac(path: Path, signature: Signature) -> Dataset:
     characters, as LAC's training reader does. Input and labels: Ragged int64.
     """
     name, shape = _id_input(path, signature)
-    words = _read_ids(path.with_name("word.dic"), unique=True)
-    tags = _read_ids(path.with_name("tag.dic"), unique=False)
+    words = read_ids(path.with_name("word.dic"), unique=True)
+    tags = read_ids(path.with_name("tag.dic"), unique=False)
     if "OOV" not in words:
         raise DataError(f"{path.with_name('word.dic')}: has no entry 'OOV', the id of unknown characters")
     narrow = _read_q2b(path.with_name("q2b.dic"))
@@ -200,7 +201,7 @@ def _sentence(line: str) -> tuple[list[str], list[str]]:
     return characters, tags
 
 
-def _read_ids(path: Path, *, unique: bool) -> dict[str, int]:
+def read_ids(path: Path, *, unique: bool) -> dict[str, int]:
     """A dictionary `id <TAB> name` -> name to id; `unique`: no two names share an id."""
     ids: dict[str, int] = {}
     seen = set()

@@ -22,6 +22,7 @@ from quant.errors import DataError, OptionError, check_choice
 from quant.observers import ALGORITHMS, BEST
 from quant.readers import FORMATS, format_of
 from quant.rows import Case, Row
+from quant.tagging import dictionary_beside
 from quant.toml_lines import Location, lines_of
 
 __all__ = ["PRECISIONS", "Entry", "Manifest", "importable", "read"]
@@ -491,9 +492,21 @@ class _Whole:
             names = self._metrics()
         except DataError:
             return  # told already
+        yield from self._tags(names)
         for name in self.keys.thresholds.drop:
             if name and name not in names:
                 yield ("thresholds", "drop", name), f"metric {name!r} isn't one of key metric: {', '.join(names)}"
+
+    def _tags(self, names: Sequence[str]) -> Iterator[tuple[Location, str]]:
+        """Whether the tags of data that is scored by words will be told; see quant.tagging.check_tags."""
+        data = self._path(self.keys.data)
+        words = [name for name in names if name in metrics.WORDS]
+        if not words or data is None or not data.exists():
+            return
+        dictionary = dictionary_beside(data)
+        own = self.keys.reader is not None
+        if not dictionary.is_file() and (own or format_of(data, self.keys.format) not in ("lac", "lac_bin")):
+            yield ("metric",), f"{words[0]!r} scores words, and {dictionary}, which names the tags, isn't there"
 
     def entry(self, line: int) -> Entry:
         keys, names = self.keys, self._metrics()

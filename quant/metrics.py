@@ -6,7 +6,9 @@ runs disagree carry information, and the interval comes from them.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,20 +18,25 @@ from numpy.typing import NDArray
 from quant import custom
 from quant.errors import ModelError, OptionError, check_choice
 from quant.sequences import Column, Ragged, values_of
+from quant.tagging import TagSet, check_tags, chunks, tag_set_of
 
 __all__ = [
     "METRICS",
     "USUAL",
+    "WORDS",
     "Metric",
     "Paired",
     "Verdict",
     "agreement",
-    "chunks",
+    "check_metrics",
     "cosine",
+    "counted",
+    "fitting",
     "metric_of",
     "paired",
     "ratio_interval",
     "sqnr",
+    "usual",
     "verdict",
 ]
 
@@ -68,6 +75,8 @@ def _top(count: int) -> Callable[[Sequence[Column], Column], Counts]:
     def counts(outputs: Sequence[Column], labels: Column) -> Counts:
         """scores [N, classes], labels [N] -> (hit, 1). Ties go to the lower class, as argmax does."""
         scores = _scores(outputs[0])
+        if scores.shape[1] <= count:
+            raise ValueError(f"of {scores.shape[1]} classes the best {count} hold the right one in any case")
         if isinstance(labels, Ragged) or labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise ValueError("labels aren't one class a sample")
         order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
@@ -84,47 +93,43 @@ def _sequences(column: Column) -> Iterator[NDArray[Any]]:
     return (column.sequence(place).reshape(-1) for place in range(len(column)))
 
 
+def _decided(column: Column) -> Iterator[NDArray[Any]]:
+    """One integer a step of each sample: sequences or [N, steps] of these; of scores [N, steps, tags] the largest's."""
+    if not isinstance(column, Ragged):
+        if column.dtype.kind == "f" and column.ndim == 3 and column.shape[2] > 1:
+            return iter(column.argmax(-1))
+        if column.dtype.kind in "iu" and (column.ndim == 2 or (column.ndim == 3 and column.shape[2] == 1)):
+            return iter(column.reshape(column.shape[:2]))
+    return _sequences(column)
+
+
+def _both(outputs: Sequence[Column], labels: Column) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """The tags that a model gave the steps of each sample, and the gold ones; steps of negative gold are left out."""
+    for found, gold in zip(_decided(outputs[0]), _decided(labels), strict=True):
+        if len(found) != len(gold):
+            raise ValueError("as many tags as labels are needed")
+        yield found[gold >= 0], gold[gold >= 0]
+
+
 def _tags(outputs: Sequence[Column], labels: Column) -> Counts:
     """tags of each step, and the gold ones -> (right, steps)."""
-    both = zip(_sequences(outputs[0]), _sequences(labels), strict=True)
-    return np.array([[(found == gold).sum(), gold.size] for found, gold in both], np.int64)
+    return np.array([[(found == gold).sum(), gold.size] for found, gold in _both(outputs, labels)], np.int64)
 
 
-def chunks(tags: Sequence[int], other: int = 56) -> set[tuple[int, int, int]]:
-    """Tags of one sentence -> its words, (first step, last step + 1, type), as the op chunk_eval reads IOB tags.
+def _words(outputs: Sequence[Column], labels: Column, known: TagSet, typed: bool) -> Counts:
+    """tags of each step, and the gold ones -> (words right, words found, words there)."""
 
-    Tag 2 t begins a word of type t, 2 t + 1 goes on with it; a continuation behind another type begins a word too.
-    `other` (57 tags of LAC: 56) and what lies above belongs to no word.
-    Source: paddle/phi/kernels/cpu/chunk_eval_kernel.cc, scheme IOB, as LAC's own evaluation uses it.
-
-    >>> sorted(chunks([0, 1, 1, 4, 56, 5, 7]))
-    [(0, 3, 0), (3, 4, 2), (5, 6, 2), (6, 7, 3)]
-    """
-    found = set()
-    begin = kind = -1
-    for place, tag in enumerate([*tags, other]):
-        new = -1 if tag >= other else tag // 2
-        if kind >= 0 and (new != kind or tag % 2 == 0):
-            found.add((begin, place, kind))
-            kind = -1
-        if new >= 0 and kind < 0:
-            begin, kind = place, new
-    return found
-
-
-def _chunk_counts(typed: bool) -> Callable[[Sequence[Column], Column], Counts]:
-    def words(tags: NDArray[Any]) -> set[tuple[int, ...]]:
-        found = chunks(tags.tolist())
+    def words(tags: NDArray[Any]) -> set[tuple[Any, ...]]:
+        found = chunks(tags.tolist(), known)
         return set(found) if typed else {(begin, end) for begin, end, _ in found}
 
-    def counts(outputs: Sequence[Column], labels: Column) -> Counts:
-        """tags of each step, and the gold ones -> (words right, words found, words there)."""
-        both = (
-            (words(found), words(gold)) for found, gold in zip(_sequences(outputs[0]), _sequences(labels), strict=True)
-        )
-        return np.array([[len(found & gold), len(found), len(gold)] for found, gold in both], np.int64)
+    both = [(words(found), words(gold)) for found, gold in _both(outputs, labels)]
+    return np.array([[len(found & gold), len(found), len(gold)] for found, gold in both], np.int64)
 
-    return counts
+
+def _nameless(outputs: Sequence[Column], labels: Column) -> Counts:
+    """What counts words before it is told the tags: `metric_of`."""
+    raise OptionError("words can't be counted without the names of tags")
 
 
 def _f1(sums: NDArray[Any]) -> NDArray[np.float64]:
@@ -156,13 +161,15 @@ METRICS: dict[str, Metric] = {
     "top1": Metric("share of samples", _top(1), _share),
     "top5": Metric("share of samples", _top(5), _share),
     "tags": Metric("share of steps", _tags, _share),
-    "precision": Metric("share of words found", _chunk_counts(True), _share),
-    "recall": Metric("share of words there", _chunk_counts(True), _recall),
-    "f1": Metric("of words, boundaries and types", _chunk_counts(True), _f1),
-    "segmentation_f1": Metric("of words, boundaries alone", _chunk_counts(False), _f1),
+    "precision": Metric("share of words found", _nameless, _share),
+    "recall": Metric("share of words there", _nameless, _recall),
+    "f1": Metric("of words, boundaries and types", _nameless, _f1),
+    "segmentation_f1": Metric("of words, boundaries alone", _nameless, _f1),
     "hx": Metric("share of single symbols", _single, _share),
     "ctc": Metric("share of whole sequences", _whole, _share),
 }
+# Metric of words -> whether their types count too. Only a tag set says what is a word: `metric_of`.
+WORDS = {"precision": True, "recall": True, "f1": True, "segmentation_f1": False}
 
 
 def _own(name: str) -> Metric:
@@ -197,13 +204,49 @@ def _own(name: str) -> Metric:
     return Metric(f"by {name}", counts, score)
 
 
-def metric_of(name: str) -> Metric:
-    """The metric of that name, a key of METRICS or a user's "module:function". Raises OptionError with the nearest."""
+def metric_of(name: str, tags: TagSet | None = None) -> Metric:
+    """The metric of that name, a key of METRICS or a user's "module:function". Raises OptionError with the nearest.
+
+    Those in WORDS count only with `tags`; sums are scored without.
+    """
     if ":" in name:
         custom.check_name(name)
         return _own(name)
     check_choice("metric", name, METRICS)
+    if name in WORDS and tags is not None:
+        return replace(METRICS[name], counts=partial(_words, known=tags, typed=WORDS[name]))
     return METRICS[name]
+
+
+def check_metrics(names: Sequence[str], data: Path, format: str) -> None:
+    """Raise OptionError, before anything is run, for a name that is no metric, and for one that `data` can't feed."""
+    for name in names:
+        metric_of(name)
+        if name in WORDS:
+            check_tags(data, format)
+
+
+def usual(format: str) -> tuple[str, ...]:
+    """The metrics that data of a format is scored by, the one that is compared first. OptionError for a user's own."""
+    if format not in USUAL:
+        raise OptionError(f"--format {format}: data of a reader's own has no usual metric; name one with --metric")
+    return USUAL[format]
+
+
+def fitting(names: Sequence[str], outputs: Sequence[Column]) -> list[str]:
+    """Those of the usual metrics that say something: the right one is always among the best 5 of 5 classes or fewer."""
+    values = values_of(outputs[0])
+    few = values.ndim == 2 and values.shape[1] <= 5
+    return [name for name in names if not (few and name == "top5")]
+
+
+def counted(name: str, outputs: Sequence[Column], labels: Column, data: Path, format: str) -> Counts:
+    """What each sample of `data` adds to a metric, [N, k]; see `quant.tagging.tag_set_of` for metrics of words.
+
+    Raises ValueError or IndexError when outputs and labels aren't what it takes, OptionError where tags have no names.
+    """
+    tags = tag_set_of(data, format, outputs) if name in WORDS else None
+    return metric_of(name, tags).counts(outputs, labels)
 
 
 # Data format -> the metrics that it is scored by, unless others are named; the first is the one that is compared.

@@ -16,6 +16,7 @@ from quant.errors import DataError
 from quant.formats import labels_beside, read_handwriting, read_lac, read_lac_bin, read_pairs
 from quant.own_data import check_fit, files_below, read_own
 from quant.sequences import DAMAGE, Array, Column, Dataset, Padded, Ragged, Signature, staged, values_of
+from quant.tagging import DICTIONARY, dictionary_beside
 
 __all__ = [
     "FORMATS",
@@ -136,15 +137,22 @@ def files_behind(path: Path, format: str | None = None, labels: Path | None = No
         data = (
             {f"data/{file.relative_to(path)}": file for file in files_below(path)} if path.is_dir() else {"data": path}
         )
-        return {**data, "reader": custom.source_of(name)}
+        return {**_tags_beside(path, name), **data, "reader": custom.source_of(name)}
     beside: dict[str, Path | None] = {}
     if name == "pairs":
         beside = {"labels": labels_beside(path) if labels is None else labels}
     else:
         _no_label_file(path, labels)
     if name == "lac":
-        beside = {other: path.with_name(other) for other in ("word.dic", "tag.dic", "q2b.dic")}
-    return {"data": path, **{role: file for role, file in beside.items() if file is not None and file.is_file()}}
+        beside = {other: path.with_name(other) for other in ("word.dic", "q2b.dic")}
+    there = {role: file for role, file in beside.items() if file is not None and file.is_file()}
+    return {"data": path, **_tags_beside(path, name), **there}
+
+
+def _tags_beside(path: Path, format: str) -> dict[str, Path]:
+    """The dictionary that names the tags of labels, where there is one, and the format may hold any."""
+    dictionary = dictionary_beside(path)
+    return {DICTIONARY: dictionary} if format not in ("images", "pairs") and dictionary.is_file() else {}
 
 
 def _read_images(path: Path, signature: Signature) -> Dataset:

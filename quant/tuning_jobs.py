@@ -21,13 +21,13 @@ from quant.errors import ModelError, OutputError, QuantError
 from quant.evaluation import opened
 from quant.graph import Graph, load_dir, run_passes, save_dir
 from quant.isolate import report_event, report_progress, requests
-from quant.metrics import metric_of
+from quant.metrics import counted
 from quant.op_costs import Clock, Costs, Feed, both_times
 from quant.optimise import units
 from quant.passes import PLACE, lower_quantizers
 from quant.passes.quantizers import without_quantizers
 from quant.predictor import Predictor, Settings
-from quant.readers import Dataset, batches, take
+from quant.readers import Dataset, batches, format_of, take
 from quant.sequences import Column, joined, values_of
 from quant.tuning import OFFERED, Kernel, Setup, sample_errors
 
@@ -84,7 +84,8 @@ class _Workshop:
         batch_size: int,
         threads: int,
     ) -> None:
-        self.graph, self.metric, self.scratch = graph, metric_of(metric), scratch
+        self.graph, self.metric, self.scratch = graph, metric, scratch
+        self.format = format_of(Path(data), format)
         self.batch_size, self.threads = batch_size, threads
         self.calibration = opened(graph, calibration, format)
         self.data = opened(graph, data, format, labels, scored=True)
@@ -136,7 +137,7 @@ class _Workshop:
         if not all(np.isfinite(values_of(column)).all() for column in found if values_of(column).dtype.kind == "f"):
             raise ModelError("NaN or Inf in an output")
         assert self.focused.labels is not None
-        counts = self.metric.counts(found, self.focused.labels)
+        counts = counted(self.metric, found, self.focused.labels, self.data.path, self.format)
         error = float(sample_errors(self.reference, found).mean())
         return {"error": error, "counts": counts.tolist(), "seconds": time.monotonic() - begin}
 

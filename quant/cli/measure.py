@@ -95,6 +95,7 @@ def eval_command(
         )
     warn_below_avx512(isa)
     result, shown = found.result, found.proof
+    names = names if metric else metrics.fitting(names, found.outputs)
     scores = {name: _score(found.counts(name), name) for name in names}
     ms = [1e3 * value for value in result["run_s"]]
     latency = {"median": float(np.median(ms)), "p95": float(np.quantile(ms, 0.95))}
@@ -149,15 +150,10 @@ def _print_stored(results: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _metrics(text: str, data: Path, format: str | None) -> list[str]:
-    names = listed(text)
-    for name in names:
-        metrics.metric_of(name)
-    if names:
-        return names
     known = format_of(data, format)
-    if known not in metrics.USUAL:
-        raise OptionError(f"--format {known}: data of a reader's own has no usual metric; name one with --metric")
-    return list(metrics.USUAL[known])
+    names = listed(text) or list(metrics.usual(known))
+    metrics.check_metrics(names, data, known)
+    return names
 
 
 def _score(counts: NDArray[Any], metric: str) -> float:
@@ -225,7 +221,7 @@ def compare(
     name = names[0]
     until = None
     if sequential:
-        until = Sequential(name, acc_diff_threshold, data, [run["model"] for run in runs])
+        until = Sequential(name, acc_diff_threshold, data, [run["model"] for run in runs], format)
     with bar() as tell:
         evaluated = pipeline.evaluate(
             runs,
@@ -241,6 +237,7 @@ def compare(
             progress=tell,
         )
         found = {run.result["precision"]: run for run in evaluated}
+    names = names if metric else metrics.fitting(names, found["int8"].outputs)
     counts = {precision: run.counts(name) for precision, run in found.items()}
     decision = until.decision if until else None
     drop = decision.drop if decision else metrics.paired(counts[reference], counts["int8"], name)

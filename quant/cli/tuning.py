@@ -89,8 +89,9 @@ def tune(
         if missing := [option for option, path in paths.items() if path is None]:
             raise OptionError(f"{missing[0]} is missing, or --manifest")
         assert fp32_model and calibration and data
-        name = metric or _usual(data, format)
-        metrics.metric_of(name)
+        known = format_of(data, format)
+        name = metric or metrics.usual(known)[0]
+        metrics.check_metrics([name], data, known)
         entry = _entry(fp32_model, calibration, data, name, format, labels)
         entry = replace(entry, algo=algo or "mse", op_ids_to_skip=tuple(ids(op_ids_to_skip)))
         entry = replace(entry, batch_size=batch_size or 50, threads=(threads,))
@@ -159,10 +160,3 @@ def _entry(fp32: Path, calibration: Path, data: Path, metric: str, format: str |
         op_ids_to_skip=(),
         line=0,
     )
-
-
-def _usual(data: Path, format: str | None) -> str:
-    known = format_of(data, format)
-    if known not in metrics.USUAL:
-        raise OptionError(f"--format {known}: data of a reader's own has no usual metric; name one with --metric")
-    return metrics.USUAL[known][0]

@@ -202,7 +202,8 @@ def test_what_lies_beside_the_data_counts(tmp_path: Path) -> None:
     assert files_behind(lac).keys() == {"data", "word.dic", "tag.dic"}
     assert files_behind(pairs)["labels"] == tmp_path / "dev.bs1.label"
     assert files_behind(pairs, labels=tmp_path / "own")["labels"] == tmp_path / "own"
-    assert files_behind(tmp_path / "absent.npz") == {"data": tmp_path / "absent.npz"}
+    assert files_behind(tmp_path / "other" / "absent.npz") == {"data": tmp_path / "other" / "absent.npz"}
+    assert files_behind(tmp_path / "absent.npz").keys() == {"data", "tag.dic"}
     for carries in (lac, tmp_path / "absent.npz"):  # or a useless option would pass once all is stored
         with pytest.raises(DataError, match="carries its labels itself"):
             files_behind(carries, labels=tmp_path / "own")
