@@ -100,7 +100,7 @@ def fine_tune(
         raise DataError(f"{data.path}: {len(data)} samples, but a batch takes {training.batch}")
     graph = run_passes(graph, NORMALISE)
     heads = _heads(graph)
-    labels = data.labels if isinstance(data.labels, np.ndarray) and len(graph.vars[heads[0]].shape) == 2 else None
+    labels = _one_class_each(data.labels) if len(graph.vars[heads[0]].shape) == 2 else None
     paddle.enable_static()
     with _paddle_may_refuse():
         scope, program, start = paddle.static.Scope(), _trainable(graph), paddle.static.Program()
@@ -293,6 +293,14 @@ def _tensor(column: Column) -> Any:
     else:
         tensor.set(np.ascontiguousarray(column), paddle.CPUPlace())
     return tensor
+
+
+def _one_class_each(labels: Column | None) -> NDArray[Any] | None:
+    """Labels [N] of one class a sample; None where there are none, or others."""
+    whole = (
+        isinstance(labels, np.ndarray) and labels.dtype.kind in "iu" and labels.shape in ((n := len(labels),), (n, 1))
+    )
+    return np.asarray(labels).reshape(-1) if whole else None
 
 
 def _right(scores: NDArray[Any], wanted: Column, labels: Any) -> str:

@@ -77,10 +77,10 @@ def _top(count: int) -> Callable[[Sequence[Column], Column], Counts]:
         scores = _scores(outputs[0])
         if scores.shape[1] <= count:
             raise ValueError(f"of {scores.shape[1]} classes the best {count} hold the right one in any case")
-        if isinstance(labels, Ragged) or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        if isinstance(labels, Ragged) or labels.size != len(labels) or labels.dtype.kind not in "iu":
             raise ValueError("labels aren't one class a sample")
         order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-        hits = (order == labels[:, None]).any(1)
+        hits = (order == labels.reshape(-1, 1)).any(1)
         return np.stack([hits, np.ones(len(hits))], 1).astype(np.int64)
 
     return counts

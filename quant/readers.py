@@ -207,7 +207,10 @@ def write_bin(path: Path, parts: Iterator[tuple[Array, Array]], count: int) -> N
 
 
 def read_npz(path: Path, signature: Signature) -> Dataset:
-    """An .npz with one array per model input, samples first, and optionally `label` (integers [N])."""
+    """An .npz with one array per model input, samples first, and optionally `label`: numbers [N, ...].
+
+    Integers become int64. One integer a sample is a class, for `check_labels`; what others are, a metric knows.
+    """
     arrays: dict[str, Array] = {}
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: not an .npz file, or damaged")
@@ -227,14 +230,21 @@ def read_npz(path: Path, signature: Signature) -> Dataset:
             raise DataError(f"{path}: no array for the model's input {name!r}; it has {sorted(arrays)}")
         check_fit(path, name, arrays[name], *wanted)
     chosen = {name: arrays[name] for name in signature}
-    lengths = {len(array) for array in chosen.values()} | (
-        {len(labels)} if labels is not None and labels.ndim else set()
-    )
+    lengths = {len(array) for array in chosen.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise DataError(f"{path}: its arrays hold {sorted(lengths)} samples; one number above 0 is needed")
-    if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
-        raise DataError(f"{path}: 'label' is {labels.dtype}{list(labels.shape)}, not one integer a sample")
-    return Dataset(path, chosen, None if labels is None else labels.astype(np.int64))
+    return Dataset(path, chosen, None if labels is None else _labels(path, labels, *lengths))
+
+
+def _labels(path: Path, labels: Array, samples: int) -> Array:
+    """Labels [samples, ...], integers and truth values as int64."""
+    if labels.dtype.kind not in "biuf":
+        raise DataError(f"{path}: array 'label' is {labels.dtype}, not numbers")
+    if labels.shape[:1] != (samples,):
+        raise DataError(f"{path}: array 'label' is {labels.dtype}{list(labels.shape)}, but there are {samples} samples")
+    if labels.dtype.kind == "u" and labels.size and int(labels.max()) > np.iinfo(np.int64).max:
+        raise DataError(f"{path}: array 'label' holds {int(labels.max())}, which is no int64")
+    return labels if labels.dtype.kind == "f" else labels.astype(np.int64)
 
 
 def check_labels(data: Dataset, classes: int) -> Column:
@@ -247,12 +257,12 @@ def check_labels(data: Dataset, classes: int) -> Column:
         raise DataError(f"{data.path}: has no labels (an array named 'label', or a label file given with --labels)")
     labels = data.labels
     values = values_of(labels)
-    if values.dtype.kind not in "iu" or values.ndim > 1:
+    if values.dtype.kind not in "iu" or values.shape not in ((len(values),), (len(values), 1)):
         return labels if isinstance(labels, Ragged) else values
     bad = np.flatnonzero((values < 0) | (values >= classes))
     if bad.size:
         place = f"record {labels.record(bad[0])}" if isinstance(labels, Ragged) else f"sample {bad[0]}"
-        raise DataError(f"{data.path}: label {values[bad[0]]} of {place} is out of range 0..{classes - 1}")
+        raise DataError(f"{data.path}: label {values.flat[bad[0]]} of {place} is out of range 0..{classes - 1}")
     return Ragged(values, labels.offsets) if isinstance(labels, Ragged) else values
 
 

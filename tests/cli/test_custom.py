@@ -29,6 +29,9 @@ def confidence(outputs, labels):
     scores = np.exp(outputs[0] - outputs[0].max(1, keepdims=True))
     return scores[np.arange(len(labels)), labels] / scores.sum(1)
 
+def near(outputs, labels):
+    return np.abs(outputs[0] - labels).max(1) < 1
+
 def broken(outputs, labels):
     raise KeyError("what")
 
@@ -68,6 +71,19 @@ def test_a_reader_and_a_metric(place: Path, shop: Path, capfd: pytest.CaptureFix
     assert found["samples"] == COUNT and found["metrics"]["own_shop:top1"] == usual["metrics"]["top1"]
     assert 0.2 < found["metrics"]["own_shop:confidence"] < 1
     assert told(capfd, "eval", *model, *own)["stored_samples"] == COUNT
+
+
+def test_labels_of_any_shape_need_no_reader(place: Path, shop: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Real numbers, a row a sample: what the FP32 model puts out, half of it spoiled."""
+    told(capfd, "eval", "--model", place / "fp32", "--data", "images.npz", "--save-outputs", "out.npz")
+    with np.load("out.npz") as stored, np.load("images.npz") as given:
+        [name] = stored.files
+        labels = stored[name] + np.where(np.arange(COUNT) % 2, 0, 9)[:, None]
+        np.savez("maps.npz", x=given["x"], label=labels.astype(np.float32))
+    data = ("--data", "maps.npz", "--metric", "own_shop:near")
+    assert told(capfd, "eval", "--model", place / "fp32", *data)["metrics"] == {"own_shop:near": 0.5}
+    assert main(["eval", "--model", str(place / "fp32"), "--data", "maps.npz", "--metric", "top1"]) == 2
+    assert "metric 'top1' doesn't fit" in capfd.readouterr().err
 
 
 def test_results_are_kept_for_the_data_and_the_reader(

@@ -80,8 +80,15 @@ IMAGES = np.zeros((4, 3, 4, 4), np.float32)
         ({"other": IMAGES}, "no array for the model's input 'image'"),
         ({"image": IMAGES.astype(np.float64)}, "float64, but the model reads float32"),
         ({"image": IMAGES[:, :2]}, r"holds samples of \[2, 4, 4\]"),
-        ({"image": IMAGES, "label": np.zeros(3, np.int64)}, r"\[3, 4\] samples"),
-        ({"image": IMAGES, "label": np.zeros(4)}, "not one integer a sample"),
+        (
+            {"image": IMAGES, "label": np.zeros(3, np.int64)},
+            r"a\.npz: array 'label' is int64\[3\], but there are 4 samples",
+        ),
+        ({"image": IMAGES, "label": np.int64(3)}, r"array 'label' is int64\[\], but there are 4 samples"),
+        ({"image": IMAGES, "label": np.zeros((2, 4))}, r"array 'label' is float64\[2, 4\], but there are 4 samples"),
+        ({"image": IMAGES, "label": np.array(["a"] * 4)}, r"array 'label' is <U1, not numbers"),
+        ({"image": IMAGES, "label": np.zeros(4, np.complex64)}, "array 'label' is complex64, not numbers"),
+        ({"image": IMAGES, "label": np.full(4, 1 << 63, np.uint64)}, "holds 9223372036854775808, which is no int64"),
         ({"image": IMAGES[:0]}, "number above 0"),
         ({"image": np.array([{}], object)}, "pickled"),
     ],
@@ -89,6 +96,33 @@ IMAGES = np.zeros((4, 3, 4, 4), np.float32)
 def test_unfit_archives(arrays: dict[str, np.ndarray], told: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=told):
         open_data(save(tmp_path / "a.npz", **arrays), SIGNATURE)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kept"),
+    [
+        (np.arange(4, dtype=np.uint8), np.int64),
+        (np.arange(4)[:, None], np.int64),
+        (np.arange(20, dtype=np.int32).reshape(4, 5), np.int64),  # a class for each step
+        (np.full((4, 2), -100), np.int64),
+        (np.random.default_rng(0).random((4, 1, 6, 6), np.float32), np.float32),  # maps
+        (np.array([True, False, True, True]), np.int64),
+        (np.arange(4.0), np.float64),
+    ],
+    ids=lambda value: f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else None,
+)
+def test_labels_of_any_shape(labels: np.ndarray, kept: type, tmp_path: Path) -> None:
+    data = open_data(save(tmp_path / "a.npz", image=IMAGES, label=labels), SIGNATURE)
+    assert isinstance(data.labels, np.ndarray)
+    assert data.labels.dtype == kept and np.array_equal(data.labels, labels)
+    assert np.array_equal(check_labels(data, 10**6), labels)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("labels", [np.array([0, 1, 5, 2]), np.array([[0], [1], [5], [2]]), np.array([0, 1, -5, 2])])
+def test_classes_are_checked(labels: np.ndarray, tmp_path: Path) -> None:
+    data = open_data(save(tmp_path / "a.npz", image=IMAGES, label=labels), SIGNATURE)
+    with pytest.raises(DataError, match=r"a\.npz: label -?5 of sample 2 is out of range 0\.\.4"):
+        check_labels(data, 5)
 
 
 def test_what_is_no_archive(tmp_path: Path) -> None:

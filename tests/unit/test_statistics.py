@@ -106,7 +106,8 @@ def test_the_best_of_few_classes_say_nothing() -> None:
     for width, metric in ((5, "top5"), (3, "top5"), (1, "top1")):
         with pytest.raises(ValueError, match="in any case"):
             METRICS[metric].counts([np.zeros((4, width))], np.zeros(4, np.int64))
-    assert METRICS["top1"].counts([np.eye(2)], np.array([0, 1])).tolist() == [[1, 1], [1, 1]]
+    for labels in (np.array([0, 1]), np.array([[0], [1]])):
+        assert METRICS["top1"].counts([np.eye(2)], labels).tolist() == [[1, 1], [1, 1]]
 
 
 def test_tags_and_words() -> None:
