@@ -31,6 +31,7 @@ _FACTOR = 4.0  # between threshold and largest value
 _SATURATED = 0.01
 _OUTLIER = 10.0  # times the upper quartile of channels; at most 5 on the embedded rows
 _READ_DB = 30.0
+_AMPLIFIED_DB = 20.0  # by how much less than each op by itself a whole network agrees that amplifies
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,17 @@ class Analysis:
             text = f"converting reads the simulation otherwise than it runs: {self.as_read_db:.1f} dB at its outputs"
             found.insert(0, Finding("engine", "", text))
         return tuple(sorted(found, key=lambda finding: ("engine", "calibration", "range").index(finding.kind)))
+
+    @property
+    def amplifies(self) -> str:
+        """A line where no op is at fault, and the output is far from the simulation's all the same; "" elsewhere."""
+        judged = [op for op in self.ops if op.local_db is not None and op.quant_db is not None]
+        if not judged or any(op.faulty for op in self.ops):
+            return ""
+        least, last = min(op.local_db or 0.0 for op in judged), judged[-1].quant_db or 0.0
+        if last > min(least - _AMPLIFIED_DB, LOCAL_DB):
+            return ""
+        return f"each op agrees to {least:.0f} dB; the network amplifies: {last:.0f} dB at {judged[-1].output!r}"
 
     @cached_property
     def ranked(self) -> tuple[OpError, ...]:

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.chains import RECURRENT, numbered
+from quant.chains import numbered
 from quant.counterparts import (
     SCALES,
     WRITTEN,
@@ -30,13 +30,13 @@ from quant.evaluation import opened
 from quant.gaps import Errors, Gap, Range
 from quant.graph import Graph, load_dir, run_passes, save_dir
 from quant.islands import int8_op
-from quant.isolate import report_progress
+from quant.isolate import report_kernels, report_progress
 from quant.kernels import Grid
 from quant.numerics import REDUCED, dequantise, quantise
 from quant.passes import NORMALISE, PLACE, lower_quantizers
-from quant.passes.quantizers import WEIGHT_SLOT
 from quant.predictor import Predictor, Settings
 from quant.readers import batches, head
+from quant.reference import native, plain
 from quant.sequences import Column, Ragged, values_of
 
 __all__ = ["analyze_model"]
@@ -139,15 +139,10 @@ class _Reference:
         self.threads = threads
 
     def __enter__(self) -> Self:
-        on_onednn = (
-            op.with_attrs(use_mkldnn=True) if op.type in WEIGHT_SLOT or op.type == "relu" else op
-            for op in self.graph.ops
-        )
-        # Paddle's predictor on oneDNN is one for each number of sequences, where layers are recurrent.
-        plain = bool(set(self.graph.op_counts()) & set(RECURRENT))
         self.place = tempfile.TemporaryDirectory(prefix="quant-analyze-")
-        save_dir(replace(self.graph, ops=tuple(on_onednn), fetches=self.wanted), Path(self.place.name))
-        settings = Settings(optimise=False, onednn=not plain, threads=self.threads)
+        save_dir(replace(native(self.graph), fetches=self.wanted), Path(self.place.name))
+        report_kernels("plain")
+        settings = plain(Settings(threads=self.threads))
         self.predictor = Predictor(Path(self.place.name), settings)
         return self
 

@@ -77,6 +77,8 @@ def _sentences(analysis: Analysis) -> Iterator[str]:
     judged = any(op.local_db is not None for op in analysis.ops)
     sound = " The engine does what the simulation says." if judged and not kinds["engine"] else ""
     yield f"{found}{sound}{_worst(analysis)}"
+    if analysis.amplifies:
+        yield f"To the simulation, {analysis.amplifies}."
     if analysis.unseen:
         one = len(analysis.unseen) == 1
         yield (

@@ -20,7 +20,8 @@ from quant.numerics import SIGNED
 from quant.observers import ALGORITHMS, BEST, Choice, Observer, Sample, choose
 from quant.passes import CALIBRATE
 from quant.passes.quantizers import WEIGHT_SLOT
-from quant.predictor import Predictor, Settings, nameless
+from quant.predictor import Settings, nameless
+from quant.reference import Reference
 from quant.rounding import Plan, plan_of, roundable, simulate
 from quant.sequences import Column, values_of
 
@@ -209,20 +210,18 @@ def _observe(
     samples: Samples,
     progress: Callable[[int], None] | None,
 ) -> None:
-    # Unfused, because a fused kernel may write over a tensor that is to be seen; each op on its oneDNN kernel still.
+    # Unfused, because a fused kernel may write over a tensor that is to be seen.
     fed = [name for name in plan.group if name in graph.feeds]
-    seen_ops = tuple(
-        op.with_attrs(use_mkldnn=True) if op.type in WEIGHT_SLOT or op.type == "relu" else op for op in graph.ops
-    )
-    seen = replace(graph, ops=seen_ops, fetches=tuple(name for name in plan.group if name not in graph.feeds))
+    inner = tuple(name for name in plan.group if name not in graph.feeds)
+    seen = replace(graph, fetches=inner or graph.fetches)
     count = 0
     with tempfile.TemporaryDirectory(prefix="quant-calibrate-") as scratch:
         save_dir(seen, Path(scratch))
-        settings = Settings(optimise=False, threads=2)
-        with nameless(Path(scratch)), Predictor(Path(scratch), settings) as predictor:
+        settings = Settings(threads=2)
+        with nameless(Path(scratch)), Reference(Path(scratch), settings, unfused=True) as predictor:
             for number, batch in enumerate(batches):
                 outputs = predictor(batch)
-                named = {name: batch[name] for name in fed} | dict(zip(seen.fetches, outputs.values(), strict=True))
+                named = {name: batch[name] for name in fed} | dict(zip(inner, outputs.values(), strict=bool(inner)))
                 for name, column in named.items():
                     value = values_of(column)
                     if not np.isfinite(value).all():

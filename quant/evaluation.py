@@ -17,9 +17,19 @@ from quant.isolate import report_event, report_progress
 from quant.outcomes import About, pack, parts_of
 from quant.predictor import Predictor, Settings, log_kernels
 from quant.readers import Dataset, batches, check_ids, check_labels, open_data
+from quant.reference import Reference
 from quant.sequences import Column, Ragged, joined, values_of
 
-__all__ = ["count_samples", "evaluate", "opened", "settings_of", "signature", "sizes_of", "vocabularies"]
+__all__ = [
+    "count_samples",
+    "evaluate",
+    "opened",
+    "opened_model",
+    "settings_of",
+    "signature",
+    "sizes_of",
+    "vocabularies",
+]
 
 
 def signature(graph: Graph) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -59,6 +69,15 @@ def settings_of(run: Mapping[str, Any], threads: int, cache_capacity: int = 10) 
         optimise=run.get("optimise", True),
         executor=run.get("executor", "auto"),
     )
+
+
+def opened_model(run: Mapping[str, Any], threads: int, cache_capacity: int = 10) -> Predictor | Reference:
+    """What runs a model: FP32 and simulations where they are right, unless the user says how to run them."""
+    settings = settings_of(run, threads, cache_capacity)
+    asked = settings.executor != "auto" or not {"onednn", "optimise"}.isdisjoint(run)
+    if settings.precision in ("fp32", "quant") and not asked:
+        return Reference(Path(run["model"]), settings)
+    return Predictor(Path(run["model"]), settings)
 
 
 def count_ops(graph: Graph) -> tuple[int, int]:
@@ -149,7 +168,7 @@ class _Model:
         self.number, self.run, self.batch_size = number, run, batch_size
         self.graph = load_dir(Path(run["model"]))
         self.dataset = opened(self.graph, data, format, labels, scored=True)
-        self.predictor = Predictor(Path(run["model"]), settings_of(run, threads))
+        self.predictor = opened_model(run, threads)
         self.labels: Column | None = None
 
     def __enter__(self) -> Self:
@@ -205,6 +224,7 @@ class _Model:
             int8_ops=int8_ops,
             fp32_ops=fp32_ops,
             executor=executor,
+            note=self.predictor.note if isinstance(self.predictor, Reference) else "",
         ).stamped()
         file = outputs / f"{self.number}.{part.start}.npz"
         try:

@@ -36,7 +36,20 @@ from quant.cpu import isa_environment
 from quant.errors import ChildError, OptionError, QuantError, file_error
 from quant.places import scratch_dir, sweep
 
-__all__ = ["Child", "Steps", "call", "end_all", "patience_s", "report_event", "report_progress", "requests"]
+__all__ = [
+    "KERNELS",
+    "Child",
+    "Steps",
+    "call",
+    "end_all",
+    "patience_s",
+    "report_event",
+    "report_kernels",
+    "report_progress",
+    "requests",
+]
+
+KERNELS = "QUANT_KERNELS"  # in a child's environment: the kernels that references run on, "plain" or "onednn", unasked
 
 _MARK = "\x1equant "  # begins a line that is a message, not log
 _PATIENCE_S = 600.0
@@ -103,6 +116,12 @@ def report_event(event: Mapping[str, Any]) -> None:
         _send({"event": event})
 
 
+def report_kernels(way: str) -> None:
+    """Tell the parent, if there is one, on which kernels a reference runs from now on: "plain" or "onednn"."""
+    if os.environ.get("QUANT_CHILD"):
+        _send({"way": way})
+
+
 def requests() -> Iterator[Any]:
     """In a job: what the parent sends by `Child.tell`, until it says that nothing more comes, or is gone."""
     for line in sys.stdin:
@@ -142,6 +161,7 @@ class Child:
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._tail: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
         self._oom_kills = _oom_kills()
+        self.way = ""  # what `report_kernels` told last
         self._scratch = contextlib.ExitStack()  # its temporary files: one that dies leaves copies of models behind
         extra["TMPDIR"] = str(self._scratch.enter_context(scratch_dir("quant-child")))
         lifeline, self._lifeline = os.pipe()
@@ -201,6 +221,8 @@ class Child:
                 message = _message(line)
                 if message is None:
                     self._print(line)
+                elif "way" in message:
+                    self.way = message["way"]
                 elif "progress" in message or "event" in message:
                     return message
                 else:
@@ -232,6 +254,11 @@ class Child:
 
     def _error(self, what: str) -> ChildError:
         return ChildError(what, self._tail, _subject(self._arguments))
+
+    @property
+    def crashed(self) -> bool:
+        """Whether native code ended the process."""
+        return -(self._process.poll() or 0) in _CRASHES
 
     def __enter__(self) -> Self:
         return self
@@ -265,16 +292,29 @@ def call(
     `log` is given each line that the child prints, `heard` its events; what these raise ends the child and is raised
     here. The job's own QuantErrors are raised here as they were there. Raises ChildError when the child dies, is
     silent about why, or says nothing of its progress for `patience_s()`.
+    Where Paddle crashes on one of the two kinds of kernels that a reference may run on (`quant.reference`), the job is
+    run once more, on the other kind; its events come again then.
     """
-    with Child(job, arguments, isa=isa, threads=threads, log=log) as child:
-        child.end_requests()
-        while "result" not in (message := child.hear()):
-            if "progress" in message:
-                if progress:
-                    progress(*message["progress"])
-            elif heard:
-                heard(message["event"])
-        return message["result"]
+    environment: Mapping[str, str] = {}
+    while True:
+        with Child(job, arguments, isa=isa, threads=threads, log=log, environment=environment) as child:
+            try:
+                return _result(child, progress, heard)
+            except ChildError:
+                if not child.way or environment or not child.crashed:
+                    raise
+                environment = {KERNELS: "onednn" if child.way == "plain" else "plain"}
+
+
+def _result(child: Child, progress: Progress | None, heard: Callable[[Mapping[str, Any]], None] | None) -> Any:
+    child.end_requests()
+    while "result" not in (message := child.hear()):
+        if "progress" in message:
+            if progress:
+                progress(*message["progress"])
+        elif heard:
+            heard(message["event"])
+    return message["result"]
 
 
 def end_all() -> None:

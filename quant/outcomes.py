@@ -56,7 +56,7 @@ _CHUNK = 1 << 22
 # The modules that decide what is put out. A checkout changes without a new version; an installed package doesn't.
 _DECIDING = (
     *("custom", "direct", "direct_ops", "evaluation", "formats", "graph", "onednn", "outcomes", "predictor", "profile"),
-    *("own_data", "readers", "sequences", "workspace"),
+    *("own_data", "readers", "reference", "sequences", "workspace"),
 )
 
 
@@ -95,6 +95,7 @@ class About:
     ended: str = ""  # UTC, ISO 8601
     host: str = ""
     executor: str = ""  # who called the kernels
+    note: str = ""  # what there is to say of how a reference was run (quant.reference)
     proof: Mapping[str, Any] | None = None  # what oneDNN's log showed (quant.profile.Proof); of the first part
 
     @staticmethod

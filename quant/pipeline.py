@@ -208,6 +208,7 @@ def record_of(
         kernel_isas=run.proof.isas,
         variant=variant,
         overhead=run.result["overhead"],
+        note=run.result["note"],
     )
 
 

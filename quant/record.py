@@ -93,6 +93,7 @@ class Record:
     data: str = ""
     processes: int = 1
     twin_s: tuple[float, ...] = ()
+    note: str = ""  # how an FP32 model or a simulation was run, where not as usual (quant.reference)
 
     def counts(self, metric: str) -> NDArray[Any]:
         """What each sample adds to a metric, [N, k]: int64, or float64 of a user's own metric."""

@@ -18,7 +18,7 @@ from quant.calibration import Calibration
 from quant.chains import numbered
 from quant.conversion import convert
 from quant.errors import ModelError, OutputError, QuantError
-from quant.evaluation import opened
+from quant.evaluation import opened, opened_model
 from quant.graph import Graph, load_dir, run_passes, save_dir
 from quant.isolate import report_event, report_progress, requests
 from quant.metrics import counted
@@ -26,7 +26,6 @@ from quant.op_costs import Clock, Costs, Feed, both_times
 from quant.optimise import units
 from quant.passes import PLACE, lower_quantizers
 from quant.passes.quantizers import without_quantizers
-from quant.predictor import Predictor, Settings
 from quant.readers import Dataset, batches, format_of, take
 from quant.sequences import Column, joined, values_of
 from quant.tuning import OFFERED, Kernel, Setup, sample_errors
@@ -143,7 +142,7 @@ class _Workshop:
 
     def outputs(self, place: Path, precision: Any) -> list[Column]:
         collected: dict[str, list[Column]] = {}
-        with Predictor(place, Settings(precision, self.threads)) as predictor:
+        with opened_model({"model": str(place), "precision": precision}, self.threads) as predictor:
             for number, batch in enumerate(batches(self.focused, self.batch_size)):
                 for name, value in predictor(batch).items():
                     collected.setdefault(name, []).append(value)

@@ -88,3 +88,5 @@ def analyze(
             print(report.section(table))
         else:
             out.print(report.rich_table(table))
+    if found.amplifies:
+        out.print(found.amplifies, soft_wrap=True)

@@ -1,6 +1,6 @@
 """Commands that measure models: accuracy, INT8 against its reference, speed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -112,6 +112,7 @@ def eval_command(
         "hosts": result["hosts"],
         "metrics": scores,
         "latency_ms": latency,
+        "note": result["note"],
         "int8_ops": result["int8_ops"],
         "fp32_ops": result["fp32_ops"],
         "int8_mac_share": shown.share,
@@ -124,6 +125,7 @@ def eval_command(
     told = ", ".join(f"{name} {100 * value:.2f}%" for name, value in scores.items())
     out.print(f"{told} of {result['samples']} samples; {latency['median']:.2f} ms a batch of {batch_size} (median)")
     out.print(f"INT8 kernels did {100 * shown.share:.1f}% of the multiply-accumulates {' '.join(shown.isas)}")
+    _print_notes([result])
     _print_stored({precision: result})
 
 
@@ -133,6 +135,13 @@ def _store(fresh: bool) -> Store:
 
 def _remote(address: str | None, wait_s: float) -> Cluster | None:
     return None if address is None else Cluster(address, wait_s)
+
+
+def _print_notes(results: Iterable[Mapping[str, Any]]) -> None:
+    """How FP32 models and simulations were run, where not as usual; `results`: of pipeline.evaluate."""
+    for result in results:
+        if result["note"]:
+            err.print(f"note: {result['model']}: {result['note']}", soft_wrap=True)
 
 
 def _print_stored(results: Mapping[str, Mapping[str, Any]]) -> None:
@@ -264,6 +273,7 @@ def compare(
         "kernel_isas": share.isas,
         "stored_samples": {precision: run.result["stored_samples"] for precision, run in found.items()},
         "measured": {precision: run.result["measured"] for precision, run in found.items()},
+        "notes": {precision: run.result["note"] for precision, run in found.items() if run.result["note"]},
         "sequential": decision.summary() if decision else None,
     }
     if "quant" in found:
@@ -287,6 +297,7 @@ def compare(
             out.print(f"of which the engine: {100 * engine:+.2f} points")
         out.print(f"INT8 kernels did {100 * share.share:.1f}% of the multiply-accumulates {' '.join(share.isas)}")
         _print_stored({precision: run.result for precision, run in found.items()})
+        _print_notes(run.result for run in found.values())
     if not share.int8_kernels:
         err.print(f"{int8_model}: not one INT8 kernel ran: this is not an INT8 model")
     if decided.result == "FAIL" or not decided.on_point or not share.int8_kernels:

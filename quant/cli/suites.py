@@ -175,6 +175,7 @@ def suite(
         *report.skipped_tiers(run.machine),
         *plan.skipped,
         *found.untold,
+        *(f"note: {rec.model} {rec.precision}: {rec.note}" for rec in found.exact if rec.note),
         *(f"missed: {line}" for line in missed),
         *(f"next: {line}" for lines in steps.values() for line in lines),
         *report.failed_lines(found.failed),

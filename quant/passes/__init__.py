@@ -12,6 +12,7 @@ from quant.passes.fold_scale import fold_scale
 from quant.passes.fuse_kernels import fuse_kernels
 from quant.passes.hoist_quantizers import hoist_quantizers
 from quant.passes.norm_as_conv import norm_as_conv
+from quant.passes.own_weights import own_weights
 from quant.passes.pad_as_pad3d import pad_as_pad3d
 from quant.passes.quantize_cells import quantize_cells
 from quant.passes.quantizers import lift_quantizers, lift_weights, lower_quantizers
@@ -35,6 +36,7 @@ __all__ = [
     "lift_weights",
     "lower_quantizers",
     "norm_as_conv",
+    "own_weights",
     "pad_as_pad3d",
     "quantize_cells",
 ]
@@ -43,12 +45,12 @@ __all__ = [
 JOIN: tuple[Pass, ...] = (drop_identities, bias_as_vector, fold_batch_norm, pad_as_pad3d, fold_scale)
 
 # A model as all of this project sees it; outputs don't change.
-NORMALISE: tuple[Pass, ...] = (fold_parameters, channels_first, *JOIN, equalise_embeddings)
+NORMALISE: tuple[Pass, ...] = (fold_parameters, channels_first, *JOIN, equalise_embeddings, own_weights)
 
 # What calibration sees: weights that are stored as integers, and ops that have a kernel in INT8 only under another
 # name, too.
 CALIBRATE: tuple[Pass, ...] = (lift_weights, *NORMALISE, norm_as_conv)
 
 # A fake-quantized model of any dialect -> what the INT8 emitter reads. Normalising comes second, for models that
-# were fake-quantized before they were normalised.
-PLACE: tuple[Pass, ...] = (lift_quantizers, *NORMALISE, hoist_quantizers)
+# were fake-quantized before they were normalised; and hoisting lets ops read one rounded tensor that read two before.
+PLACE: tuple[Pass, ...] = (lift_quantizers, *NORMALISE, hoist_quantizers, own_weights)

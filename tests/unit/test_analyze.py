@@ -310,6 +310,21 @@ def test_what_counts_as_a_finding(values: dict[str, Any], found: list[tuple[str,
     assert all(text in finding.text for finding, (_, text) in zip(told, found, strict=True)), told
 
 
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [
+        ({"local_db": 90.0, "quant_db": 20.0}, "each op agrees to 80 dB; the network amplifies: 20 dB at 'end'"),
+        ({"local_db": 90.0, "quant_db": 65.0}, ""),
+        ({"local_db": 40.0, "quant_db": 20.0}, ""),  # its own fault
+        ({"local_db": None, "quant_db": 20.0}, ""),  # not known
+    ],
+)
+def test_a_network_that_amplifies_is_told(last: dict[str, Any], told: str) -> None:
+    ops = (op_error(), op_error(output="end", variable="end.int8", **last))
+    found = Analysis(Path("model"), "model", "direct", "AMX", 1, 8, 150.0, (), ops)
+    assert found.amplifies == told
+
+
 # --- recurrent layers, models without a simulation, models that don't fit
 
 
