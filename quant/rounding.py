@@ -144,13 +144,17 @@ def plan_of(graph: Graph, chains: Mapping[Op, Chain]) -> Plan:
             groups.join(first, other)
     group = {name: groups.of(storage.roots(name)[0]) for name in tensors}
     members: defaultdict[str, list[str]] = defaultdict(list)
+    tables: defaultdict[str, set[str]] = defaultdict(set)
     for name, of in group.items():
         members[of].append(name)
+        tables[of].update(_looked_up(graph, root) for root in storage.roots(name))
     levels = {of: storage.levels(names) for of, names in members.items()}
     known = {group[name]: STATE_THRESHOLD for name in storage.states}
     for chain in chains.values():
-        if chain.cell and (table := _looked_up(graph, chain.data)):
-            known[group[chain.data]] = float(np.abs(graph.params[table]).max())
+        if chain.cell and _looked_up(graph, chain.data) and "" not in tables[group[chain.data]]:
+            known[group[chain.data]] = max(
+                float(np.abs(graph.params[table]).max()) for table in tables[group[chain.data]]
+            )
     return Plan(group, levels, storage.residual, known, storage.states)
 
 

@@ -92,7 +92,8 @@ def with_plain_cells(quant: Graph, fp32: Graph) -> Graph:
     lifted = lift_quantizers(quant)
     cells = {op.output("Hidden"): op for op in fp32.ops if op.type in RECURRENT}
     names: dict[str, str] = {}
-    params = {op.input("Weight"): fp32.params[op.input("Weight")] for op in cells.values()}
+    weights = {op.input("Weight") for op in cells.values()}
+    params = {name: fp32.params[name] for name in weights if name not in lifted.params}
     ops = []
     for op in lifted.ops:
         op = op.rewired(names)

@@ -127,3 +127,31 @@ def test_r6_both_factors_of_a_product_are_signed() -> None:
     product = net.op("matmul_v2", {"X": factors[0], "Y": factors[1]}, trans_x=False, trans_y=True)
     plan = planned(net.graph(product))
     assert {plan.levels[plan.group[name]] for name in factors} == {SIGNED}
+
+
+@pytest.mark.parametrize("beside", ["rows", "input"])
+def test_a_threshold_known_from_a_table_holds_for_all_that_shares_it(beside: str) -> None:
+    """Rows of two tables are joined: the larger table's peak. Rows are joined with what data must tell: not known."""
+    random = np.random.default_rng(0)
+    program = Program({"i": Var((-1, 1), "int64", 1), "x": Var((-1, 4), lod_level=1)})
+
+    def param(name: str, *shape: int, scale: float = 1.0) -> str:
+        return program.param(name, (scale * random.standard_normal(shape)).astype(np.float32))
+
+    def rows(table: str) -> str:
+        inputs = {"W": param(table, 6, 4, scale=9.0 if table == "large" else 1.0), "Ids": "i"}
+        return program.op("lookup_table", inputs, {"Out": Var((-1, 4), lod_level=1)}, padding_idx=-1)
+
+    read = [rows("small")]
+    read.append(program.concat([read[0], rows("large") if beside == "rows" else "x"]))
+    outs = []
+    for name in read:
+        width = program.vars[name].shape[1]
+        gates = program.linear(name, param(f"wx{width}", width, 12), param(f"bx{width}", 12))
+        outs.append(program.recurrent("gru", gates, param(f"wh{width}", 4, 12), param(f"bh{width}", 1, 12), False))
+    joined = program.concat(outs)
+    graph = program.graph([program.linear(joined, param("wo", 8, 3), param("bo", 3))])
+    plan = planned(graph)
+    known = plan.known.get(plan.group[read[0]])
+    assert plan.group[read[0]] == plan.group[read[1]]
+    assert known == (float(np.abs(program.params["large"]).max()) if beside == "rows" else None)
