@@ -38,6 +38,7 @@ from quant.kernels import SCRATCH, STATE, Grid, Int8, conv_attrs, fc_attrs, prod
 from quant.numerics import SHIFT, SIGNED, STATE_THRESHOLD, TABLE, UNSIGNED, dequantise, quantise
 from quant.passes import PLACE
 from quant.passes.quantizers import peaks_of, scales_elsewhere
+from quant.well_formed import defaults_of
 
 __all__ = ["Coverage", "Kept", "convert"]
 
@@ -84,10 +85,21 @@ def convert(
         reason = "" if rounds else scales_elsewhere(graph)
         reason = reason or (coverage.kept[0].reason if coverage.kept else "it holds no quantizable op")
         raise ConversionError(f"no op became INT8: {reason}")
-    result = graph.evolve(emitter.ops, emitter.vars, emitter.names.params)
+    result = graph.evolve(map(_complete, emitter.ops), emitter.vars, emitter.names.params)
     if seen:
         seen("emit_int8", result)
     return result, coverage
+
+
+def _complete(op: Op) -> Op:
+    """The op with all attributes that Paddle reads unchecked, as it does where it translates a program to PIR."""
+    lacking = {name: Attr(*given) for name, given in defaults_of(op.type).items() if name not in op.attrs}
+    if op.type == "fused_transpose" and "mkldnn_data_type" in op.attrs:
+        lacking = {
+            **lacking,
+            "onednn_data_type": op.attrs["mkldnn_data_type"],
+        }  # by its newer name there, and only there
+    return replace(op, attrs={**lacking, **op.attrs}) if lacking else op
 
 
 class _Emitter:

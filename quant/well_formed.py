@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from paddle.base import core
 from paddle.base.proto import framework_pb2 as proto
 
-__all__ = ["fault_of"]
+__all__ = ["attribute_kinds", "defaults_of", "fault_of"]
 
 _WHOLE = {proto.INT, proto.LONG, proto.BOOLEAN}
 _NUMBERS = {*_WHOLE, proto.FLOAT, proto.FLOAT64, proto.SCALAR}
@@ -82,6 +82,35 @@ def _described() -> Mapping[str, _Described]:
             {attr.name: attr.type for attr in op.attrs},
         )
     return found
+
+
+@cache
+def attribute_kinds(type: str) -> Mapping[str, tuple[int, bool]] | None:
+    """An op type's attributes -> their AttrType, and whether they are for training, or of single kernels ("extra").
+
+    None for a type that Paddle doesn't have.
+    """
+    return _attributes().get(type)
+
+
+@cache
+def _attributes() -> Mapping[str, Mapping[str, tuple[int, bool]]]:
+    found = {}
+    for serialised in core.get_all_op_protos():
+        op = proto.OpProto.FromString(serialised)
+        found[op.type] = {attr.name: (attr.type, attr.extra) for attr in op.attrs}
+    return found
+
+
+@cache
+def defaults_of(type: str) -> Mapping[str, tuple[int, Any]]:
+    """What an op's attributes are where a program doesn't say: name -> (AttrType, value); none of those "extra".
+
+    Passes of a predictor, and Paddle's translator to its newer format, read them unchecked.
+    """
+    kinds = attribute_kinds(type) or {}
+    given = core.get_op_attrs_default_value(type.encode()) if kinds else {}
+    return {name: (kinds[name][0], value) for name, value in given.items() if name in kinds and not kinds[name][1]}
 
 
 def fault_of(

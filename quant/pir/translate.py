@@ -11,16 +11,15 @@ Paddle's outputs of both are the same bits.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from paddle.base import core
 from paddle.base.proto import framework_pb2 as proto
 
 from quant.errors import ModelError
 from quant.pir.reader import DType, PirOp, Program, Value
 from quant.pir.table import TABLE, Attribute, Row
+from quant.well_formed import attribute_kinds, defaults_of
 
 __all__ = ["LAYER", "Emitted", "Translator", "constant", "dtype_number", "translated"]
 
@@ -58,24 +57,6 @@ class Emitted:
 
     def __init__(self, type: str, inputs: Slots, outputs: Slots, attrs: dict[str, tuple[int, Any]]) -> None:
         self.type, self.inputs, self.outputs, self.attrs = type, inputs, outputs, attrs
-
-
-@cache
-def _attributes() -> Mapping[str, Mapping[str, tuple[int, bool]]]:
-    """Legacy op type -> attribute -> its AttrType, and whether only some kernels have it."""
-    found = {}
-    for serialised in core.get_all_op_protos():
-        op = proto.OpProto.FromString(serialised)
-        found[op.type] = {attr.name: (attr.type, attr.extra) for attr in op.attrs}
-    return found
-
-
-@cache
-def _defaults(type: str) -> Mapping[str, Any]:
-    """Attributes that passes of a predictor read unchecked, and so must be there, with their defaults."""
-    kinds = _attributes().get(type, {})
-    given = core.get_op_attrs_default_value(type.encode())
-    return {name: value for name, value in given.items() if name in kinds and not kinds[name][1]}
 
 
 def dtype_number(name: str) -> int:
@@ -173,11 +154,12 @@ class Translator:
 
     def emit(self, type: str, inputs: Slots, outputs: Slots, attrs: Mapping[str, Any]) -> None:
         """Append a legacy op. Attributes of None are left out; defaults are written."""
-        kinds = _attributes().get(type)
+        kinds = attribute_kinds(type)
         if kinds is None:
             raise ValueError(f"Paddle has no op {type!r}")
-        given = {**_defaults(type), **{name: value for name, value in attrs.items() if value is not None}}
+        given = {name: value for name, value in attrs.items() if value is not None}
         typed = {name: (kinds[name][0], _typed(kinds[name][0], value)) for name, value in given.items()}
+        typed = {**defaults_of(type), **typed}
         if self.layer.strip("/"):
             typed[LAYER] = (proto.STRING, self.layer)
         read, written = ({slot: names for slot, names in side.items() if names} for side in (inputs, outputs))
@@ -192,7 +174,7 @@ class Translator:
                 self._attribute(op, row, operand, value, inputs, attrs)
             elif operand:
                 inputs[operand] = (*inputs.get(operand, ()), *self.names(value))
-        kinds = _attributes().get(row.type, {})
+        kinds = attribute_kinds(row.type) or {}
         for name, value in op.attrs.items():
             legacy = row.renamed.get(name, name)
             if legacy in kinds:
@@ -205,7 +187,7 @@ class Translator:
     ) -> None:
         if value is None or value.absent:
             return
-        kind = _attributes().get(row.type, {}).get(operand.name, (None, False))[0]
+        kind = (attribute_kinds(row.type) or {}).get(operand.name, (None, False))[0]
         known = constant(value)
         if known is not None and kind is not None:
             several = kind in _LISTS or kind == proto.SCALARS
