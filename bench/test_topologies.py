@@ -16,7 +16,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from fixtures.others import OTHERS
 from quant import isolate, pipeline
-from quant.chains import graph_macs, numbered
+from quant.arithmetic import Sizes, arithmetic_of
+from quant.chains import numbered
 from quant.conversion import convert
 from quant.graph import Graph, load_dir, run_passes, save_dir
 from quant.islands import int8_op
@@ -73,8 +74,7 @@ def decisions_of(made: Path) -> dict[str, Any]:
 
 def int8_macs(graph: Graph) -> float:
     """The share of a graph's multiply-accumulates that its INT8 ops do."""
-    some = graph.evolve(op for op in graph.ops if int8_op(op))
-    return graph_macs(some, 1) / graph_macs(graph, 1)
+    return arithmetic_of(graph, Sizes(1)).share or 0.0
 
 
 def test_int8_is_not_slower_than_fp32(benchmark: BenchmarkFixture, topology: str, made: Path, isa: str | None) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from quant.analyze_jobs import analyze_model
+from quant.arithmetic import MULTIPLY
 from quant.graph import Graph, Op, load_dir
-from quant.islands import WEIGHTED, int8_op, why_float
+from quant.islands import int8_op, why_float
 from quant.profile_jobs import profile_model
 
 __all__ = ["dissect", "kept_ops"]
@@ -43,5 +44,5 @@ def kept_ops(graph: Graph) -> list[Json]:
         average = op.attr("pooling_type") != "max"
         return "an average would be rounded, which the simulation doesn't do" if average else "its input isn't int8"
 
-    kept = [op for op in graph.ops if op.type in (*WEIGHTED, "pool2d") and not int8_op(op)]
+    kept = [op for op in graph.ops if op.type in (*MULTIPLY, "pool2d") and not int8_op(op)]
     return [{"op": op.writes[0], "type": op.type, "why": why(op)} for op in kept]

@@ -3,7 +3,6 @@
 Calibration and conversion both read a graph through this module, so what is simulated as one op is fused as one op.
 """
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +23,6 @@ __all__ = [
     "Chain",
     "chains_of",
     "chosen_ops",
-    "graph_macs",
     "is_carrier",
     "is_move",
     "numbered",
@@ -276,33 +274,6 @@ def _is_residual(graph: Graph, op: Op) -> bool:
         return False
     x, y = op.input("X"), op.input("Y")
     return x != y and x not in graph.params and y not in graph.params and graph.vars[x].shape == graph.vars[y].shape
-
-
-def graph_macs(graph: Graph, batch: int, longest: int = 0, steps: int = 0) -> int:
-    """Multiply-accumulates of a graph's weighted ops for one run, from its declared shapes.
-
-    Counts what the log can't show: ops that ran outside oneDNN. Open dimensions: the first is `batch`, or `steps` (the
-    total length of the batch's sequences) in a tensor of one row a step; others are `longest`, its longest sequence.
-    """
-
-    def sizes(name: str) -> list[int]:
-        shape, has_rows = graph.vars[name].shape, graph.vars[name].lod_level > 0
-        first = steps if has_rows else batch
-        return [size if size >= 0 else longest if place else first for place, size in enumerate(shape)]
-
-    def macs(op: Op) -> int:
-        if op.type in (*RECURRENT, "fusion_gru", "fusion_lstm"):
-            weights = [op.input(slot) for slot in ("Weight", "WeightX", "WeightH") if op.input(slot)]
-            return steps * sum(math.prod(sizes(name)) for name in weights)
-        if op.type in (*CONVS, "fused_conv2d"):
-            return math.prod(sizes(op.output("Output"))) * math.prod(sizes(op.input("Filter"))[1:])
-        if op.type in (*PRODUCTS, "fused_matmul"):
-            weight = sizes(op.input("W") or op.input("Y"))
-            flipped = op.attr("trans_y", False) or op.attr("transpose_Y", False)
-            return math.prod(sizes(op.output("Out"))) * weight[-1 if flipped or len(weight) == 1 else -2]
-        return 0
-
-    return sum(macs(op) for op in graph.ops)
 
 
 def state_matrix(cell: Op, weight: NDArray[Any]) -> NDArray[Any]:

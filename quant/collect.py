@@ -25,7 +25,7 @@ from quant.outcomes import (
     versions,
 )
 from quant.places import digest, scratch_dir
-from quant.profile import Proof, kernels, proof
+from quant.profile import Declared, Proof, kernels, proof
 from quant.readers import files_behind, format_of
 from quant.sequences import Column, Ragged, joined, values_of
 from quant.sequential import Look, looks
@@ -119,7 +119,8 @@ def _evaluated(data: Path, format: str | None, run: Run, parts: Sequence[Part], 
     outputs = [joined(columns) for columns in zip(*(part.outputs for part in parts), strict=True)]
     shown = abouts[0].proof or {}
     labels = joined([part.labels for part in parts])
-    return Evaluated(data, result, outputs, labels, Proof(**{**shown, "isas": tuple(shown["isas"])}), format)
+    lists = {key: tuple(shown.get(key, ())) for key in ("isas", "uncounted")}
+    return Evaluated(data, result, outputs, labels, Proof(**{**shown, **lists}), format)
 
 
 # --- where parts are run
@@ -200,7 +201,7 @@ class _Watch:
             part, file = event["part"], Path(event["part"]["file"])
             about = About.of(part["about"])
             if about.start == 0:
-                about = replace(about, proof=asdict(proof(kernels(self.lines), part["macs"])))
+                about = replace(about, proof=asdict(proof(kernels(self.lines), Declared(**part["macs"]))))
             blob = file.read_bytes()
             file.unlink()
             self.arrived(part["run"], about, blob)

@@ -10,18 +10,23 @@ from typing import Any, Self
 
 import numpy as np
 
-from quant.chains import CONVS, LOOKUPS, PRODUCTS, RECURRENT, graph_macs
+from quant.arithmetic import MULTIPLY, Arithmetic, Sizes, arithmetic_of
+from quant.chains import LOOKUPS
 from quant.errors import ModelError, OutputError
 from quant.graph import Graph, load_dir
 from quant.isolate import report_event, report_progress
 from quant.outcomes import About, pack, parts_of
 from quant.predictor import Predictor, Settings, log_kernels
+from quant.profile import Declared
 from quant.readers import Dataset, batches, check_ids, check_labels, open_data
 from quant.reference import Reference
 from quant.sequences import Column, Ragged, joined, values_of
+from quant.shapes import shapes_for
 
 __all__ = [
+    "arithmetic_on",
     "count_samples",
+    "declared",
     "evaluate",
     "opened",
     "opened_model",
@@ -81,10 +86,9 @@ def opened_model(run: Mapping[str, Any], threads: int, cache_capacity: int = 10)
 
 
 def count_ops(graph: Graph) -> tuple[int, int]:
-    """(ops that are int8; convolutions, products and recurrent layers that are not)."""
+    """(ops that are int8; ops that multiply and accumulate and are not)."""
     int8 = [op for op in graph.ops if op.attr("mkldnn_data_type") == "int8"]
-    weighted = [op for op in graph.ops if op.type in (*CONVS, *PRODUCTS, *RECURRENT, "fused_conv2d") and op not in int8]
-    return len(int8), len(weighted)
+    return len(int8), sum(op.type in MULTIPLY for op in graph.ops if op not in int8)
 
 
 def sizes_of(graph: Graph, batch: Mapping[str, Column]) -> tuple[int, int, int]:
@@ -100,6 +104,21 @@ def sizes_of(graph: Graph, batch: Mapping[str, Column]) -> tuple[int, int, int]:
     padded = [name for name, shape in shapes.items() if shape[1:2] == (-1,) and min(shape[2:], default=0) >= 0]
     longest = max((values_of(batch[name]).shape[1] for name in padded), default=0)
     return len(next(iter(batch.values()))), longest, 0
+
+
+def arithmetic_on(graph: Graph, batch: Mapping[str, Column]) -> Arithmetic:
+    """A graph's multiply-accumulates in a run on a batch, for models that Paddle is known to run."""
+    dense = not any(isinstance(column, Ragged) for column in batch.values())  # else the program's own shapes lead
+    shapes = shapes_for(graph, {name: values_of(batch[name]).shape for name in graph.feeds}) if dense else {}
+    return arithmetic_of(graph, Sizes(*sizes_of(graph, batch), shapes))
+
+
+def declared(found: Arithmetic) -> Declared:
+    """What arithmetic proves of a run.
+
+    Of a program without any INT8 op nothing is known of what is left float32: Paddle's own passes may still convert.
+    """
+    return Declared(found.total, found.total - found.int8 if found.int8 else 0, found.uncounted)
 
 
 def count_samples(model: str, data: str, *, format: str | None = None, labels: str | None = None) -> int:
@@ -189,12 +208,12 @@ class _Model:
             self.labels = check_labels(self.dataset, _classes(first))
         collected: dict[str, list[Column]] = {}
         seconds: list[float] = []
-        macs, executor = 0, ""
+        counted, executor = Declared(), ""
         begin, done = time.perf_counter(), 0
         for batch in batches(self.dataset, self.batch_size, count, part.start):
             shown = part.start == 0 and not done
             if shown:
-                macs = graph_macs(self.graph, *sizes_of(self.graph, batch))
+                counted = declared(arithmetic_on(self.graph, batch))
                 log_kernels(True)
                 report_event({"kernels": True})  # what the log shows from here to the next event is one run
             self.predictor.feed(batch)
@@ -231,7 +250,7 @@ class _Model:
             file.write_bytes(pack(list(columns.values()), self.labels[part.start : part.stop]))
         except OSError as error:
             raise OutputError(f"{file}: can't be written ({error.strerror})") from error
-        report_event({"part": {"run": self.number, "file": str(file), "about": asdict(about), "macs": macs}})
+        report_event({"part": {"run": self.number, "file": str(file), "about": asdict(about), "macs": asdict(counted)}})
         yield done
 
     def _check(self, outputs: Mapping[str, Column], part: range) -> None:

@@ -5,19 +5,12 @@ What an island gains lies inside; what it costs lies at its borders. Pure functi
 
 from dataclasses import dataclass
 
+from quant.arithmetic import MULTIPLY
 from quant.chains import CONVS, PRODUCTS, RECURRENT, chains_of
 from quant.graph import Graph, Op
 
-__all__ = ["WEIGHTED", "Island", "int8_op", "islands", "weighted_before", "why_float"]
+__all__ = ["Island", "int8_op", "islands", "weighted_before", "why_float"]
 
-# Ops that multiply and accumulate, as models and Paddle's passes name them.
-WEIGHTED = {
-    *CONVS,
-    *PRODUCTS,
-    *RECURRENT,
-    *("conv2d_transpose", "depthwise_conv2d_transpose", "conv3d", "conv3d_transpose"),
-    *("fused_conv2d", "fused_conv3d", "fused_matmul", "fusion_gru", "fusion_lstm", "multi_gru"),
-}
 _INTEGERS = ("int8", "uint8")
 
 
@@ -67,11 +60,11 @@ def weighted_before(graph: Graph, op: Op) -> Op | None:
     Followed is the way without a choice: through the one input that isn't a parameter, or the first of several.
     """
     writers = graph.writers()
-    while op.type not in WEIGHTED:
+    while op.type not in MULTIPLY:
         before = [writers[name] for name in op.reads if name in writers]
         if not before:
             return None
-        op = next((other for other in before if other.type in WEIGHTED), before[0])
+        op = next((other for other in before if other.type in MULTIPLY), before[0])
     return op
 
 

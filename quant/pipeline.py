@@ -206,6 +206,7 @@ def record_of(
         agreement={key: agreement(other, run.outputs[0]) for key, other in same.items()},
         int8_share=run.proof.share,
         kernel_isas=run.proof.isas,
+        uncounted=run.proof.uncounted,
         variant=variant,
         overhead=run.result["overhead"],
         note=run.result["note"],

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Kernel", "Proof", "kernels", "proof"]
+__all__ = ["Declared", "Kernel", "Proof", "kernels", "proof"]
 
 _INT8_SOURCES = {"src:s8", "src:u8", "src_layer:u8", "src_layer:s8"}
 _INT8_WEIGHTS = {"wei:s8", "wei_layer:s8"}
@@ -85,19 +85,46 @@ def _macs(op: str, problem: str) -> int:
 
 @dataclass(frozen=True)
 class Proof:
-    """What one run of a model did: the share of multiply-accumulates in INT8 kernels, and those kernels' ISAs."""
+    """What one run of a model did: the share of multiply-accumulates in INT8 kernels, and those kernels' ISAs.
+
+    `uncounted`: op types that multiply, or may, beside those that the share is of.
+    """
 
     share: float
     isas: tuple[str, ...]
     int8_kernels: int
     fp32_kernels: int
+    uncounted: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """As a sentence."""
+        left_out = f" (not counted: {', '.join(self.uncounted)})" if self.uncounted else ""
+        isas = "".join(f" {isa}" for isa in self.isas)
+        return f"INT8 kernels did {100 * self.share:.1f}% of the multiply-accumulates{isas}{left_out}"
 
 
-def proof(run: Iterable[Kernel], declared_macs: int) -> Proof:
-    """Sum up one run. The total is the larger of what the log shows and what the graph declares."""
+@dataclass(frozen=True)
+class Declared:
+    """What a program's shapes say of a run: all multiply-accumulates, and those of ops that a conversion left float32.
+
+    `uncounted`: as quant.arithmetic.Arithmetic has it.
+    """
+
+    macs: int = 0
+    float_macs: int = 0
+    uncounted: tuple[str, ...] = ()
+
+
+def proof(run: Iterable[Kernel], declared: Declared) -> Proof:
+    """Sum up one run.
+
+    The log lacks what Paddle runs on kernels of its own. So the total is the largest of what the log shows, what the
+    program declares, and INT8 by the log with float32 by the program.
+    """
     weighted = [kernel for kernel in run if kernel.weighted]
     in_int8 = [kernel for kernel in weighted if kernel.int8]
-    total = max(sum(kernel.macs for kernel in weighted), declared_macs)
-    share = sum(kernel.macs for kernel in in_int8) / total if total else 0.0
+    int8 = sum(kernel.macs for kernel in in_int8)
+    total = max(sum(kernel.macs for kernel in weighted), declared.macs, int8 + declared.float_macs)
     isas = tuple(sorted({kernel.isa for kernel in in_int8}))
-    return Proof(share, isas, len(in_int8), len(weighted) - len(in_int8))
+    share = int8 / total if total else 0.0
+    return Proof(share, isas, len(in_int8), len(weighted) - len(in_int8), tuple(declared.uncounted))

@@ -69,7 +69,8 @@ class Record:
     own, which took turns with the others (an A/A run): what two measurements of one thing differ by. `repeat`: how
     often each batch ran in a row; `by_length`: samples sorted by length. `sqnr_db`, `cosine`, `agreement`:
     reference precision -> dB, mean cosine, share of equal integers. `int8_share`: share of multiply-accumulates
-    that INT8 kernels did, from oneDNN's log. Absent is None. `origin`: of the model, "" for an embedded one.
+    that INT8 kernels did, from oneDNN's log, of all that the program declares. Absent is None. `origin`: of the model,
+    "" for an embedded one.
     """
 
     model: str
@@ -94,6 +95,7 @@ class Record:
     processes: int = 1
     twin_s: tuple[float, ...] = ()
     note: str = ""  # how an FP32 model or a simulation was run, where not as usual (quant.reference)
+    uncounted: tuple[str, ...] = ()  # op types that `int8_share` leaves out: what they multiply isn't known
 
     def counts(self, metric: str) -> NDArray[Any]:
         """What each sample adds to a metric, [N, k]: int64, or float64 of a user's own metric."""

@@ -92,6 +92,9 @@ class Comparison:
             found["share"] = "not one INT8 kernel ran"
         elif self.first and share < due:
             found["share"] = f"INT8 share {share:.1%}, expected {due:.0%}"
+        elif self.first and due and self.int8.uncounted:
+            left_out = ", ".join(self.int8.uncounted)
+            found["share"] = f"INT8 share {share:.1%}, but not counted is what these ops multiply: {left_out}"
         return found
 
     def missed(self) -> list[str]:

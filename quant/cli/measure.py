@@ -116,6 +116,7 @@ def eval_command(
         "int8_ops": result["int8_ops"],
         "fp32_ops": result["fp32_ops"],
         "int8_mac_share": shown.share,
+        "uncounted": shown.uncounted,
         "kernel_isas": shown.isas,
         "overhead": result["overhead"],
     }
@@ -124,7 +125,7 @@ def eval_command(
         return
     told = ", ".join(f"{name} {100 * value:.2f}%" for name, value in scores.items())
     out.print(f"{told} of {result['samples']} samples; {latency['median']:.2f} ms a batch of {batch_size} (median)")
-    out.print(f"INT8 kernels did {100 * shown.share:.1f}% of the multiply-accumulates {' '.join(shown.isas)}")
+    out.print(str(shown), soft_wrap=True)
     _print_notes([result])
     _print_stored({precision: result})
 
@@ -270,6 +271,7 @@ def compare(
             if int8.scores  # a model may give out decisions only
         },
         "int8_mac_share": share.share,
+        "uncounted": share.uncounted,
         "kernel_isas": share.isas,
         "stored_samples": {precision: run.result["stored_samples"] for precision, run in found.items()},
         "measured": {precision: run.result["measured"] for precision, run in found.items()},
@@ -295,7 +297,7 @@ def compare(
         if "quant" in found and reference == "fp32":
             engine = content[name]["quant"] - content[name]["int8"]
             out.print(f"of which the engine: {100 * engine:+.2f} points")
-        out.print(f"INT8 kernels did {100 * share.share:.1f}% of the multiply-accumulates {' '.join(share.isas)}")
+        out.print(str(share), soft_wrap=True)
         _print_stored({precision: run.result for precision, run in found.items()})
         _print_notes(run.result for run in found.values())
     if not share.int8_kernels:

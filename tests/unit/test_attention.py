@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from fixtures.programs import Program
+from quant.arithmetic import Sizes, arithmetic_of
 from quant.calibration import calibrate
-from quant.chains import chains_of, graph_macs, numbered
+from quant.chains import chains_of, numbered
 from quant.conversion import convert
 from quant.graph import Graph, Op, Var, run_passes
 from quant.metrics import sqnr
@@ -193,14 +194,14 @@ def test_thresholds_of_a_fake_quantized_weight_are_folded_too() -> None:
 def test_macs_of_open_dimensions() -> None:
     graph = encoder()
     each = 4 * WIDTH * WIDTH + 2 * WIDTH * 32 + 2 * WIDTH * STEPS
-    assert graph_macs(graph, 3) == 3 * STEPS * each
+    assert arithmetic_of(graph, Sizes(3)).total == 3 * STEPS * each
     opened = {
         name: var._replace(
             shape=tuple(-1 if size == STEPS and name not in graph.params else size for size in var.shape)
         )
         for name, var in graph.vars.items()
     }
-    assert graph_macs(replace(graph, vars=opened), 3, longest=STEPS) == 3 * STEPS * each
+    assert arithmetic_of(replace(graph, vars=opened), Sizes(3, longest=STEPS)).total == 3 * STEPS * each
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ class Child:
             about, blob = made([each["model"] for each in RUNS].index(Path(run["model"]).name), part)
             file = Path(arguments["outputs"]) / f"{place}.{part.start}.npz"
             file.write_bytes(blob)
-            heard({"part": {"run": place, "file": str(file), "about": asdict(about), "macs": 0}})
+            heard({"part": {"run": place, "file": str(file), "about": asdict(about), "macs": {}}})
             self.ran.append((Path(run["model"]).name, part.start))
         return None
 

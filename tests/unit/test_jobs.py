@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fixtures.programs import Program
-from quant.chains import graph_macs
-from quant.evaluation import sizes_of
+from quant.arithmetic import Arithmetic, Sizes, arithmetic_of
+from quant.evaluation import arithmetic_on, sizes_of
 from quant.graph import Graph, Var
 from quant.sequences import Column
 from tests.columns import ragged
@@ -38,13 +38,14 @@ def test_the_sizes_of_a_batch(graph: Graph, given: dict[str, Column], sizes: tup
     assert sizes_of(graph, given) == sizes
 
 
-def test_an_image_model_of_open_size_declares_no_macs_of_its_own() -> None:
-    """Channels taken for a height would make up a number; 0 leaves it to oneDNN's log."""
+def test_macs_of_an_image_model_of_open_size() -> None:
+    """Those of the batch; without it they aren't known, and channels aren't taken for a height."""
     net = Net()
     graph = net.graph(net.conv("x", 8, 3))
     fixed = {"x": np.zeros((4, 8, 8, 8), np.float32)}
-    assert graph_macs(graph, *sizes_of(graph, fixed)) == 4 * 8 * 8 * 8 * 8 * 9
+    assert arithmetic_on(graph, fixed).total == 4 * 8 * 8 * 8 * 8 * 9
     opened = {name: var._replace(shape=(*var.shape[:2], -1, -1)) for name, var in graph.vars.items()}
     opened |= {name: graph.vars[name] for name in graph.params}
     graph = replace(graph, vars=opened)
-    assert graph_macs(graph, *sizes_of(graph, fixed)) == 0
+    assert arithmetic_on(graph, fixed).total == 4 * 8 * 8 * 8 * 8 * 9
+    assert arithmetic_of(graph, Sizes(*sizes_of(graph, fixed))) == Arithmetic({}, ("conv2d",))

@@ -13,7 +13,7 @@ import pytest
 from quant import cpu, registry, report
 from quant.errors import OptionError
 from quant.instances import Instance, Throughput
-from quant.profile import kernels, proof
+from quant.profile import Declared, kernels, proof
 from quant.ratios import pairs as pairs_of
 from quant.record import SCHEMA, Anatomy, Failure, KeptOp, Kernel, Layer, Load, Machine, Record, Run, columns
 from quant.registry import BY_NAME
@@ -41,12 +41,13 @@ def test_kernels_and_their_macs() -> None:
 def test_proof_counts_what_the_log_cannot_show() -> None:
     found = list(kernels(LOG.splitlines()))
     int8 = 2 * 16 * 8 * 4 * 4 * 9 + 1024 * 1000
-    shown = proof(found, 0)
+    shown = proof(found, Declared())
     assert shown.share == pytest.approx(int8 / (int8 + 32 * 14 * 14 * 9))
     assert shown.isas == ("avx512_core_vnni",)
     assert (shown.int8_kernels, shown.fp32_kernels) == (2, 1)
-    assert proof(found, 2 * int8).share == pytest.approx(0.5)  # half of the work never reached oneDNN
-    assert proof([], 100).share == 0.0
+    assert proof(found, Declared(2 * int8)).share == pytest.approx(0.5)  # half of the work never reached oneDNN
+    assert proof([], Declared(100)).share == 0.0
+    assert proof([], Declared()).share == 0.0  # nothing that multiplies is no success
 
 
 FLAGS = {

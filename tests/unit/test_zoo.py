@@ -15,7 +15,7 @@ from quant.metrics import METRICS, sqnr
 from quant.models import DERIVED, Models
 from quant.passes import drop_judges, lower_quantizers
 from quant.passes.quantizers import without_quantizers
-from quant.profile import proof
+from quant.profile import Declared, proof
 from quant.readers import FORMATS
 from quant.record import Record, columns
 from quant.registry import MODELS, find
@@ -241,7 +241,7 @@ def test_decoded_sequences_may_differ_in_length_but_not_in_kind(
         digits = Ragged.of([np.array(some, np.int64).reshape(-1, 1) for some in decoded])
         outputs = [np.eye(3, classes, dtype=np.float32), digits]
         result = {"model": precision, "precision": precision, "samples": 3, "overhead": 0.0}
-        return pipeline.Evaluated(tmp_path, result, outputs, labels, proof([], 0))
+        return pipeline.Evaluated(tmp_path, result, outputs, labels, proof([], Declared()))
 
     put(tmp_path, *LSTM, "lstm-fp32/lstm_fp32_model/model")
     found = zoo_suite.located(row_of("lstm"), tmp_path)
