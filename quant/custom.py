@@ -29,10 +29,13 @@ def check_name(name: str) -> None:
 
 
 def importable(directory: Path) -> None:
-    """Make modules in a directory importable, here and in the children that are started from now on."""
+    """Make modules in a directory importable, here and in the children that are started from now on.
+
+    They come last: what lies there may be called as a module of Python's or an installed one, which others import.
+    """
     place = str(directory.resolve())
     if place not in sys.path:
-        sys.path.insert(0, place)
+        sys.path.append(place)
 
 
 @contextmanager

@@ -155,7 +155,7 @@ class Child:
             # NumPy's BLAS would start as many threads, for nothing. With a second thread in a process, each count of a
             # shared pointer's users is an atomic operation: small recurrent models lose 1% by that.
             extra["OPENBLAS_NUM_THREADS"] = "1"
-        extra["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        extra["PYTHONPATH"] = os.pathsep.join(_search_path())
         self._arguments, self._log = arguments, log
         self._patience_s = patience_s()
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -167,7 +167,7 @@ class Child:
         lifeline, self._lifeline = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "quant.isolate", str(lifeline)],
+                [sys.executable, "-P", "-m", "quant.isolate", str(lifeline)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -322,6 +322,18 @@ def end_all() -> None:
     for child in list(_running):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
+
+
+def _search_path() -> list[str]:
+    """Where a child looks for modules: where this process does, but in the standard library first.
+
+    PYTHONPATH comes before a child's own standard library, so without that any random.py or queue.py in the working
+    directory, beside a script or beside a manifest would be imported in its place, by all that needs it.
+    """
+    own = Path(os.__file__).parent
+    standard = {str(own), str(own / "lib-dynload")}
+    given = [path or os.getcwd() for path in sys.path]
+    return sorted(dict.fromkeys(given), key=lambda path: path not in standard)
 
 
 def _subject(arguments: Mapping[str, Any]) -> str:

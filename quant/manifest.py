@@ -100,8 +100,10 @@ class Manifest:
 
 
 def importable(manifest: Manifest) -> None:
-    """Make the functions that a manifest names importable, here and in children: they may lie beside it."""
-    custom.importable(manifest.path.parent)
+    """Make the functions that a manifest names importable, if any: they may lie beside it."""
+    named = [name for entry in manifest.models for name in (entry.format or "", *entry.metrics)]
+    if any(map(custom.is_function_name, named)):
+        custom.importable(manifest.path.parent)
 
 
 # --- what a file may hold

@@ -1,6 +1,7 @@
 """The order of steps: what is built from what, which job runs under which ISA, which records come out."""
 
 import importlib.util
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,6 @@ from typing import Any, TypeVar
 
 from quant import cpu, isolate, turns
 from quant.collect import Evaluated, data_digest, evaluate
-from quant.custom import importable
 from quant.errors import OptionError
 from quant.metrics import agreement, cosine, sqnr
 from quant.numerics import REDUCED, SIGNED, bits_of
@@ -77,8 +77,8 @@ def sources(*functions: str) -> list[str | bytes | Path]:
 
     Those of the embedded rows lie beside this one in a checkout, and aren't installed.
     """
-    if (_CHECKOUT / "pyproject.toml").exists():
-        importable(_CHECKOUT)
+    if (_CHECKOUT / "pyproject.toml").exists() and str(_CHECKOUT) not in sys.path:
+        sys.path.insert(0, str(_CHECKOUT))  # before any package of such a name that is installed
     parts: list[str | bytes | Path] = [version("paddlepaddle")]
     packages = {"quant", *(function.partition(".")[0] for function in functions)}
     for package in sorted(packages):

@@ -209,6 +209,43 @@ def test_the_log_outlasts_what_an_error_is_raised_as() -> None:
     assert log_of(DataError("about no child")) == ()
 
 
+SHADOWS = ("random", "types", "queue", "json", "tempfile", "numpy")
+
+
+@pytest.fixture
+def shadows(tmp_path: Path) -> Path:
+    """A user's directory, in which modules are called as Python's own and installed ones are."""
+    for name in SHADOWS:
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name}.py of the directory')")
+    (tmp_path / "quant.toml").write_text("")
+    return tmp_path
+
+
+@pytest.mark.parametrize("before", ["", "sys.path.insert(0, '')", "sys.path.insert(0, os.getcwd())"])
+def test_no_module_beside_a_manifest_or_a_script_stands_for_pythons_own(before: str, shadows: Path) -> None:
+    script = (
+        "import os, sys, pathlib; from quant import custom, isolate\n"
+        "custom.importable(pathlib.Path.cwd())\n"
+        f"{before}\n"
+        "print(isolate.call('quant.cpu:cores', {}))"
+    )
+    command = [sys.executable, "-P", "-c", script]
+    done = subprocess.run(command, cwd=shadows, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and int(done.stdout) > 0, done.stderr
+
+
+@pytest.mark.parametrize("way", ["script", "module"])
+def test_the_command_line_and_its_children_run_beside_such_modules(way: str, shadows: Path) -> None:
+    if way == "module":
+        (shadows / "types.py").unlink()  # what runs modules imports it itself, before anything of ours
+    start = [sys.executable, "-m", "quant"] if way == "module" else [str(Path(sys.executable).parent / "quant")]
+    done = subprocess.run(
+        [*start, "init", "absent", "--output", "x.toml"], cwd=shadows, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "quant: absent: no such model directory\n"
+
+
 def test_nothing_outlives_a_parent_that_is_killed() -> None:
     """Neither a child that holds the GIL, nor what it started."""
     script = (

@@ -1,6 +1,7 @@
 """quant.toml: what comes out of it, and one line for whatever is wrong in it, with the line of the file and the key."""
 
 import re
+import sys
 import time
 import tomllib
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quant.errors import DataError, OptionError, QuantError
-from quant.manifest import FileKeys, ModelKeys, ThresholdKeys, read
+from quant.manifest import FileKeys, ModelKeys, ThresholdKeys, importable, read
 from quant.metrics import metric_of
 from quant.readers import open_data
 from quant.rows import Case
@@ -364,3 +365,22 @@ def test_every_key_is_in_the_documentation() -> None:
     for table in (FileKeys, ModelKeys, ThresholdKeys):
         for key in table.model_fields:
             assert f"`{key}`" in DOCS, key
+
+
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        ("", False),
+        ('metric = ["top1", "top5"]', False),
+        ('format = "npz"', False),
+        ('metric = ["top1", "own.metrics:f1"]', True),
+        ('reader = "own.data:read"\nmetric = "top1"', True),
+    ],
+)
+def test_only_a_manifest_that_names_functions_makes_modules_beside_it_importable_and_last(
+    lines: str, named: bool, shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = list(sys.path)
+    monkeypatch.setattr(sys, "path", list(before))
+    importable(read(written(shop, LEAST + lines)))
+    assert sys.path == [*before, str(shop)] if named else sys.path == before
