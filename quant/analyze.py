@@ -139,14 +139,14 @@ class Analysis:
     ops: tuple[OpError, ...]
 
     @staticmethod
-    def from_job(found: Mapping[str, Any], model: Path, isa: str, threads: int, title: str = "") -> "Analysis":
+    def from_job(found: Mapping[str, Any], model: Path, isa: str, title: str = "") -> "Analysis":
         """From what quant.analyze_jobs.analyze_model gives."""
         return Analysis(
             model=model,
             title=title or str(model),
             executor=found["executor"],
             isa=isa,
-            threads=threads,
+            threads=found["threads"],
             samples=found["samples"],
             as_read_db=found["as_read_db"],
             unseen=tuple((entry["variable"], entry["type"]) for entry in found["unseen"]),
@@ -358,4 +358,4 @@ def analyze(
         "local": local,
     }
     found = isolate.call("quant.analyze_jobs:analyze_model", arguments, isa=isa, threads=threads, progress=progress)
-    return Analysis.from_job(found, subject.model, cpu.tier_of(isa).name, threads, subject.title)
+    return Analysis.from_job(found, subject.model, cpu.tier_of(isa).name, subject.title)

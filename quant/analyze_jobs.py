@@ -66,9 +66,9 @@ def analyze_model(
 ) -> Json:
     """Run an INT8 model on the first samples of a data file, and its simulation and FP32 model beside it.
 
-    The result: `executor`; `samples`; `as_read_db`, SQNR of the outputs of the simulation as converting reads it
-    to those of the simulation as given; `unseen`, the variables inside of kernels; `ops`, one for each variable that an
-    op wrote, in the order of execution (see quant.analyze.OpError, whose fields these are).
+    The result: `executor` and `threads` that were used; `samples`; `as_read_db`, SQNR of the outputs of the simulation
+    as converting reads it to those of the simulation as given; `unseen`, the variables inside of kernels; `ops`, one
+    for each variable that an op wrote, in the order of execution (see quant.analyze.OpError, whose fields these are).
     Without `local` only what the models make of the samples is compared, not what each op makes of its own inputs.
     Without a simulation nothing is compared with one.
     Raises ModelError when the models don't belong together.
@@ -109,12 +109,12 @@ def analyze_model(
             report_progress("analyze", number * size, len(dataset))
             simulated = simulation(batch) if simulation else {}
             state.add(batch, _traced(predictor, batch), simulated, reference(batch), alone)
-        used = predictor.executor
+        used = {"executor": predictor.executor, "threads": predictor.threads}
     writers = converted.writers()
     read = {name for op in converted.ops for name in op.reads} - seen.keys()
     inside = [name for twin in twins for op in twin.ops[:-1] for name in op.writes if name in read]
     return {
-        "executor": used,
+        **used,
         "samples": len(dataset),
         "as_read_db": as_read,
         "unseen": [{"variable": name, "type": writers[name].type} for name in dict.fromkeys(inside)],

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.chains import CONVS, Chain
+from quant.cpu import cores
 from quant.errors import ConversionError, DataError, check_choice
 from quant.graph import Graph, Op, run_passes, save_dir
 from quant.numerics import SIGNED
@@ -41,14 +42,15 @@ def calibrate(
     ops_to_quantize: Collection[str] = (),
     op_ids_to_skip: Collection[int] = (),
     weight_levels: int = SIGNED,
+    threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Graph:
     """The fake-quantized twin of `graph` (fake_quant ops, weights on their grid; see quant.passes.quantizers).
 
     `batches` are input name -> array [N, ...] or Ragged; they are read once, one at a time. `weight_levels` is 127, or
-    63 for CPUs without VNNI. `progress` is told the number of samples seen after each batch. With `algo` "best" every
-    tensor gets the algorithm whose threshold costs its readers least (see quant.observers.choose); `fake_quant` ops
-    then name it in their attribute `algorithm`.
+    63 for CPUs without VNNI. `threads`: of a run; None: all that this process may use. `progress` is told the number of
+    samples seen after each batch. With `algo` "best" every tensor gets the algorithm whose threshold costs its readers
+    least (see quant.observers.choose); `fake_quant` ops then name it in their attribute `algorithm`.
     Raises OptionError for unknown names, DataError for NaN or Inf in a batch or an activation, or no batch at all,
     ConversionError when nothing can be quantised.
     """
@@ -60,6 +62,7 @@ def calibrate(
         sampled=algo == BEST,
         ops_to_quantize=ops_to_quantize,
         weight_levels=weight_levels,
+        threads=threads,
         progress=progress,
     )
     return seen.simulated(algo, op_ids_to_skip)
@@ -70,6 +73,7 @@ class Calibration:
 
     What was observed of a set of tensors that share a threshold is kept, so most simulations need no run of the model.
     `batches` gives all of them anew each time. `algorithms`: keys of ALGORITHMS; BEST too, of these, when `sampled`.
+    `threads`: of a run; None: all that this process may use.
     """
 
     def __init__(
@@ -81,11 +85,13 @@ class Calibration:
         sampled: bool,
         ops_to_quantize: Collection[str] = (),
         weight_levels: int = SIGNED,
+        threads: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self.graph = run_passes(graph, CALIBRATE)
         self.batches, self.algorithms, self.sampled = batches, tuple(algorithms), sampled
         self.types, self.weight_levels, self.progress = ops_to_quantize, weight_levels, progress
+        self.threads = threads or cores()
         self.seen: dict[_Observed, dict[str, Choice]] = {}
         self.costs: dict[tuple[str, str], float] = {}  # (output of an op, algorithm) -> error by rounding what it reads
 
@@ -149,7 +155,7 @@ class Calibration:
             }
             samples = _samples(self.graph, chains.values(), plan) if self.sampled else {}
             samples = {name: found for name, found in samples.items() if name in part.group}
-            _observe(self.graph, self.batches(), part, observers, samples, self.progress)
+            _observe(self.graph, self.batches(), part, observers, samples, self.threads, self.progress)
             for group in left:
                 seen = {name: observer.threshold() for name, observer in observers[group].items()}
                 found = {name: Choice(name, threshold) for name, threshold in seen.items()}
@@ -208,6 +214,7 @@ def _observe(
     plan: Plan,
     observers: Mapping[str, Mapping[str, Observer]],
     samples: Samples,
+    threads: int,
     progress: Callable[[int], None] | None,
 ) -> None:
     # Unfused, because a fused kernel may write over a tensor that is to be seen.
@@ -217,7 +224,7 @@ def _observe(
     count = 0
     with tempfile.TemporaryDirectory(prefix="quant-calibrate-") as scratch:
         save_dir(seen, Path(scratch))
-        settings = Settings(threads=2)
+        settings = Settings(threads=threads)
         with nameless(Path(scratch)), Reference(Path(scratch), settings, unfused=True) as predictor:
             for number, batch in enumerate(batches):
                 outputs = predictor(batch)

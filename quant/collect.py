@@ -56,9 +56,9 @@ class Evaluated(NamedTuple):
     """One model's run over a dataset. `result` is JSON:
 
     model, precision; samples, and stored_samples: those of an earlier run; outputs: names; int8_ops, fp32_ops: counts;
-    executor: who called the kernels; note: why a reference ran on other kernels than usual, or ""; run_s: seconds in
-    predictor.run by batch; overhead: the other share of wall time;
-    measured: first and last time, UTC; hosts.
+    executor: who called the kernels; threads: that they ran on; note: why a reference ran on other kernels than usual,
+    or ""; run_s: seconds in predictor.run by batch; overhead: the other share of wall time; measured: first and last
+    time, UTC; hosts.
     """
 
     data: Path
@@ -110,6 +110,7 @@ def _evaluated(data: Path, format: str | None, run: Run, parts: Sequence[Part], 
         "int8_ops": abouts[0].int8_ops,
         "fp32_ops": abouts[0].fp32_ops,
         "executor": abouts[0].executor,
+        "threads": abouts[0].threads,
         "note": next((about.note for about in abouts if about.note), ""),
         "run_s": run_s,
         "overhead": 1 - sum(run_s) / sum(about.wall_s for about in abouts),

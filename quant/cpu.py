@@ -129,9 +129,15 @@ def settled_isa(isa: str | None, precisions: Collection[str]) -> str | None:
     return None if isa is None and beyond else tier.cap.lower()
 
 
-def cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0))
+def cores(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """How many threads, or processes of one thread, this process may use at once, at least 1.
+
+    The CPUs of its affinity mask, or what `quota` lets it have of their time, in whole CPUs: threads wait for each
+    other in each op, so one that is stopped for half of the time would stop all.
+    """
+    allowed = quota(root, own)
+    here = len(os.sched_getaffinity(0))
+    return here if allowed is None else max(1, min(here, int(allowed)))
 
 
 def physical_cores(root: Path = Path("/sys/devices/system/cpu"), allowed: Collection[int] | None = None) -> list[int]:
@@ -174,12 +180,17 @@ def quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgro
 
 
 def _limit(group: Path, version_1: bool) -> float | None:
-    """A control group's own limit, in CPUs; None where it sets none, or can't be seen from inside a container."""
+    """A control group's own limit, in CPUs; None where it sets none, or none that can be read.
+
+    Inside a container a group's path is the host's, and isn't there. What other file systems than the kernel's put
+    there (gVisor's and lxcfs's are empty, or hold one word) is no limit.
+    """
     try:
         if version_1:
             allowed, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
         else:
             allowed, period = (group / "cpu.max").read_text().split()
-    except OSError:
+        limit = int(allowed) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # "max" is no number
         return None
-    return None if allowed.strip() in ("max", "-1") else int(allowed) / int(period)
+    return limit if limit > 0 else None

@@ -208,7 +208,7 @@ class _Model:
             self.labels = check_labels(self.dataset, _classes(first))
         collected: dict[str, list[Column]] = {}
         seconds: list[float] = []
-        counted, executor = Declared(), ""
+        counted, executor, threads = Declared(), "", 0
         begin, done = time.perf_counter(), 0
         for batch in batches(self.dataset, self.batch_size, count, part.start):
             shown = part.start == 0 and not done
@@ -217,7 +217,8 @@ class _Model:
                 log_kernels(True)
                 report_event({"kernels": True})  # what the log shows from here to the next event is one run
             self.predictor.feed(batch)
-            executor = executor or self.predictor.executor  # of whole batches: the last one may be a single sequence
+            if not executor:  # of whole batches: the last one may be a single sequence
+                executor, threads = self.predictor.executor, self.predictor.threads
             start = time.perf_counter()
             self.predictor.run()
             seconds.append(time.perf_counter() - start)
@@ -243,6 +244,7 @@ class _Model:
             int8_ops=int8_ops,
             fp32_ops=fp32_ops,
             executor=executor,
+            threads=threads,
             note=self.predictor.note if isinstance(self.predictor, Reference) else "",
         ).stamped()
         file = outputs / f"{self.number}.{part.start}.npz"

@@ -110,7 +110,7 @@ def fine_tune(
         with _paddle_may_refuse():
             loss, targets = _loss(program, graph, heads, labels is not None)
             paddle.optimizer.Adam(schedule).minimize(loss)
-        thresholds = _first_thresholds(graph, data, training.batch)
+        thresholds = _first_thresholds(graph, data, training.batch, threads)
         program = quant_aware(program, config, scope=scope, thresholds=thresholds)
         executor = paddle.static.Executor(paddle.CPUPlace())
         executor.run(start)
@@ -247,9 +247,9 @@ def _loss(program: Any, graph: Graph, heads: tuple[str, ...], labelled: bool) ->
     return op("sum", {"X": parts}), targets
 
 
-def _first_thresholds(graph: Graph, data: Dataset, batch: int) -> dict[str, float]:
+def _first_thresholds(graph: Graph, data: Dataset, batch: int, threads: int) -> dict[str, float]:
     """Tensor -> threshold, calibrated on the first batches."""
-    simulated = calibrate(graph, batches(data, batch, _CALIBRATION_BATCHES), algo="avg")
+    simulated = calibrate(graph, batches(data, batch, _CALIBRATION_BATCHES), algo="avg", threads=threads)
     return {op.input("X"): op.attr("threshold") for op in simulated.ops if op.type == "fake_quant"}
 
 

@@ -32,7 +32,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from quant import errors
-from quant.cpu import isa_environment
+from quant.cpu import cores, isa_environment
 from quant.errors import ChildError, OptionError, QuantError, file_error
 from quant.places import scratch_dir, sweep
 
@@ -132,8 +132,9 @@ class Child:
     """A job in a process of its own, which can be told more while it runs; leaving the context ends the process.
 
     `job` is "module:function", its keyword arguments and its result are JSON. `isa` caps oneDNN, `threads` are
-    OpenMP's, `cpus` is what the process is pinned to before anything loads, `environment` comes on top. `log` is
-    given each line that the child prints; what it raises is raised by `hear`.
+    OpenMP's (by default as many as this process may use), `cpus` is what the process is pinned to before anything
+    loads, `environment` comes on top. `log` is given each line that the child prints; what it raises is raised by
+    `hear`.
     """
 
     def __init__(
@@ -150,8 +151,9 @@ class Child:
         extra = {"QUANT_CHILD": "1", "FLAGS_enable_pir_api": "0", "GLOG_minloglevel": "2", **isa_environment(isa)}
         # Paddle warns of it whenever it is imported, which would be the first lines of each log.
         extra["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:No ccache found"]))
+        # OpenMP would start a thread for each CPU, whatever part of their time a container may have.
+        extra["OMP_NUM_THREADS"] = str(threads or os.environ.get("OMP_NUM_THREADS") or cores())
         if threads is not None:
-            extra["OMP_NUM_THREADS"] = str(threads)
             # NumPy's BLAS would start as many threads, for nothing. With a second thread in a process, each count of a
             # shared pointer's users is an atomic operation: small recurrent models lose 1% by that.
             extra["OPENBLAS_NUM_THREADS"] = "1"

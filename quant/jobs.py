@@ -124,6 +124,7 @@ def ptq(
     ops_to_quantize: Sequence[str] = (),
     op_ids_to_skip: Sequence[int] = (),
     save_table: str | None = None,
+    threads: int | None = None,
 ) -> Json:
     """FP32 model directory + calibration data -> fake-quantized model directory, and a file with its thresholds.
 
@@ -142,6 +143,7 @@ def ptq(
                 ops_to_quantize=ops_to_quantize,
                 op_ids_to_skip=op_ids_to_skip,
                 weight_levels=weight_levels,
+                threads=threads,
                 progress=lambda done: report_progress("calibrate", done, total),
             )
         save_dir(lower_quantizers(simulated), staging)

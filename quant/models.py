@@ -149,7 +149,7 @@ def _calibrate(given: Given, fp32: Path, output: Path, levels: int, progress: Pr
         "format": given.format,
         **_chosen(given),
     }
-    isolate.call("quant.jobs:ptq", arguments, threads=cpu.cores(), progress=progress)
+    isolate.call("quant.jobs:ptq", {**arguments, "threads": cpu.cores()}, threads=cpu.cores(), progress=progress)
 
 
 def _check_apart(given: Given, model: Path) -> None:

@@ -95,6 +95,7 @@ class About:
     ended: str = ""  # UTC, ISO 8601
     host: str = ""
     executor: str = ""  # who called the kernels
+    threads: int = 1  # that they ran on
     note: str = ""  # what there is to say of how a reference was run (quant.reference)
     proof: Mapping[str, Any] | None = None  # what oneDNN's log showed (quant.profile.Proof); of the first part
 

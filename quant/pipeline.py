@@ -198,6 +198,7 @@ def record_of(
         precision=run.result["precision"],
         isa=tier.name,
         threads=1,
+        ran_threads=run.result["threads"],
         batch=50,
         samples=run.result["samples"],
         outcomes={metric: columns(run.counts(metric)) for metric in metrics},
@@ -225,6 +226,7 @@ def tune(
     *,
     config: Mapping[str, Any] | None = None,
     checkpoint: Path | None = None,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Fine-tune a row's trained model with fake quantisation; `output` becomes the fake-quantized model.
@@ -235,7 +237,7 @@ def tune(
     if spec.tuning is None:
         have = ", ".join(other.name for other in MODELS if other.tuning)
         raise OptionError(f"{spec.name}: has no training data; rows that can be trained: {have}")
-    tuning = spec.tuning
+    tuning, count = spec.tuning, threads or cpu.cores()
     arguments = {
         "model": str(small_of(spec, progress) / "fp32"),
         "data": str(data_of(spec, tuning.data, progress)),
@@ -244,9 +246,9 @@ def tune(
         "config": {"weight_bits": bits_of(weight_levels(None)), **(config or {})},
         "training": {"steps": tuning.steps, "batch": tuning.batch, "rate": tuning.rate},
         "checkpoint": None if checkpoint is None else str(checkpoint),
-        "threads": cpu.cores(),
+        "threads": count,
     }
-    result: dict[str, Any] = isolate.call("quant.jobs:qat", arguments, threads=cpu.cores(), progress=progress)
+    result: dict[str, Any] = isolate.call("quant.jobs:qat", arguments, threads=count, progress=progress)
     return result
 
 
@@ -475,9 +477,10 @@ def timed_records(
             precision=entry["run"]["precision"],
             isa=tier.name,
             threads=threads,
+            ran_threads=entry["run"].get("threads"),
             batch=case.batch,
             latency_s=tuple(entry["seconds"]),
-            variant=_variant(entry["run"]),
+            variant=_variant(entry["run"], threads),
             repeat=case.repeat,
             by_length=case.by_length,
         )
@@ -485,7 +488,10 @@ def timed_records(
     ]
 
 
-def _variant(run: Mapping[str, Any]) -> str:
+def _variant(run: Mapping[str, Any], threads: int) -> str:
+    """Who called which kernels, and on how many threads where that isn't what was asked for."""
+    ran = run.get("threads", threads)
+    few = "" if ran == threads else f", {ran} thread{'s' * (ran != 1)}"
     if run.get("executor") == "direct":
-        return "oneDNN direct"
-    return ("oneDNN" if run.get("onednn", True) else "native") + ("" if run.get("optimise", True) else " unfused")
+        return f"oneDNN direct{few}"
+    return ("oneDNN" if run.get("onednn", True) else "native") + " unfused" * (not run.get("optimise", True)) + few

@@ -135,6 +135,14 @@ class Predictor:
     def executor(self) -> Executor:
         return "direct" if isinstance(self._engine, _Direct) else "paddle"
 
+    @property
+    def threads(self) -> int:
+        """How many threads the next run takes: those of the settings, or 1 where recurrent layers gain by no more.
+
+        That depends on the number of sequences that were fed last.
+        """
+        return self._engine.threads
+
     def __call__(self, arrays: Arrays) -> dict[str, Any]:
         self.feed(arrays)
         self.run()
@@ -284,6 +292,10 @@ class _Paddle:
         self.outputs: tuple[str, ...] = self._engine.outputs
         self._held: list[DenseTensor] = []
 
+    @property
+    def threads(self) -> int:
+        return int(self._engine.threads)
+
     def feed(self, arrays: Arrays) -> None:
         if self._recurrent:
             columns = [arrays[name] for name in self.inputs]
@@ -400,6 +412,7 @@ class _Engine:
         self.outputs: tuple[str, ...] = tuple(self.native.get_output_names())
         self.feeds = {name: self.native.get_input_handle(name) for name in self.inputs}
         self.fetches = {name: self.native.get_output_handle(name) for name in self.outputs}
+        self.threads = settings.threads
         self.lengths: set[int] = set()
         self.hooked = False
         self.seen: Seen | None = None  # who is told of variables in this run

@@ -56,9 +56,9 @@ def profile_model(
     `precision` is by default int8 for a model that holds INT8 ops, else fp32. Input is generated, or comes from the
     function `full_input` (batch), or is a data file's first batch.
 
-    The result: `precision` and `executor` that were used; median seconds of a run without the log (`wall_s`) and with
-    it (`logged_s`), `interrupted`, the share of runs in which other processes took the CPU away (the medians leave
-    those out; without others, they are of CPU time), and `runs`, how many were logged; the `kernels` of a run
+    The result: `precision`, `executor` and `threads` that were used; median seconds of a run without the log (`wall_s`)
+    and with it (`logged_s`), `interrupted`, the share of runs in which other processes took the CPU away (the medians
+    leave those out; without others, they are of CPU time), and `runs`, how many were logged; the `kernels` of a run
     (quant.profile.Kernel) with their typical times; `written`, (op type, variable) for each output in the order of
     execution, `before`, how many kernels had run by then, and `output_ms`, the time since the output before; the
     `program`, see `_told`.
@@ -71,12 +71,12 @@ def profile_model(
         feed = _feed(graph, batch, shapes or {}, full_input, data, format)
         with Predictor(Path(model), settings_of({"precision": precision, "executor": executor}, threads)) as predictor:
             predictor.feed(feed)
-            used = predictor.executor
+            used = {"executor": predictor.executor, "threads": predictor.threads}
             measured = _measure(predictor, budget_s)
     except QuantError as error:
         text = str(error)
         raise type(error)(text if model in text or (data and data in text) else f"{model}: {text}") from error
-    return {"precision": precision, "executor": used, **measured, "program": _told(graph)}
+    return {"precision": precision, **used, **measured, "program": _told(graph)}
 
 
 def _measure(predictor: Predictor, budget_s: float) -> Json:

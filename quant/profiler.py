@@ -53,9 +53,9 @@ def subject_of(name: str, isa: str | None = None, progress: isolate.Progress | N
 
 @dataclass(frozen=True)
 class Profile:
-    """What was found of one model. `runs`: how many runs were logged. `float_ms`: for each kernel its counterpart's
-    time in the FP32 model, if there is one. `interrupted`: the share of runs in which other processes took the CPU; the
-    sums leave those out if others are left.
+    """What was found of one model. `threads`: that it ran on. `runs`: how many runs were logged. `float_ms`: for each
+    kernel its counterpart's time in the FP32 model, if there is one. `interrupted`: the share of runs in which other
+    processes took the CPU; the sums leave those out if others are left.
     """
 
     model: Path
@@ -110,7 +110,7 @@ def profile(
         precision=result["precision"],
         executor=result["executor"],
         isa=cpu.tier_of(isa).name,
-        threads=threads,
+        threads=result["threads"],
         batch=batch,
         runs=result["runs"],
         kernels=run,

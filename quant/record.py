@@ -69,8 +69,9 @@ class Record:
     own, which took turns with the others (an A/A run): what two measurements of one thing differ by. `repeat`: how
     often each batch ran in a row; `by_length`: samples sorted by length. `sqnr_db`, `cosine`, `agreement`:
     reference precision -> dB, mean cosine, share of equal integers. `int8_share`: share of multiply-accumulates
-    that INT8 kernels did, from oneDNN's log, of all that the program declares. Absent is None. `origin`: of the model,
-    "" for an embedded one.
+    that INT8 kernels did, from oneDNN's log, of all that the program declares. `threads`: what was asked for;
+    `ran_threads`: what ran, fewer where recurrent layers gain by no more. Absent is None. `origin`: of the model, ""
+    for an embedded one.
     """
 
     model: str
@@ -92,6 +93,7 @@ class Record:
     origin: str = ""
     overhead: float | None = None  # share of an evaluation's wall time outside predictor.run
     data: str = ""
+    ran_threads: int | None = None
     processes: int = 1
     twin_s: tuple[float, ...] = ()
     note: str = ""  # how an FP32 model or a simulation was run, where not as usual (quant.reference)

@@ -108,6 +108,11 @@ class Reference:
         save_dir(graph, place)
         return place
 
+    @property
+    def threads(self) -> int:
+        """As `Predictor.threads`."""
+        return self._used.threads
+
     def __call__(self, arrays: Arrays) -> dict[str, Any]:
         self.feed(arrays)
         self.run()

@@ -160,8 +160,8 @@ class _Turn:
 
     @property
     def used(self) -> Json:
-        """The variant, and who called its kernels."""
-        return {**self.run, "executor": self.predictor.executor}
+        """The variant, who called its kernels, and on how many threads."""
+        return {**self.run, "executor": self.predictor.executor, "threads": self.predictor.threads}
 
     @property
     def repeat(self) -> int:

@@ -103,6 +103,7 @@ class _Workshop:
             sampled=True,
             ops_to_quantize=ops_to_quantize,
             weight_levels=weight_levels,
+            threads=self.threads,
             progress=lambda done: report_progress("calibrate", done, total),
         )
 

@@ -13,6 +13,7 @@ from rich.progress import (
 
 from quant import cpu, decisions, download, fetch, graphviz, isolate, pipeline, preprocess, registry, report, zoo
 from quant.cli.shared import (
+    AllThreads,
     BatchNum,
     Format,
     Isa,
@@ -55,6 +56,7 @@ def ptq(
     save_calibration_table: Annotated[
         Path | None, typer.Option(help="Also write the thresholds to this file, 'name threshold' a line.")
     ] = None,
+    threads: AllThreads = None,
 ) -> None:
     """Calibrate an FP32 model: write its fake-quantized twin."""
     check_choice("calibration algorithm", algo, (*ALGORITHMS, BEST))
@@ -70,9 +72,10 @@ def ptq(
         "ops_to_quantize": listed(ops_to_quantize),
         "op_ids_to_skip": ids(op_ids_to_skip),
         "save_table": None if save_calibration_table is None else str(save_calibration_table),
+        "threads": (count := threads or cpu.cores()),
     }
     with bar() as tell:
-        result = isolate.call("quant.jobs:ptq", arguments, threads=cpu.cores(), progress=tell)
+        result = isolate.call("quant.jobs:ptq", arguments, threads=count, progress=tell)
     out.print(f"{output}: {result['fake_quantized']} tensors quantized from {result['samples']} samples")
     if algo == BEST:
         out.print("algorithms: " + ", ".join(f"{name} {count}" for name, count in sorted(result["algorithms"].items())))
@@ -105,6 +108,7 @@ def qat(
     batch_size: Annotated[int, typer.Option(min=1, help="Of --model.")] = 64,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Of --model; Adam's, falling to 0.")] = 1e-4,
     target: Annotated[str | None, typer.Option(help="CPU tier the model is for; default: this CPU's.")] = None,
+    threads: AllThreads = None,
     full: Annotated[bool, typer.Option("--full", help="Judge a row on all its test data.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -114,6 +118,7 @@ def qat(
     """
     if (row is None) == (model is None and data is None) or (model is None) != (data is None):
         raise OptionError("give either a row, or --model and --data")
+    count = threads or cpu.cores()
     settings = {"weight_bits": bits_of(pipeline.weight_levels(target)), **_config(config)}
     if row is None:
         arguments = {
@@ -126,10 +131,10 @@ def qat(
             "format": format,
             "labels": None if labels is None else str(labels),
             "checkpoint": None if checkpoint is None else str(checkpoint),
-            "threads": cpu.cores(),
+            "threads": count,
         }
         with bar() as tell:
-            result = isolate.call("quant.jobs:qat", arguments, threads=cpu.cores(), progress=tell)
+            result = isolate.call("quant.jobs:qat", arguments, threads=count, progress=tell)
         if as_json:
             print_json(result)
             return
@@ -137,7 +142,7 @@ def qat(
         return
     spec = registry.find(row)
     with bar() as tell, scratch_dir("quant-trained") as scratch:
-        result = pipeline.tune(spec, output, config=settings, checkpoint=checkpoint, progress=tell)
+        result = pipeline.tune(spec, output, config=settings, checkpoint=checkpoint, threads=count, progress=tell)
         (scratch / "quant").symlink_to(output.resolve())
         arguments = {"quant_model_path": str(output), "output": str(scratch / "int8")}
         converted = isolate.call("quant.jobs:convert_model", arguments, progress=tell)

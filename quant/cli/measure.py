@@ -106,6 +106,7 @@ def eval_command(
         "precision": precision,
         "isa": cpu.tier_of(isa).name,
         "executor": result["executor"],
+        "threads": result["threads"],
         "samples": result["samples"],
         "stored_samples": result["stored_samples"],
         "measured": result["measured"],
@@ -203,6 +204,7 @@ def compare(
     labels: Labels = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 50,
     batch_num: BatchNum = None,
+    threads: Threads = 1,
     isa: Isa = None,
     executor: Executor = "auto",
     sequential: Annotated[
@@ -240,6 +242,7 @@ def compare(
             labels=labels,
             isa=isa,
             batch_size=batch_size,
+            threads=threads,
             batch_num=batch_num,
             store=_store(fresh),
             remote=_remote(cluster_at, cluster_wait),
@@ -387,6 +390,7 @@ def bench(
                 "precision": own,
                 "isa": cpu.tier_of(isa).name,
                 "threads": count,
+                "ran_threads": both[0]["run"]["threads"],
                 "batch": batch,
                 "executor": both[0]["run"]["executor"],
                 "median_ms": 1e3 * float(np.median(taken_s)),
@@ -407,13 +411,18 @@ def bench(
     if as_json:
         print_json({"results": rows})
         return
-    hidden = ("model", "precision", "isa", "against")
+    hidden = ("model", "precision", "isa", "against", *["ran_threads"] * _as_asked(rows))
     columns = [name for name in rows[0] if name not in hidden]
     cells = [
         tuple(f"{entry[key]:.3f}" if isinstance(entry[key], float) else str(entry[key]) for key in columns)
         for entry in rows
     ]
     out.print(report.rich_table(report.Table(f"{row or model} {own}", tuple(columns), tuple(cells))))
+
+
+def _as_asked(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all ran on as many threads as were asked for: recurrent layers don't, where they gain nothing by it."""
+    return all(row["ran_threads"] == row["threads"] for row in rows)
 
 
 def _print_throughput(title: str, found: Sequence[tuple[int, throughput.Throughput]], tier: str, as_json: bool) -> None:

@@ -26,6 +26,7 @@ from quant.readers import FORMATS
 from quant.registry import ModelSpec
 
 __all__ = [
+    "AllThreads",
     "AnyModel",
     "BatchNum",
     "ClusterAt",
@@ -87,6 +88,9 @@ Isa = Annotated[
     str | None, typer.Option(help="Cap oneDNN to an ISA: avx2, avx512_core, avx512_core_vnni, avx512_core_amx.")
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of one run.")]
+AllThreads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads of one run; default: all that this process may use.")
+]
 AnyModel = Annotated[
     str,
     typer.Argument(

@@ -45,7 +45,7 @@ def write_models(root: Path, graph: Graph, data: Mapping[str, np.ndarray], algo:
 
 def analysis_of(place: Path, **options: Any) -> Analysis:
     names = (str(place / name) for name in ("int8", "fp32", "quant", "data.npz"))
-    return Analysis.from_job(analyze_model(*names, **{"samples": 32, **options}), place / "int8", "here", 1)
+    return Analysis.from_job(analyze_model(*names, **{"samples": 32, **options}), place / "int8", "here")
 
 
 def images(count: int = 32) -> np.ndarray:

@@ -310,13 +310,14 @@ def test_what_would_end_the_process_is_refused(kind: str, settings: Settings, tm
         assert np.array_equal(again.values, expected.values)
 
 
-def threads_there(model: str, counts: list[int]) -> list[int]:
-    """Run in a child that may use two threads: how many its process has after batches of so many sequences."""
+def threads_there(model: str, counts: list[int]) -> list[list[int]]:
+    """Run in a child that may use two threads: how many its process has after batches of so many sequences, and how
+    many the predictor says that it runs on."""
     found = []
     with Predictor(Path(model), Settings(threads=2)) as predictor:
         for count in counts:
             predictor(sequences((3,) * count))
-            found.append(len(list(Path("/proc/self/task").iterdir())))
+            found.append([len(list(Path("/proc/self/task").iterdir())), predictor.threads])
     return found
 
 
@@ -325,7 +326,8 @@ def test_a_second_thread_is_started_when_it_is_of_use(kind: str, expected: list[
     """With one that sleeps in the process, few sequences would take 1% longer than in a process of one thread."""
     save_dir(layers(kind), tmp_path)
     arguments = {"model": str(tmp_path), "counts": [1, 4, 50]}
-    assert isolate.call(f"{__name__}:threads_there", arguments, threads=2) == expected
+    there = isolate.call(f"{__name__}:threads_there", arguments, threads=2)
+    assert there == [[count, count] for count in expected]
 
 
 def test_choosing_gru_chooses_what_its_kernel_computes() -> None:

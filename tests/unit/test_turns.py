@@ -113,7 +113,7 @@ def test_who_waits_takes_no_core(model: str) -> None:
     runs = [{"model": model, "precision": "fp32", "executor": "paddle"}]
     found = turns.bench([runs], (1, 2), budget_s=0.2, progress=look, batch=4)
     assert np.median(waited) <= 0.03
-    assert [entry["run"] for [entry] in found] == runs * 2
+    assert [entry["run"] for [entry] in found] == [{**runs[0], "threads": count} for count in (1, 2)]
     rounds = {len(entry["seconds"]) for [entry] in found}
     assert len(rounds) == 1 and rounds.pop() == len(waited) >= 8
 
