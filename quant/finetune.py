@@ -28,9 +28,10 @@ from quant.calibration import calibrate
 from quant.chains import LOOKUPS
 from quant.errors import DataError, ModelError
 from quant.graph import Graph, Var, program_bytes, run_passes, save_dir
+from quant.paddle_errors import reason
 from quant.passes import NORMALISE
 from quant.places import fresh_file, writable_dir
-from quant.predictor import Predictor, Settings, last_line, nameless
+from quant.predictor import Predictor, Settings, nameless
 from quant.qat import Config, freeze, quant_aware, scheme_of, thresholds_in, with_weight_thresholds
 from quant.readers import Dataset, batches, take
 from quant.sequences import DAMAGE, Column, Ragged
@@ -156,7 +157,7 @@ def _paddle_may_refuse() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Paddle's own error types are plain Exceptions
-        raise ModelError(f"can't be trained: {last_line(error)}") from error
+        raise ModelError(f"can't be trained: {reason(error)}") from error
 
 
 def _heads(graph: Graph) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from quant.direct import Plan, Program
 from quant.errors import DataError, ModelError, UnsupportedError
 from quant.graph import files_of, is_pir, load_dir, op_types, run_passes, save_dir, sequences_of
 from quant.onednn import library, set_threads
+from quant.paddle_errors import reason
 from quant.passes import NORMALISE, fuse_kernels
 from quant.sequences import Column, Ragged, values_of
 
@@ -35,7 +35,6 @@ __all__ = [
     "Precision",
     "Predictor",
     "Settings",
-    "last_line",
     "log_kernels",
     "nameless",
 ]
@@ -310,7 +309,7 @@ class _Paddle:
                 tensor.set(values, CPUPlace(), True)
                 handle.share_external_data(tensor)
             except Exception as error:  # Paddle's own error types are plain Exceptions
-                why = f"{values.dtype} can't be fed to input {name!r} ({last_line(error)})"
+                why = f"{values.dtype} can't be fed to input {name!r} ({reason(error)})"
                 raise DataError(f"{self.directory}: {why}") from error
             if isinstance(column, Ragged):
                 handle.set_lod([column.offsets.tolist()])
@@ -333,7 +332,7 @@ class _Paddle:
         try:
             self._engine.native.run()
         except Exception as error:
-            raise ModelError(f"{self.directory}: Paddle can't run this model ({last_line(error)})") from error
+            raise ModelError(f"{self.directory}: Paddle can't run this model ({reason(error)})") from error
 
     def watch(self, seen: Callable[[str, str], None]) -> None:
         self._engine.native.register_output_hook(lambda op, variable, tensor: seen(op, variable))
@@ -354,7 +353,7 @@ class _Paddle:
             try:
                 values, lod = handle.copy_to_cpu(), handle.lod()
             except Exception as error:  # nothing was written to it
-                raise ModelError(f"{self.directory}: no output {name!r} ({last_line(error)})") from error
+                raise ModelError(f"{self.directory}: no output {name!r} ({reason(error)})") from error
             result[name] = Ragged(values, np.array(lod[-1], np.int64)) if lod else values
         return result
 
@@ -407,7 +406,7 @@ class _Engine:
             with _legacy(directory) as place:
                 self.native: Any = engine.create_predictor(_config(place, settings))
         except Exception as error:  # Paddle's own error types are plain Exceptions
-            raise ModelError(f"{directory}: Paddle can't load this model ({last_line(error)})") from error
+            raise ModelError(f"{directory}: Paddle can't load this model ({reason(error)})") from error
         self.inputs: tuple[str, ...] = tuple(self.native.get_input_names())
         self.outputs: tuple[str, ...] = tuple(self.native.get_output_names())
         self.feeds = {name: self.native.get_input_handle(name) for name in self.inputs}
@@ -440,10 +439,3 @@ def nameless(scratch: Path) -> Iterator[None]:
         yield
     except (ModelError, DataError) as error:
         raise type(error)(str(error).removeprefix(f"{scratch}: ")) from error
-
-
-def last_line(error: Exception) -> str:
-    """The line of Paddle's many that says what is wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if re.match(r"(\w+Error: )?\(\w+\) ", line)]
-    return (told or lines or [type(error).__name__])[-1].replace("\x1b", "")[:300]
