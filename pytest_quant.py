@@ -1,4 +1,4 @@
-"""The entry point of the pytest plugin: two options, and nothing else unless --manifest is given.
+"""The entry point of the pytest plugin: three options, and nothing else unless --manifest is given.
 
 It lies outside of the package because every run of pytest imports it where the package is installed, and importing
 `quant` settles which programs Paddle writes in that process: users' own tests are to run as they did.
@@ -23,6 +23,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         default=".quant",
         help="where the accuracy of these models is kept, a file each run (default: %(default)s)",
+    )
+    group.addoption(
+        "--quant-save",
+        dest="quant_save",
+        metavar="DIR",
+        help="leave the INT8 models whose cases pass here, each in a directory NAME",
     )
 
 

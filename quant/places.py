@@ -172,12 +172,13 @@ def sole_writer(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def fresh_dir(output: Path) -> Iterator[Path]:
+def fresh_dir(output: Path, *, replace: bool = False) -> Iterator[Path]:
     """A staging directory that becomes `output` when the block ends well; on an error nothing is left.
 
-    Raises OutputError when `output` is a file, isn't empty, or its parent can't be written.
+    With `replace` what is there is whole until then, and gone afterwards: two renames, between which it is neither.
+    Raises OutputError when `output` is a file, isn't empty (without `replace`), or its parent can't be written.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not replace)):
         raise OutputError(f"{output}: exists and is not an empty directory; nothing was written")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -186,9 +187,18 @@ def fresh_dir(output: Path) -> Iterator[Path]:
                 yield staging
             except OutputError as error:  # a person knows the place by the name it was to get
                 raise OutputError(str(error).replace(str(staging), str(output))) from error
-            if output.exists():
-                output.rmdir()
-            staging.rename(output)
+            if output.exists() and replace:
+                with _making(output, Path.mkdir) as former:
+                    output.rename(former / output.name)
+                    try:
+                        staging.rename(output)
+                    except OSError:
+                        (former / output.name).rename(output)
+                        raise
+            else:
+                if output.exists():
+                    output.rmdir()
+                staging.rename(output)
     except OSError as error:
         raise unwritable(output, error) from error
 

@@ -35,6 +35,7 @@ from quant.places import digest, locked
 from quant.ratios import Pair, pairs, settled
 from quant.record import Failure, Record
 from quant.report import Comparison, comparisons
+from quant.saving import check_places, hand_over, unfit
 from quant.surroundings import Watch
 
 __all__ = ["Plugin"]
@@ -54,12 +55,19 @@ class Plugin:
         manifest.importable(self.manifest)
         self.history = Path(config.getoption("quant_history"))
         self.is_worker = hasattr(config, "workerinput")
+        self.save = Path(config.getoption("quant_save")) if config.getoption("quant_save") else None
+        if self.save and not self.is_worker and not config.getoption("collectonly"):
+            try:
+                check_places(self.save, [entry.name for entry in self.manifest.models])
+            except QuantError as error:
+                raise pytest.UsageError(str(error)) from error
         self.command = f"quant suite --manifest {shlex.quote(str(path))}"
         self.watch = Watch("pytest", self.command)
         self.records: list[Record] = []
         self.failures: list[Failure] = []
         self.failed = False
-        self.told = ""  # what became of the run's file
+        self.told: list[str] = []  # what became of the run's file, and of the models
+        self.outcomes: dict[str, dict[str, str]] = {}  # model -> case -> "passed", "skipped" or "failed"
         self.why_untimed = _why_untimed(config)
         if not any(_is_manifest(argument.partition("::")[0], self.manifest.path) for argument in config.args):
             config.args.append(str(path))
@@ -81,6 +89,7 @@ class Plugin:
             records, failures = item.subject.take()
             made.quant_records = list(map(asdict, records))  # type: ignore[attr-defined]
             made.quant_failures = list(map(asdict, failures))  # type: ignore[attr-defined]
+            made.quant_case = [item.subject.entry.name, item.name]  # type: ignore[attr-defined]
         return made
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -90,6 +99,10 @@ class Plugin:
             self.records.extend(map(Record.from_json, found))
             failed = report.quant_failures
             self.failures.extend(Failure(one["title"], one["reason"], tuple(one["log"])) for one in failed)
+            model, case = report.quant_case
+            cases = self.outcomes.setdefault(model, {})
+            if report.failed or (report.when == "call" and cases.get(case) != "failed"):
+                cases[case] = report.outcome
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.is_worker or not (self.records or self.failures):
@@ -103,14 +116,33 @@ class Plugin:
         missed = report.misses(exact, (), known)
         run = self.watch.run(rows, exact, missed=missed, passed=not self.failed, failures=tuple(failures))
         try:
-            self.told = f"accuracy written to {history.append(self.history, run)}"
+            self.told.append(f"accuracy written to {history.append(self.history, run)}")
         except OutputError as error:
-            self.told = f"accuracy not written: {error}"
+            self.told.append(f"accuracy not written: {error}")
             session.exitstatus = exitstatus or pytest.ExitCode.TESTS_FAILED
+        if self.save:
+            entries = [entry for entry in self.manifest.models if entry.name in self.outcomes]
+            why = unfit(run, [entry.name for entry in entries]) | self._unfit(entries)
+            try:
+                self.told.extend(hand_over(self.save, entries, run, why))
+            except QuantError as error:
+                self.told.append(f"not saved: {error}")
+                session.exitstatus = exitstatus or pytest.ExitCode.TESTS_FAILED
+
+    def _unfit(self, entries: Sequence[Entry]) -> dict[str, str]:
+        """Model -> why it isn't saved: a case that failed, or one of accuracy that wasn't run."""
+        found = {}
+        for entry in entries:
+            outcomes = self.outcomes[entry.name]
+            failed = [case for case, outcome in outcomes.items() if outcome == "failed"]
+            left = [case for case, _, _ in _accuracy_cases(entry) if outcomes.get(case) != "passed"]
+            if failed or left:
+                found[entry.name] = f"failed: {', '.join(failed)}" if failed else f"not run: {', '.join(left)}"
+        return found
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        if self.told:
-            terminalreporter.write_line(f"quant: {self.told}")
+        for line in self.told:
+            terminalreporter.write_line(f"quant: {line}")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_machine_info(self, machine_info: dict[str, Any]) -> None:
@@ -244,6 +276,19 @@ def _judge(subject: _Subject, metric: str, kind: str) -> None:
         pytest.fail(f"{subject.entry.title}, {metric}: {fault}", pytrace=False)
 
 
+def _accuracy_cases(entry: Entry) -> Iterator[tuple[str, Callable[..., None], dict[str, str]]]:
+    """The cases of a model that aren't timed: name, function, its arguments."""
+    first = entry.metrics[0]
+    yield "data", _data, {}
+    if entry.floor:
+        yield "floor", _floor, {}
+    for metric in entry.max_drop:
+        yield f"drop[{metric}]", _drop, {"metric": metric}
+    if "quant" in entry.precisions:
+        yield f"simulation[{first}]", _simulation, {"metric": first}
+    yield "kernels", _kernels, {}
+
+
 class _Clock:
     """In place of pytest-benchmark's timer: shows what a child measured, round by round, without the way there."""
 
@@ -301,15 +346,9 @@ class _Model(pytest.Collector):
     plugin: Plugin
 
     def collect(self) -> Iterator[pytest.Item]:
-        entry, first = self.subject.entry, self.subject.entry.metrics[0]
-        yield self._case("data", _data)
-        if entry.floor:
-            yield self._case("floor", _floor)
-        for metric in entry.max_drop:
-            yield self._case(f"drop[{metric}]", _drop, metric=metric)
-        if "quant" in entry.precisions:
-            yield self._case(f"simulation[{first}]", _simulation, metric=first)
-        yield self._case("kernels", _kernels)
+        entry = self.subject.entry
+        for name, judge, given in _accuracy_cases(entry):
+            yield self._case(name, judge, **given)
         for threads in entry.threads:
             for batch in entry.batch_sizes:
                 yield from self._timed_cases(batch, threads)

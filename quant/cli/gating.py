@@ -11,15 +11,17 @@ from typing import Annotated, Any
 
 import typer
 
-from quant import cpu, gate, gate_report, history, history_report, manifest_suite, report
+from quant import cpu, gate, gate_report, history, history_report, manifest_suite, report, saving
 from quant import subjects as subjects_of
 from quant.cases import Subject, Timing, journal_of, measure
 from quant.cli.shared import (
     HistoryDir,
     Json,
     ManifestPath,
+    SaveDir,
     app,
     bar,
+    check_save,
     counts_of,
     entries_of,
     err,
@@ -32,6 +34,7 @@ from quant.cli.shared import (
 from quant.errors import OptionError, OutputError, check_choice, unwritable
 from quant.gate import Key
 from quant.journal import Journal
+from quant.manifest import Entry
 from quant.outcomes import Store, default_root
 from quant.places import writable_dir, write_text
 from quant.record import Record, Run
@@ -64,6 +67,7 @@ def gate_command(
         Path | None, typer.Option(help="Append a Markdown summary to this file ($GITHUB_STEP_SUMMARY).")
     ] = None,
     history_dir: HistoryDir = history.DEFAULT,
+    save: SaveDir = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the gate that was cut off: what it measured counts.")
     ] = False,
@@ -74,8 +78,13 @@ def gate_command(
     Exit code 1 when something regressed, or an accuracy limit is missed. A loss of speed is measured once more before
     it counts. Without a comparable baseline the run is recorded, for the next one to be compared with.
     """
-    if stored is not None and (model or accept or manifest_path or threads or resume):
-        raise OptionError("--run: compares what was measured; no --model, --manifest, --threads, --accept or --resume")
+    if stored is not None and (model or accept or manifest_path or threads or resume or save):
+        raise OptionError(
+            "--run: compares what was measured; no --model, --manifest, --threads, --accept, --save or --resume"
+        )
+    check_save(save, manifest_path)
+    names = list(dict.fromkeys(model or []))
+    entries = entries_of(manifest_path, names) if manifest_path else []
     if summary is not None and not summary.parent.is_dir():
         raise OutputError(f"{summary}: can't be written: no such directory")
     with ExitStack() as stack:
@@ -84,8 +93,10 @@ def gate_command(
             found = history.baseline(history_dir, baseline, run, err.print)
             changes = gate.compare(found.run if found else None, run)
         else:
-            subjects, command, decided_by = _wanted(manifest_path, list(dict.fromkeys(model or [])), threads)
+            subjects, command, decided_by = _wanted(manifest_path, entries, names, threads)
             writable_dir(history_dir)
+            if save is not None:
+                saving.check_places(save, [entry.name for entry in entries])
             watch = Watch("gate", command)
             journal = journal_of(history_dir / ".gate.jsonl", command, subjects, decided_by, resume=resume)
             stack.enter_context(journal)
@@ -108,6 +119,10 @@ def gate_command(
         for line in (*lines, *report.failed_lines(run.failures)):
             out.print(line, soft_wrap=True)
         out.print(gate_report.outcome(passed, changes))
+    if save is not None:
+        worse = {change.key.model for change in changes if change.result == "REGRESSED" and not accept}
+        for line in saving.hand_over(save, entries, run, saving.unfit(run, [one.name for one in entries], worse)):
+            (err if as_json else out).print(line, soft_wrap=True)
     if not passed:
         raise typer.Exit(1)
 
@@ -134,7 +149,9 @@ def history_command(
         out.print(report.rich_table(shown))
 
 
-def _wanted(path: Path | None, names: Sequence[str], threads: str | None) -> tuple[list[Subject], str, list[Any]]:
+def _wanted(
+    path: Path | None, entries: Sequence[Entry], names: Sequence[str], threads: str | None
+) -> tuple[list[Subject], str, list[Any]]:
     """What is to be measured, what measures it again, and what else decides the results."""
     counts = counts_of("--threads", threads) if threads else None
     if path is None:
@@ -143,7 +160,6 @@ def _wanted(path: Path | None, names: Sequence[str], threads: str | None) -> tup
             if count > cpu.cores():
                 err.print(f"not timed: {count} threads, but only {cpu.cores()} cores")
         return [subjects_of.gated(spec, counts or [1], store) for spec in specs], "quant gate", [sources_of(specs)]
-    entries = entries_of(path, names)
     own = [replace(entry, threads=tuple(counts)) if counts else entry for entry in entries]
     for line in manifest_suite.skipped(own):
         err.print(line)

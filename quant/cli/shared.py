@@ -26,6 +26,7 @@ from quant.readers import FORMATS
 from quant.registry import ModelSpec
 
 __all__ = [
+    "LITERAL",
     "AllThreads",
     "AnyModel",
     "BatchNum",
@@ -43,9 +44,11 @@ __all__ = [
     "Model",
     "OpIds",
     "OpTypes",
+    "SaveDir",
     "Threads",
     "app",
     "bar",
+    "check_save",
     "counts_of",
     "entries_of",
     "err",
@@ -65,8 +68,10 @@ __all__ = [
 ]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+# Names are anybody's: "[red]" is no color and ":one:" no picture, in lines, tables and bars.
+LITERAL: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+err = Console(stderr=True, soft_wrap=True, **LITERAL)
+out = Console(width=None if sys.stdout.isatty() else 200, **LITERAL)
 
 
 def own_function(text: str | None) -> str | None:
@@ -118,6 +123,10 @@ ClusterWait = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for t
 ManifestPath = Annotated[
     Path | None, typer.Option("--manifest", help="Instead of the embedded models, those that a quant.toml lists.")
 ]
+SaveDir = Annotated[
+    Path | None,
+    typer.Option("--save", help="With --manifest: leave the INT8 models that pass here, each in a directory NAME."),
+]
 HistoryDir = Annotated[Path, typer.Option("--history", help="The directory of runs.")]
 OpTypes = Annotated[str, typer.Option("--ops-to-quantize", help="Comma-separated op types; empty: all quantizable.")]
 OpIds = Annotated[str, typer.Option("--op-ids-to-skip", help="Comma-separated op ids (see --debug) to keep in FP32.")]
@@ -168,6 +177,12 @@ def sole_entry(path: Path, name: str, beside: Mapping[str, object]) -> Entry:
     return entry
 
 
+def check_save(save: Path | None, manifest_path: Path | None) -> None:
+    """Raise OptionError for --save without --manifest: the embedded and published models are nobody's to deploy."""
+    if save is not None and manifest_path is None:
+        raise OptionError("--save: saves the models of a manifest; give --manifest")
+
+
 def sources_of(specs: Sequence[ModelSpec]) -> str:
     """A digest of what decides what a row's models are: a journal is gone on with only where it is the same."""
     return digest(pipeline.sources(*(spec.small for spec in specs)))
@@ -205,7 +220,7 @@ def counts_of(option: str, text: str) -> list[int]:
 def bar(*amount: ProgressColumn) -> Iterator[isolate.Progress]:
     """A progress function: one bar with an ETA, on a terminal only; `amount` shows how much, by default m/n."""
     shown = amount or (MofNCompleteColumn(),)
-    columns = (TextColumn("{task.description}"), BarColumn(), *shown, TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *shown, TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not sys.stderr.isatty()) as bars:
         task = bars.add_task("starting", total=None)
 

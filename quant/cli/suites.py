@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from quant import cpu, history, manifest_suite, registry, report, zoo_report, zoo_suite
+from quant import cpu, history, manifest_suite, registry, report, saving, zoo_report, zoo_suite
 from quant import subjects as subjects_of
 from quant.cases import Measured, Subject, journal_of, measure
 from quant.cli.reporting import page
@@ -18,8 +18,10 @@ from quant.cli.shared import (
     HistoryDir,
     Json,
     ManifestPath,
+    SaveDir,
     app,
     bar,
+    check_save,
     entries_of,
     err,
     given_by,
@@ -130,6 +132,7 @@ def suite(
     full: Annotated[bool, typer.Option("--full", help="Accuracy on all the data there is: 50,000 images.")] = False,
     output_dir: Annotated[Path, typer.Option(help="Where report.md, report.json and report.html go.")] = Path("out"),
     history_dir: HistoryDir = history.DEFAULT,
+    save: SaveDir = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the suite that was cut off: what it measured counts.")
     ] = False,
@@ -140,7 +143,9 @@ def suite(
     """
     if zoo_dir is not None and manifest_path is not None:
         raise OptionError("give --zoo or --manifest, not both")
+    check_save(save, manifest_path)
     names, command = list(dict.fromkeys(model or [])), "quant suite"
+    entries: list[Entry] = []
     if manifest_path is not None:
         entries = entries_of(manifest_path, names)
         command += f" --manifest {shlex.quote(str(manifest_path))}"
@@ -153,6 +158,8 @@ def suite(
         plan = _embedded(specs_of(names), full)
     writable_dir(output_dir)
     writable_dir(history_dir)
+    if save is not None:
+        saving.check_places(save, [row.name for row in plan.rows])
     watch = Watch("suite", command)
     warn_below_avx512(None)
     file = output_dir / ".suite.jsonl"
@@ -181,6 +188,9 @@ def suite(
         *report.failed_lines(found.failed),
     ):
         out.print(line, soft_wrap=True)
+    if save is not None:
+        for line in saving.hand_over(save, entries, run, saving.unfit(run, [entry.name for entry in entries])):
+            out.print(line, soft_wrap=True)
     if not passed:
         raise typer.Exit(1)
 

@@ -1,5 +1,7 @@
 """`quant suite --manifest` in a user's own directory: what is measured, and what is wrong with one model of several."""
 
+import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from quant import history, isolate, pipeline
+from quant import history, isolate, pipeline, saving
 from quant.errors import ModelError
 from quant.graph import load_dir, save_dir
 from quant.manifest import read
 from quant.manifest_suite import models_of, speed
 from quant.places import cache_root
-from quant.record import Run
+from quant.record import Failure, Run
 from tests.manifests import CRASHES, SAMPLES, write_repository
 from tests.nets import Net
+from tests.runs import suite_run
 
 Call = Callable[..., tuple[int, str, str]]
 Refused = Callable[..., str]
@@ -227,3 +230,101 @@ def test_bad_input_is_exit_code_2(refused: Refused, repository: Path, tmp_path: 
     assert f"{place}:" in (line := refused("suite", "--manifest", place, *rest))
     assert "model 'given', key quant: " in line and "models/quand: no such directory" in line
     assert list(tmp_path.iterdir()) == []  # nothing was written
+
+
+SAVED = """
+[[model]]
+name = "mym:one"
+fp32 = "models/fp32"
+calibration = "calibration.npz"
+data = "test.npz"
+thresholds.drop = 0.06
+
+[[model]]
+name = "given"
+fp32 = "models/fp32"
+int8 = "models/int8"
+data = "test.npz"
+thresholds.drop = 0.06
+"""
+
+
+def contents(place: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(place)): file.read_bytes() for file in place.rglob("*") if file.is_file()}
+
+
+def test_what_passed_is_saved(
+    suite: Callable[..., tuple[int, str, Run]], repository: Path, tmp_path: Path, refused: Refused, call: Call
+) -> None:
+    models = tmp_path / "deploy"
+    text = SAVED + SAVED.replace("given", "worse").replace("0.06", "0.0\nthresholds.floor = 0.999").split("\n\n")[1]
+    code, out, run = suite(text, "--save", str(models))
+    assert code == 1 and not run.passed
+    assert f"saved: mym:one: {models / 'mym:one' / 'int8'} (" in out
+    assert "not saved: worse: it missed its limits (worse top1 on " in out and "floor" in out
+    assert sorted(path.name for path in models.iterdir()) == ["given", "mym:one"]
+    made = models_of(read(repository / "quant.toml").models[0])
+    assert contents(models / "mym:one" / "int8") == contents(made.int8)
+    assert made.quant and contents(models / "mym:one" / "quant") == contents(made.quant)
+    assert contents(models / "given" / "int8") == contents(repository / "models" / "int8")
+    told = json.loads((models / "mym:one" / "saved.json").read_text())
+    assert told["scores"]["top1"]["limit"] == 0.06 and told["scores"]["top1"]["samples"] == SAMPLES
+    assert told["command"] == run.command and told["speed"][0]["ratio"] == pytest.approx(4)
+
+    # What was saved is replaced; what somebody changed, or put there, isn't, and nothing is measured.
+    (models / "given" / "int8" / "inference.pdiparams").write_bytes(b"another")
+    line = refused("suite", "--manifest", repository / "quant.toml", "--save", models)
+    assert f"{models / 'given'}: is nothing that was saved there, or was changed since" in line
+    shutil.rmtree(models / "given")
+    code, out, _ = suite(SAVED, "--save", str(models))
+    assert code == 0 and "not saved" not in out
+    assert sorted(path.name for path in models.iterdir()) == ["given", "mym:one"]  # nothing of the way there is left
+    code, out, _ = suite(SAVED.replace("0.06", "0.0\nthresholds.floor = 0.999"), "--save", str(models))
+    assert code == 1 and f"; {models / 'given'} is an earlier run's" in out
+    assert contents(models / "given" / "int8") == contents(repository / "models" / "int8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("suite", "--save", "deploy"), "--save: saves the models of a manifest; give --manifest"),
+        (("gate", "--save", "deploy"), "--save: saves the models of a manifest; give --manifest"),
+        (("gate", "--run", "run.json", "--save", "deploy"), "--run: compares what was measured; no"),
+    ],
+)
+def test_only_models_of_a_manifest_are_saved(
+    arguments: tuple[str, ...], told: str, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert told in refused(*arguments)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a/b", ".."])
+def test_a_name_that_no_directory_can_have(name: str, repository: Path, tmp_path: Path, refused: Refused) -> None:
+    (repository / "quant.toml").write_text(SAVED.replace("given", name))
+    assert f"model {name!r}" in refused("suite", "--manifest", repository / "quant.toml", "--save", tmp_path / "deploy")
+
+
+def test_a_gate_saves_what_did_not_regress(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    def fresh(contenders: Sequence[Sequence[Mapping[str, Any]]], **_: Any) -> list[dict[str, Any]]:
+        return [{"run": dict(runs[0]), "seconds": [0.01] * 96} for runs in contenders]
+
+    monkeypatch.setattr(pipeline.turns, "in_fresh_processes", fresh)
+    monkeypatch.chdir(tmp_path)
+    (repository / "quant.toml").write_text(SAVED)
+    code, out, err = call("gate", "--manifest", repository / "quant.toml", "--save", "deploy", "--json")
+    assert code == 0, err
+    assert json.loads(out)["passed"] and "saved: mym:one: deploy/mym:one/int8" in err
+    assert sorted(path.name for path in (tmp_path / "deploy").iterdir()) == ["given", "mym:one"]
+
+
+def test_what_regressed_or_was_not_measured_is_unfit() -> None:
+    run = suite_run(["resnet50"])
+    [first] = run.rows
+    assert saving.unfit(run, [first]) == {}
+    assert saving.unfit(run, [first], regressed=[first]) == {first: "it regressed"}
+    lost = replace(run, failures=(Failure(run.rows[first].title, "crashed"),))
+    assert saving.unfit(lost, [first, "absent"]) == dict.fromkeys([first, "absent"], "it couldn't be measured")

@@ -132,12 +132,16 @@ def test_a_users_model_is_tested_without_test_code(run_pytest: Pytest, repositor
     assert not (repository / ".quant").exists()  # nothing was measured
 
     stored, xml = tmp_path / "benchmark.json", tmp_path / "junit.xml"
+    models = tmp_path / "deploy"
     args = ("--quant-history", str(tmp_path / "history"), f"--benchmark-json={stored}", f"--junitxml={xml}")
+    args = (*args, "--quant-save", str(models))
     code, out = run_pytest("--manifest", "quant.toml", "quant.toml", "-raP", *args)
     assert code == 0, out
     assert f"\n{SAMPLES} samples; 6 of 6 classes, " in out
     assert "7 passed, 3 skipped" in out
     assert "512 threads, but only" in out
+    assert f"quant: saved: good: {models / 'good' / 'int8'} (" in out
+    assert {path.name for path in (models / "good").iterdir()} == {"int8", "quant", "saved.json"}
 
     [(path, run)] = history.runs(tmp_path / "history")
     assert f"quant: accuracy written to {path}" in out
@@ -150,8 +154,14 @@ def test_a_users_model_is_tested_without_test_code(run_pytest: Pytest, repositor
     assert run.records[-1].score("own.metrics:hits") > 0.8
     assert list(run.rows) == ["good"]
 
-    code, out = run_pytest("quant.toml::good::kernels", "--manifest", "quant.toml", "--quant-history", str(tmp_path))
+    one = ("quant.toml::good::kernels", "--manifest", "quant.toml", "--quant-history", str(tmp_path))
+    code, out = run_pytest(*one, "--quant-save", str(tmp_path / "another"))
     assert code == 0 and "1 passed" in out, out
+    assert "quant: not saved: good: not run: data, drop[own.metrics:hits], simulation[own.metrics:hits]" in out
+    assert not any((tmp_path / "another").iterdir())
+    (models / "good" / "notes").write_text("mine")
+    code, out = run_pytest(*one, "--quant-save", str(models))
+    assert code == 4 and f"ERROR: {models / 'good'}: is nothing that was saved there, or was changed since" in out
 
     timed = history.load(stored)  # pytest-benchmark's own file
     assert (timed.kind, timed.passed, timed.machine) == ("pytest", True, run.machine)
@@ -174,6 +184,7 @@ def test_each_failure_is_one_clear_message(run_pytest: Pytest, repository: Path,
     kept = str(tmp_path / "history")
     xml = tmp_path / "junit.xml"
     args = ("--quant-history", kept, f"--junitxml={xml}", "-n", "2", "--dist", "loadscope")
+    args = (*args, f"--quant-save={tmp_path / 'deploy'}")  # a directory that is a word of its own may be the root
     code, out = run_pytest("--manifest", "failing.toml", "failing.toml", "-ra", *args)
     assert code == 1
     assert '  File "' not in out and "plugin.py:1" not in out.partition("short test summary")[0]
@@ -198,6 +209,9 @@ def test_each_failure_is_one_clear_message(run_pytest: Pytest, repository: Path,
     assert not run.passed
     assert {record.model for record in run.records} == {"worse", "fine"}
     assert {failure.title for failure in run.failures} == {"damaged", "crashes"}
+    assert [path.name for path in (tmp_path / "deploy").iterdir()] == ["fine"]
+    assert "quant: not saved: Worse [than] it looks: failed: floor, drop[top1]" in lines
+    assert "quant: not saved: damaged: failed: data" in lines
     assert {"about to crash" in failure.log for failure in run.failures if failure.title == "crashes"} == {True}
     assert [(record.model, record.precision) for record in run.records if record.model == "worse"] == [
         ("worse", precision) for precision in ("fp32", "quant", "int8")

@@ -1,5 +1,6 @@
 """CPU tiers, profile parsing, records, registry, report: tables and their readings."""
 
+import io
 import json
 import math
 from collections.abc import Callable
@@ -9,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from quant import cpu, registry, report
+from quant.cli import shared
 from quant.errors import OptionError
 from quant.instances import Instance, Throughput
 from quant.profile import Declared, kernels, proof
@@ -299,3 +302,21 @@ def test_what_to_run_next_where_limits_are_missed(command: str, expected: dict[s
     )
     steps = {name: [line.removeprefix("quant ") for line in lines] for name, lines in found.items()}
     assert steps == expected
+
+
+@pytest.mark.parametrize("name", ["mym:one", ":smile:", "[red]net[/red]", "[link=x]", "a [b] \\[c]", "[/]"])
+def test_names_are_printed_as_they_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In lines, in tables (title, column, cell, note) and in progress bars."""
+    assert (shared.err._markup, shared.err._emoji, shared.out._markup, shared.out._emoji) == (False,) * 4
+    printed = io.StringIO()
+    console = Console(file=printed, force_terminal=True, color_system=None, width=120, **shared.LITERAL)
+    console.print(f"saved: {name}")
+    console.print(report.rich_table(report.Table(f"T {name}", (f"C {name}",), ((f"B {name}",),), f"N {name}")))
+    text = printed.getvalue()
+    assert all(f"{where} {name}" in text for where in ("saved:", "T", "C", "B", "N")), text
+    monkeypatch.setattr(shared, "err", console)
+    monkeypatch.setattr("sys.stderr", console.file)
+    monkeypatch.setattr(printed, "isatty", lambda: True)
+    with shared.bar() as progress:
+        progress(f"calibrate {name}", 1, 2)
+    assert f"calibrate {name}" in printed.getvalue()
