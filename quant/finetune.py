@@ -250,7 +250,7 @@ def _loss(program: Any, graph: Graph, heads: tuple[str, ...], labelled: bool) ->
 
 def _first_thresholds(graph: Graph, data: Dataset, batch: int, threads: int) -> dict[str, float]:
     """Tensor -> threshold, calibrated on the first batches."""
-    simulated = calibrate(graph, batches(data, batch, _CALIBRATION_BATCHES), algo="avg", threads=threads)
+    simulated = calibrate(graph, batches(data, batch, _CALIBRATION_BATCHES), threads=threads)
     return {op.input("X"): op.attr("threshold") for op in simulated.ops if op.type == "fake_quant"}
 
 

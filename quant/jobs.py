@@ -23,6 +23,7 @@ from quant.evaluation import opened, signature, vocabularies
 from quant.graph import Graph, load_dir, model_size, run_passes, save_dir
 from quant.graphviz import quoted
 from quant.isolate import report_progress
+from quant.observers import BATCH_SIZE, DEFAULT
 from quant.optimise import DECISIONS, SCHEMA, optimise
 from quant.passes import NORMALISE, lower_quantizers
 from quant.places import fresh_dir
@@ -92,7 +93,7 @@ def prepare(
     for suffix, levels in weight_levels.items():
         inputs: Iterable[Mapping[str, Column]]
         if data is not None:
-            inputs = batches(opened(graph, data, format), 50)
+            inputs = batches(opened(graph, data, format), BATCH_SIZE)
         elif full_input:
             inputs = [pkgutil.resolve_name(full_input)(2)]
         else:
@@ -116,9 +117,9 @@ def ptq(
     data: str,
     output: str,
     *,
-    algo: str = "avg",
+    algo: str = DEFAULT,
     weight_levels: int = 127,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     batch_num: int | None = None,
     format: str | None = None,
     ops_to_quantize: Sequence[str] = (),

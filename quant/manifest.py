@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from quant import custom, metrics
 from quant.cpu import TIERS
 from quant.errors import DataError, OptionError, check_choice
-from quant.observers import ALGORITHMS, BEST
+from quant.observers import ALGORITHMS, BEST, DEFAULT
 from quant.readers import FORMATS, format_of
 from quant.rows import Case, Row
 from quant.tagging import dictionary_beside
@@ -205,7 +205,7 @@ class ModelKeys(_Strict):
     reader: Annotated[str, AfterValidator(_function)] | None = None
     labels: _Path | None = None
     calibration: _Path | None = None
-    algo: Annotated[str, _chosen("calibration algorithm", [*ALGORITHMS, BEST])] = "mse"
+    algo: Annotated[str, _chosen("calibration algorithm", [*ALGORITHMS, BEST])] = DEFAULT
     metric: Annotated[list[_Metric], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_unlike)] | None = (
         None
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from quant.errors import DataError, OptionError
 from quant.metrics import USUAL
+from quant.observers import DEFAULT
 from quant.readers import FORMATS, format_of
 
 __all__ = ["Draft", "drafts_of", "manifest_text", "toml_string"]
@@ -189,7 +190,8 @@ def _entry(draft: Draft, output: Path, data: Path | None, calibration: Path | No
         line = path("calibration", f"calibration{example}", "in the same format; no sample of it in data", known=False)
         yield f"# {line}" if calibrated else line
     if not calibrated:
-        yield '# algo = "mse"  # of calibration: abs_max, min_max, avg, hist, KL, mse, or best of these by tensor'
+        told = "of calibration: abs_max, min_max, avg, hist, KL, mse, or best of these by tensor"
+        yield f'# algo = "{DEFAULT}"  # {told}'
     yield _metric_line(shown, format)
     yield '# precisions = ["fp32", "int8"]  # bf16 is measured where it is named'
     yield "# threads = [1, 4]  # what is timed; default 1"

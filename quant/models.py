@@ -11,6 +11,7 @@ from typing import Any
 from quant import cpu, isolate, pipeline
 from quant.errors import DataError, ModelError, OutputError, QuantError
 from quant.numerics import REDUCED
+from quant.observers import DEFAULT
 from quant.outcomes import Store, default_root
 from quant.places import cached
 from quant.readers import files_behind
@@ -45,7 +46,7 @@ class Given:
     labels: Path | None = None
     calibration: Path | None = None
     apart: bool = False
-    algo: str = "mse"
+    algo: str = DEFAULT
     ops_to_quantize: tuple[str, ...] = ()
     op_ids_to_skip: tuple[int, ...] = ()
 

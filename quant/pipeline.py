@@ -130,7 +130,7 @@ def full_of(spec: ModelSpec, progress: Progress | None = None) -> Path:
         "data": None,
         "format": spec.format,
         "full_input": spec.full_input,
-        "algo": "abs_max",
+        "algo": "abs_max",  # what is timed reads generated noise, of which no algorithm could learn more
         "weight_levels": {"": SIGNED, _SEVEN: REDUCED} if spec.differs_below_vnni else {"": SIGNED},
     }
     return _prepared(f"{spec.name}-full", spec.full, arguments, progress)

@@ -126,7 +126,7 @@ def convert_layer(
     if unused := [group for group, threshold in trained.items() if threshold <= 0]:
         raise ConversionError(f"tensor {unused[0]!r} has no threshold: was the quantised layer trained?")
     if given := list(batches):
-        simulated = calibrate(scheme.view, given, algo="avg", weight_levels=config.weight_levels)
+        simulated = calibrate(scheme.view, given, weight_levels=config.weight_levels)
         seen = {op.input("X"): float(op.attr("threshold")) for op in simulated.ops if op.type == "fake_quant"}
         calibrated = {of: seen[name] for name, of in scheme.plan.group.items() if name in seen}
         trained = {**calibrated, **trained}

@@ -22,6 +22,7 @@ from quant.evaluation import opened, opened_model
 from quant.graph import Graph, load_dir, run_passes, save_dir
 from quant.isolate import report_event, report_progress, requests
 from quant.metrics import counted
+from quant.observers import BATCH_SIZE
 from quant.op_costs import Clock, Costs, Feed, both_times
 from quant.optimise import units
 from quant.passes import PLACE, lower_quantizers
@@ -33,7 +34,6 @@ from quant.tuning import OFFERED, Kernel, Setup, sample_errors
 __all__ = ["serve"]
 
 Json = dict[str, Any]
-_BATCH = 32  # as in quant.jobs.ptq, whose result with the same options has to be this one
 
 
 def serve(
@@ -98,7 +98,7 @@ class _Workshop:
         self.types = ops_to_quantize
         self.seen = Calibration(
             self.graph,
-            lambda: batches(self.calibration, _BATCH),
+            lambda: batches(self.calibration, BATCH_SIZE),
             algorithms=OFFERED,
             sampled=True,
             ops_to_quantize=ops_to_quantize,

@@ -33,7 +33,7 @@ from quant.cli.shared import (
 )
 from quant.errors import OptionError, check_choice
 from quant.numerics import bits_of
-from quant.observers import ALGORITHMS, BEST
+from quant.observers import ALGORITHMS, BATCH_SIZE, BEST, DEFAULT
 from quant.places import scratch_dir
 
 __all__ = ["convert", "fetch_command", "preprocess_command", "ptq", "qat"]
@@ -46,10 +46,10 @@ def ptq(
     output: Annotated[Path, typer.Option(help="Where the fake-quantized model goes: absent, or an empty directory.")],
     algo: Annotated[
         str, typer.Option(help="abs_max, min_max, avg, hist, KL, mse, or best: of these, by tensor.")
-    ] = "avg",
+    ] = DEFAULT,
     target: Annotated[str | None, typer.Option(help="CPU tier the model is for; default: this CPU's.")] = None,
     format: Format = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    batch_size: Annotated[int, typer.Option(min=1)] = BATCH_SIZE,
     batch_num: BatchNum = None,
     ops_to_quantize: OpTypes = "",
     op_ids_to_skip: OpIds = "",

@@ -26,6 +26,7 @@ from quant.cli.shared import (
 )
 from quant.errors import OptionError, check_choice
 from quant.manifest import Entry
+from quant.observers import DEFAULT
 from quant.places import write_text
 from quant.readers import format_of
 from quant.tuning_report import chart, sentences, table
@@ -56,7 +57,9 @@ def tune(
     ] = None,
     format: Format = None,
     labels: Labels = None,
-    algo: Annotated[str | None, typer.Option(help=f"To begin with: {', '.join(ALGORITHMS)}; default: mse.")] = None,
+    algo: Annotated[
+        str | None, typer.Option(help=f"To begin with: {', '.join(ALGORITHMS)}; default: {DEFAULT}.")
+    ] = None,
     op_ids_to_skip: Annotated[str, typer.Option(help="Ids of ops that stay in FP32 in any case.")] = "",
     time_budget: Annotated[float, typer.Option(min=1.0, help="Seconds; a trial that was begun is finished.")] = 600.0,
     batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="Of the evaluation; default: 50.")] = None,
@@ -93,7 +96,7 @@ def tune(
         name = metric or metrics.usual(known)[0]
         metrics.check_metrics([name], data, known)
         entry = _entry(fp32_model, calibration, data, name, format, labels)
-        entry = replace(entry, algo=algo or "mse", op_ids_to_skip=tuple(ids(op_ids_to_skip)))
+        entry = replace(entry, algo=algo or DEFAULT, op_ids_to_skip=tuple(ids(op_ids_to_skip)))
         entry = replace(entry, batch_size=batch_size or 50, threads=(threads,))
     check_choice("calibration algorithm", entry.algo, (*ALGORITHMS, "min_max"))
     entry = replace(entry, algo="abs_max" if entry.algo == "min_max" else entry.algo)
@@ -146,7 +149,7 @@ def _entry(fp32: Path, calibration: Path, data: Path, metric: str, format: str |
         format=format,
         labels=labels.absolute() if labels else None,
         calibration=calibration.absolute(),
-        algo="mse",
+        algo=DEFAULT,
         metrics=(metric,),
         precisions=("fp32", "quant", "int8"),
         max_drop=MappingProxyType({}),

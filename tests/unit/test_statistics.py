@@ -56,12 +56,29 @@ def test_reduced_weights_cannot_saturate_pairs_of_products() -> None:
 def test_observers_see_batches_as_one_set(algo: str) -> None:
     random = np.random.default_rng(0)
     values = np.abs(random.standard_normal((64, 500))).astype(np.float32)
-    whole, parts = ALGORITHMS[algo](SIGNED), ALGORITHMS[algo](SIGNED)
+    values[::9] *= 7  # so that ranges grow on the way
+    values[5, 0] = 4.0  # on a border of the histogram's range
+    whole = ALGORITHMS[algo](SIGNED)
     whole.update(values)
-    for start in range(0, 64, 7):
-        parts.update(values[start : start + 7])
-    assert 0 < whole.threshold() <= values.max() * 1.001
-    assert parts.threshold() == pytest.approx(whole.threshold(), rel=0.15)  # KL: another bin width
+    assert 0 < whole.threshold() <= values.max()
+    for size in (1, 7, 40):
+        parts = ALGORITHMS[algo](SIGNED)
+        for start in range(0, 64, size):
+            parts.update(values[start : start + size])
+        assert parts.threshold() == pytest.approx(whole.threshold(), rel=1e-12)
+
+
+@pytest.mark.parametrize("channels", [1, 8])
+def test_samples_see_batches_as_one_set(channels: int) -> None:
+    values = np.random.default_rng(0).standard_normal((64, 5000, channels)).astype(np.float32)
+    whole = Sample(np.ones(channels))
+    whole.update(values)
+    for size in (1, 7, 40):
+        parts = Sample(np.ones(channels))
+        for start in range(0, 64, size):
+            parts.update(values[start : start + size])
+        assert parts.cost(2.0, SIGNED) == whole.cost(2.0, SIGNED)
+    assert whole.cost(2.0, SIGNED) != whole.cost(3.0, SIGNED)
 
 
 def test_observers_on_a_worked_example() -> None:
