@@ -10,12 +10,11 @@ one, the uint8 one around 128 that recurrent kernels read. A missing form is mad
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quant.chains import (
     CONVS,
@@ -29,15 +28,15 @@ from quant.chains import (
     is_move,
     numbered,
     row_dims,
-    state_matrix,
     whole_bias,
 )
 from quant.errors import ConversionError
-from quant.graph import DTYPE_NUMBERS, Attr, Graph, Op, Var, run_passes
+from quant.graph import Attr, Graph, Op, Var, run_passes
 from quant.kernels import SCRATCH, STATE, Grid, Int8, conv_attrs, fc_attrs, product_attrs, recurrent_attrs
-from quant.numerics import SHIFT, SIGNED, STATE_THRESHOLD, TABLE, UNSIGNED, dequantise, quantise
+from quant.numerics import SHIFT, SIGNED, STATE_THRESHOLD, UNSIGNED
+from quant.packing import Weights
 from quant.passes import PLACE
-from quant.passes.quantizers import peaks_of, scales_elsewhere
+from quant.passes.quantizers import scales_elsewhere
 from quant.well_formed import defaults_of
 
 __all__ = ["Coverage", "Kept", "convert"]
@@ -119,7 +118,7 @@ class _Emitter:
         self.vars: dict[str, Var] = {}
         self.ops: list[Op] = []
         self.names = graph.names()
-        self.restored: dict[tuple[str, str], str] = {}  # integers, step -> the variable that their values come back as
+        self.weights = Weights(graph, self.names, self.ops, self.vars)
         self.products: set[str] = set()  # outputs of INT8 products of two activations, and their rounded twins
         self.called_u8: set[str] = set()  # variables that hold int8, though Paddle calls them uint8
         self.reasons: dict[Op, str] = {}  # quantizable ops that stayed float32
@@ -167,7 +166,7 @@ class _Emitter:
             op = replace(op, type="fused_elementwise_add")
         op = op.rewired({name: self.need_float(name) for name in op.reads if name})
         if op.type in LOOKUPS and op.input("W") in self.graph.params:
-            op = replace(op, inputs={**op.inputs, "W": (self.packed_table(op.input("W")),)})
+            op = replace(op, inputs={**op.inputs, "W": (self.weights.of_table(op.input("W")),)})
         plain = {key: attr for key, attr in op.attrs.items() if not key.startswith("weight_")}
         self.ops.append(replace(op, attrs=plain) if len(plain) < len(op.attrs) else op)
         self.floats.update({name: name for name in op.writes})
@@ -376,8 +375,8 @@ class _Emitter:
         scales = cell.attr("weight_levels") / np.array(cell.attr("weight_thresholds"), np.float64)
         inputs = {
             "X": data.name,
-            "WeightX": self.packed(f"{chain.weight}.scaled", scaled, scales, 1),
-            "WeightH": self.packed_state(cell, chain.state_weight, scales),
+            "WeightX": self.weights.packed(f"{chain.weight}.scaled", scaled, scales, 1),
+            "WeightH": self.weights.of_state(cell, data, scales),
             "Bias": bias,
         }
         self.emit(f"fusion_{cell.type}", inputs, outputs, recurrent_attrs(cell, stored))
@@ -405,9 +404,7 @@ class _Emitter:
             attrs = conv_attrs(chain, data, residual, form)
         else:
             attrs = fc_attrs(chain, row_dims(self.graph, chain.op), data, form)
-        # By the weight's own grid: Scale_weights may be twice that for one of its readers (quant.kernels).
-        scales = chain.op.attr("weight_levels") / np.array(chain.op.attr("weight_thresholds"), np.float64)
-        inputs[slots[1]] = self.packed(chain.weight, self.graph.params[chain.weight], scales, 0 if conv else 1)
+        inputs[slots[1]] = self.weights.of_op(chain.op, data)
         self.emit("fused_conv2d" if conv else "fc", inputs, {slots[2]: self.write(chain, form)}, attrs)
 
     def flat(self, chain: Chain, data: Int8) -> Int8:
@@ -420,67 +417,6 @@ class _Emitter:
         attrs = {"start_axis": rows, "stop_axis": -1, "use_mkldnn": True, "mkldnn_data_type": "int8"}
         self.ops.append(Op.make("flatten_contiguous_range", {"X": data.name}, {"Out": form.name}, **attrs))
         return form
-
-    # --- parameters
-
-    def packed(
-        self, stem: str, values: NDArray[Any], scales: NDArray[np.float64], axis: int, levels: int = SIGNED
-    ) -> str:
-        """Store a weight that lies on its grid as integers and a step a channel; the variable of its float32 values.
-
-        Weights of one `stem` share what is stored where that is the same. `scales`: integers to a unit, [channels].
-
-        Ops on constants make those from it, which Paddle's constant_folding_pass runs once, on loading the model. (It
-        leaves out dequantize_linear, which would be one op, so that would run each time.) Kernels take int8 weights
-        too, but Paddle's convolution then reads its bias as unscaled int32 (docs/paddle-faults.md).
-
-        A step along the first axis is one for which oneDNN has a plain loop only (ResNet-50 loaded in six times the
-        time of FP32). So such a weight [O, I, H, W] is stored as [1, O, I H W], and reshaped after the product.
-        """
-        dtype = "int8" if levels == SIGNED else "int16"
-        shape = values.shape if axis else (1, len(values), values[0].size)
-        stored = quantise(values, levels / scales, levels, axis).astype(dtype).reshape(shape)
-        integers = self.names.param(f"{stem}.stored", stored)
-        step = self.names.param(f"{stem}.step", (1 / scales).astype(np.float32))
-        if (integers, step) not in self.restored:
-            kinds = {"in_dtype": DTYPE_NUMBERS[dtype], "out_dtype": DTYPE_NUMBERS["float32"]}
-            whole = self.computed("cast", {"X": (integers,)}, shape, **kinds)
-            scaled = self.computed("elementwise_mul", {"X": (whole,), "Y": (step,)}, shape, axis=axis or 1)
-            if shape != values.shape:
-                scaled = self.computed("reshape2", {"X": (scaled,)}, values.shape, shape=list(values.shape))
-            self.restored[integers, step] = scaled
-        return self.restored[integers, step]
-
-    def packed_state(self, cell: Op, name: str, scales: NDArray[np.float64]) -> str:
-        """The same for the state's weight of a recurrent layer; gru's is put together from its two parts."""
-        values = self.graph.params[name]
-        if cell.type != "gru":
-            return self.packed(name, values, scales, 1)
-        hidden = values.shape[0]
-        matrix, cut = state_matrix(cell, values), 2 * hidden
-        parts = []
-        for part, columns in (("gates", slice(0, cut)), ("candidate", slice(cut, None))):
-            some = self.packed(f"{name}.{part}", matrix[:, columns], scales[columns], 1)
-            parts.append(self.computed("reshape2", {"X": (some,)}, (matrix[:, columns].size,), shape=[-1]))
-        whole = self.computed("concat", {"X": tuple(parts)}, (values.size,), axis=0)
-        return self.computed("reshape2", {"X": (whole,)}, values.shape, shape=list(values.shape))
-
-    def packed_table(self, name: str) -> str:
-        """Store an embedding table as int16 where that loses nothing, as in a simulation. Not as float16: a
-        predictor then leaves out what its passes for oneDNN do (docs/paddle-faults.md)."""
-        values = self.graph.params[name]
-        peaks = peaks_of(name, values, 1)
-        grid = quantise(values, peaks, TABLE, 1)
-        if not np.array_equal(dequantise(grid, peaks, TABLE, 1), values):
-            return name
-        return self.packed(name, values, TABLE / peaks, 1, TABLE)
-
-    def computed(self, kind: str, reads: Mapping[str, tuple[str, ...]], size: tuple[int, ...], **attrs: Any) -> str:
-        """Emit an op on parameters alone; the variable, of shape `size`, that it writes."""
-        out = self.names.fresh(f"{reads['X'][0]}.{kind}")
-        self.vars[out] = Var(size)
-        self.ops.append(Op(kind, reads, {"Out": (out,)}, {key: Attr.of(value) for key, value in attrs.items()}))
-        return out
 
     # --- what was done
 

@@ -27,11 +27,13 @@ def images(random: np.random.Generator) -> Graph:
         return str(random.choice(maps))
 
     for _ in range(int(random.integers(2, 6))):
-        kind, x = random.choice(["conv", "conv3", "depthwise", "concat", "norm", "scale"]), pick()
+        kind, x = random.choice(["conv", "conv3", "depthwise", "concat", "norm", "scale", "twice"]), pick()
         if kind == "depthwise":
             x = net.conv(x, SIZE, 3, groups=SIZE, type="depthwise_conv2d")
         elif kind == "concat":
             x = net.conv(net.concat(x, pick()), SIZE)
+        elif kind == "twice":  # of one input, with and without an activation
+            x = net.add(net.act(net.conv(x, SIZE)), net.conv(x, SIZE))
         elif kind == "norm":
             x = net.conv(net.act(net.norm(x)), SIZE)
         elif kind == "scale":
@@ -105,7 +107,7 @@ def shared(graph: Graph, random: np.random.Generator) -> tuple[Graph, Graph]:
         kept: list[str] = []
         for name in names:
             if kept and random.random() < 0.6:
-                one[name] = str(random.choice(kept))
+                one[name] = str(random.choice(kept[-2:]))
             else:
                 kept.append(name)
     values = {name: graph.params[one.get(name, name)] for name in graph.params}
