@@ -23,6 +23,7 @@ from quant.observers import ALGORITHMS, BEST, DEFAULT, Choice, Observer, Sample,
 from quant.passes import CALIBRATE
 from quant.passes.quantizers import WEIGHT_SLOT
 from quant.predictor import Settings, nameless
+from quant.reasons import all_faults
 from quant.reference import Reference
 from quant.rounding import Plan, plan_of, roundable, simulate
 from quant.sequences import Column, values_of
@@ -113,9 +114,8 @@ class Calibration:
         """
         chains = roundable(self.graph, self.types, op_ids_to_skip, self.weight_levels)
         if not chains:
-            raise ConversionError(
-                "nothing to quantise: the model has no convolution or product with a constant weight left"
-            )
+            why = all_faults(self.graph) or "the model has no convolution or product with a constant weight left"
+            raise ConversionError(f"nothing to quantise: {why}")
         plan = plan_of(self.graph, chains)
         choices = self._choices(chains, plan, nearly)
         own = {plan.group[name]: other for name, other in (tensors or {}).items() if name in plan.group}

@@ -21,6 +21,7 @@ __all__ = [
     "QUANTIZABLE",
     "RECURRENT",
     "Chain",
+    "cell_fault",
     "chains_of",
     "chosen_ops",
     "is_carrier",
@@ -195,15 +196,23 @@ def chains_of(graph: Graph, allowed: Collection[Op]) -> dict[Op, Chain]:
 
 
 def _is_recurrent(graph: Graph, chain: Chain, cell: Op) -> bool:
-    """Whether oneDNN's recurrent kernels can take over a layer: sigmoid gates, tanh, no peepholes or first state."""
-    plain = not any(cell.input(slot) for slot in ("H0", "C0")) and not cell.attr("use_peepholes", False)
-    gates = cell.attr("gate_activation", "sigmoid") == "sigmoid"
-    # gru: activation; lstm: cell_activation and candidate_activation
-    names = ("activation", "cell_activation", "candidate_activation")
-    tanh = all(cell.attr(name, "tanh") == "tanh" for name in names)
+    """Whether oneDNN's recurrent kernels can take over a layer and the product before it."""
     fetched = cell.output("Hidden") in graph.fetches
     shaped = len(graph.vars[chain.data].shape) == 2 and _fits(graph, chain.weight, cell)
-    return plain and gates and tanh and shaped and not fetched
+    return not cell_fault(cell) and shaped and not fetched
+
+
+def cell_fault(cell: Op) -> str:
+    """Why oneDNN's recurrent kernels have no such layer, or "": they know sigmoid gates, tanh, a first state of 0."""
+    if cell.type == "lstm" and cell.attr("use_peepholes", True):  # Paddle's default (lstm_op.cc)
+        return "its cells have peepholes (use_peepholes), which oneDNN's recurrent kernels don't know"
+    if given := [slot for slot in ("H0", "C0") if cell.input(slot)]:
+        return f"its first state is given ({given[0]}), and oneDNN's recurrent kernels begin with 0"
+    # gru: activation; lstm: cell_activation and candidate_activation
+    wanted = {"gate_activation": "sigmoid"}
+    wanted |= dict.fromkeys(("activation", "cell_activation", "candidate_activation"), "tanh")
+    other = [name for name, act in wanted.items() if cell.attr(name, act) != act]
+    return f"its {other[0]} is {cell.attr(other[0])}, not {wanted[other[0]]}" if other else ""
 
 
 def _fits(graph: Graph, weight: str, cell: Op) -> bool:

@@ -37,6 +37,7 @@ from quant.numerics import SHIFT, SIGNED, STATE_THRESHOLD, UNSIGNED
 from quant.packing import Weights
 from quant.passes import PLACE
 from quant.passes.quantizers import scales_elsewhere
+from quant.reasons import fault_of
 from quant.well_formed import defaults_of
 
 __all__ = ["Coverage", "Kept", "convert"]
@@ -423,16 +424,16 @@ class _Emitter:
     def why_float(self, op: Op) -> str:
         if op not in self.chosen:
             return "left out by ops_to_quantize or op_ids_to_skip"
+        if fault := op.attr("weight_fault") or fault_of(self.graph, op):
+            return str(fault)
         if op.type in (*CONVS, *PRODUCTS):
             if op.type not in CONVS and op.input("Y") and op.input("Y") not in self.graph.params:
                 return "the model doesn't fake-quantize both its factors"
-            if fault := op.attr("weight_fault"):
-                return str(fault)
             if not op.attr("weight_thresholds"):
                 return "the model doesn't fake-quantize its weight"
             return "no INT8 kernel for its layout, transposition or weight shape"
         if op.type in RECURRENT:
-            return "no INT8 kernel for its form, or the model doesn't fake-quantize its input and weights"
+            return "the model doesn't fake-quantize its input and weights, or their sizes don't go together"
         if op.type == "pool2d" and not is_move(op):
             return "an average would be rounded, which the simulation doesn't do"
         return "its inputs are not int8 on one grid"

@@ -46,6 +46,7 @@ __all__ = [
     "forward_of",
     "is_forward",
     "is_pir",
+    "layouts_of",
     "load_dir",
     "model_size",
     "op_types",
@@ -74,6 +75,8 @@ DTYPE_NUMBERS = {name: number for number, name in _DTYPES.items()}
 
 _PIR = ("inference.json", "model.json")
 _ABSENT = ("", "@EMPTY@")  # stand for a variable that isn't there
+
+_LAYOUTS = ("data_format", "data_layout")  # attributes that name one
 
 _NOT_FORWARD = 1 | 2 | 16  # bits of the attribute op_role: backward, optimiser, learning rate
 
@@ -302,6 +305,15 @@ def op_types(program: Path) -> set[str]:
     if is_pir(program):
         return {op.type for op in translated(read_program(program), program).ops}
     return {op.type for block in _read_program(program).blocks for op in block.ops}
+
+
+def layouts_of(program: Path) -> set[str]:
+    """The layouts of tensors ("NCHW") that ops of a program file name. Raises ModelError when it can't be parsed."""
+    if is_pir(program):
+        ops = translated(read_program(program), program).ops
+        return {str(op.attrs[name][1]) for op in ops for name in _LAYOUTS if name in op.attrs}
+    described = (op for block in _read_program(program).blocks for op in block.ops)
+    return {attr.s for op in described for attr in op.attrs if attr.name in _LAYOUTS}
 
 
 def sequences_of(program: Path) -> set[str]:

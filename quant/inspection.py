@@ -14,6 +14,7 @@ from quant.graph import Graph, Var, files_of, load_dir, model_size, run_passes
 from quant.isolate import report_progress
 from quant.observers import Choice
 from quant.passes import CALIBRATE, drop_judges, lift_quantizers
+from quant.reasons import all_faults
 from quant.rounding import plan_of, roundable, simulate
 
 __all__ = ["survey"]
@@ -118,7 +119,7 @@ def _as_calibrated(graph: Graph, weight_levels: int) -> Coverage:
     graph = run_passes(graph, CALIBRATE)
     chains = roundable(graph, (), (), weight_levels)
     if not chains:
-        raise ConversionError("it has no convolution or product with a constant weight")
+        raise ConversionError(all_faults(graph) or "it has no convolution or product with a constant weight")
     plan = plan_of(graph, chains)
     chosen = {group: Choice("", plan.known.get(group, 1.0)) for group in plan.group.values()}
     return convert(simulate(graph, chains, plan, chosen, weight_levels))[1]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from quant.direct import Plan, Program
 from quant.errors import DataError, ModelError, UnsupportedError
-from quant.graph import files_of, is_pir, load_dir, op_types, run_passes, save_dir, sequences_of
+from quant.graph import files_of, is_pir, layouts_of, load_dir, op_types, run_passes, save_dir, sequences_of
 from quant.onednn import library, set_threads
 from quant.paddle_errors import reason
 from quant.passes import NORMALISE, fuse_kernels
@@ -46,6 +46,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "quant", "int8", "bf16")
 
 # Op types whose oneDNN kernel is broken in the supported Paddle: kept off oneDNN at every precision. Each entry has
 # a test that shows the fault (tests/unit/test_predictor.py), so that it can go when Paddle is mended.
+_CHANNELS_LAST = {"NHWC", "NDHWC", "NLC"}
 BROKEN_ONEDNN = {"pad": "corrupts the heap: abort or hang, at any batch, in float32 too"}
 
 
@@ -76,7 +77,8 @@ class Settings:
     `precision` names what the model is and how it should run; an INT8 model needs no option beyond oneDNN.
     `cache_capacity` bounds what is kept per input shape (Paddle's default is 10); recurrent models keep oneDNN's
     primitives in another way (see RECURRENT).
-    `onednn` and `optimise` (graph fusion) exist to look for the fastest FP32 baseline.
+    `onednn` and `optimise` (graph fusion) exist to look for the fastest FP32 baseline. A channels-last program isn't
+    optimised: Paddle's passes make another one of it (tests/unit/test_channels_first.py shows it).
     `executor`: who calls the kernels. "paddle" is what any deployment of Paddle Inference does, "direct" is
     quant.direct: the same kernels, the same outputs, less time between them. "auto" is "direct" for INT8 models all of
     whose ops that knows, else "paddle"; and "paddle" for batches of several sequences of unequal length.
@@ -382,8 +384,10 @@ def _config(directory: Path, settings: Settings) -> Any:
     config.disable_gpu()
     config.disable_glog_info()
     config.set_cpu_math_library_num_threads(settings.threads)
-    config.switch_ir_optim(settings.optimise)
-    if settings.optimise:
+    # Paddle's fusion passes take channels last for channels first: it refuses the model, or puts out something else.
+    optimise = settings.optimise and layouts_of(files.program).isdisjoint(_CHANNELS_LAST)
+    config.switch_ir_optim(optimise)
+    if optimise:
         config.enable_memory_optim()  # fewer pages touched: MobileNetV1 FP32 5%, INT8 9% faster, same outputs
     if settings.onednn:
         config.enable_onednn()

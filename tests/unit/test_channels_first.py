@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quant import predictor
 from quant.calibration import calibrate
 from quant.conversion import convert
+from quant.errors import ConversionError
 from quant.graph import DTYPE_NUMBERS, Graph, Op, Var, run_passes
 from quant.metrics import sqnr
 from quant.passes import NORMALISE, channels_first, fold_parameters, lower_quantizers
@@ -302,3 +304,41 @@ def test_parameters_without_values_and_fetched_ones_are_left_alone() -> None:
     by_tensor = net.op("scale", {"X": net.param(3), "ScaleTensor": net.param(1)}, bias=0.0)
     graph = net.graph(net.op("elementwise_add", {"X": "x", "Y": by_tensor}, axis=1))
     assert fold_parameters(graph) is graph
+
+
+# --- as Paddle runs them, and why something stays float32
+
+
+def test_paddles_optimisation_breaks_channels_last_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When this fails, Paddle has been mended: let such programs be optimised (quant.predictor)."""
+    graph = last_flat()
+    [batch] = data(graph, 1)
+    [expected] = run(graph, batch, tmp_path, NATIVE)
+    for settings in (Settings(), Settings(onednn=False)):
+        [found] = run(graph, batch, tmp_path, settings)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(predictor, "_CHANNELS_LAST", set())
+    [found] = run(graph, batch, tmp_path, Settings(onednn=False))
+    assert sqnr(expected, found) < 20
+
+
+def test_a_layout_that_stays_is_the_reason() -> None:
+    net = Last()
+    net.vars["x"] = Var((-1, 8, 8, 8))
+    y = net.conv("x", 8)
+    net.vars["x"] = net.vars[y] = Var(())  # of unknown rank: nothing can be said of its dimensions
+    with pytest.raises(ConversionError, match="conv2d: its layout is NHWC, and there are INT8 kernels for NCHW only"):
+        calibrate(net.graph(y), [])
+
+
+def test_what_multiplies_says_why_it_is_float32() -> None:
+    net = Net()
+    flat = net.op("flatten_contiguous_range", {"X": "x"}, shape=(-1, 512), start_axis=1, stop_axis=-1)
+    weight = net.param(6, 512)
+    y = net.op("matmul_v2", {"X": flat, "Y": weight}, shape=(-1, 6), trans_x=False, trans_y=True)
+    with pytest.raises(ConversionError, match=r"matmul_v2: it transposes a factor \(trans_y\)"):
+        calibrate(net.graph(y), [])
+    net = Net()
+    y = net.op("conv2d", {"Input": "x", "Filter": net.act(net.param(8, 8, 1, 1))}, "Output", (-1, 8, 8, 8), **CONV)
+    with pytest.raises(ConversionError, match=r"conv2d: its filter 't0' is computed when the model runs"):
+        calibrate(net.graph(y), [])

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from tests.published import with_plain_cells
 WIDTH, HIDDEN = 12, 16
 GATES = {"gru": 3, "lstm": 4}
 NATIVE = Settings(onednn=False, optimise=False)
+INT8 = Settings("int8")
 
 
 def layers(kind: str, depth: int = 2, words: int = 0, seed: int = 0) -> Graph:
@@ -235,12 +237,36 @@ def test_an_embedding_table_is_equalised_without_a_change(tmp_path: Path) -> Non
     assert run_passes(equalised, NORMALISE).params.keys() == equalised.params.keys()
 
 
-def test_a_layer_without_an_int8_kernel_stays_float() -> None:
-    graph = layers("lstm", depth=1)
-    ops = [op.with_attrs(gate_activation="relu") if op.type == "lstm" else op for op in graph.ops]
-    _, coverage = convert(calibrate(graph.evolve(ops), [sequences()], algo="abs_max"))
-    assert coverage.fp32["lstm"] == 2
-    assert all("no INT8 kernel" in kept.reason for kept in coverage.kept if kept.op_type == "lstm")
+@pytest.mark.parametrize(
+    ("attrs", "reason"),
+    [
+        ({"gate_activation": "relu"}, "its gate_activation is relu, not sigmoid"),
+        ({"candidate_activation": "identity"}, "its candidate_activation is identity, not tanh"),
+        ({"use_peepholes": True}, "its cells have peepholes (use_peepholes)"),
+        ({"use_peepholes": None}, "its cells have peepholes (use_peepholes)"),  # Paddle's default
+    ],
+)
+def test_a_layer_without_an_int8_kernel_stays_float(attrs: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    graph, params = layers("lstm", depth=1), {}
+    ops = []
+    for op in graph.ops:
+        if op.type == "lstm":
+            kept = {name: attr for name, attr in op.attrs.items() if name not in attrs}
+            op = replace(op, attrs=kept).with_attrs(
+                **{name: value for name, value in attrs.items() if value is not None}
+            )
+            if "use_peepholes" in attrs:  # three more biases: what the gates see of the cell's state
+                name = f"{op.input('Bias')}.peepholes"
+                params[name] = np.concatenate([graph.params[op.input("Bias")], np.full((1, 3 * HIDDEN), 0.2, "f4")], 1)
+                op = replace(op, inputs={**op.inputs, "Bias": (name,)})
+        ops.append(op)
+    graph = graph.evolve(ops, params=params)
+    simulated = calibrate(graph, [sequences()], algo="abs_max")
+    int8, coverage = convert(simulated)
+    assert coverage.fp32["lstm"] == 2 and coverage.int8["mul"] == 3
+    assert all(reason in kept.reason for kept in coverage.kept if kept.op_type == "lstm")
+    sim, real = (run(g, sequences(), tmp_path, how) for g, how in ((lower_quantizers(simulated), NATIVE), (int8, INT8)))
+    assert sqnr(sim, real) > 40
 
 
 CUTS = ([12], [6, 6], [4, 4, 4])
