@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--threads", default="1,2", help="thread counts of the speed cases (default 1,2)")
     group.addoption("--batch-sizes", default="1", help="batch sizes of the speed cases (default 1)")
     group.addoption("--model", action="append", default=None, help="only this row (repeatable)")
-    group.addoption("--full", action="store_true", help="all data (50,000 images), and scaling of all rows")
+    group.addoption("--full", action="store_true", help="all data, all rows in all ways: hours; `make test-full`")
     group.addoption("--zoo", type=Path, help="the cases of the models that `quant fetch` put there, and no others")
 
 
@@ -70,8 +70,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         marks = [] if tier in cpu.reachable() else [pytest.mark.skip(reason=why)]
         return pytest.param(value, id=name, marks=marks)
 
-    if "tier" in metafunc.fixturenames:
-        metafunc.parametrize("tier", [on(tier, tier, tier.name) for tier in tiers], scope="session")
+    every = option("--full") or option("--model")
+    # One row of each kind of data is measured in all ways by default; the others on the best tier alone.
+    some = specs if every else list({spec.format: spec for spec in specs[::-1]}.values())
+    if "judged" in metafunc.fixturenames:
+        metafunc.parametrize(
+            "judged",
+            [
+                on(tier, (spec, tier), f"{spec.name}-{tier.name}")
+                for spec in specs
+                for tier in tiers
+                if spec in some or tier is best
+            ],
+            scope="session",
+        )
     if "timing" in metafunc.fixturenames:  # a row's first case on every tier, its others on the best
         metafunc.parametrize(
             "timing",
@@ -80,12 +92,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 for spec in specs
                 for case in spec.cases
                 for tier in tiers
-                if case is spec.cases[0] or tier is best
+                if tier is best or (case is spec.cases[0] and spec in some)
             ],
         )
-    if "measured" in metafunc.fixturenames:  # rows of what takes long: one of each kind of data, unless asked for more
-        some = specs if option("--full") or option("--model") else {spec.format: spec for spec in specs[::-1]}.values()
-        metafunc.parametrize("measured", [spec for spec in specs if spec in some], ids=attrgetter("name"))
+    if "measured" in metafunc.fixturenames:  # rows of what takes long
+        chosen = [spec for spec in specs if spec in some]
+        metafunc.parametrize("measured", chosen, ids=attrgetter("name"), scope="session")
     if "threads" in metafunc.fixturenames:
 
         def threaded(count: int) -> object:

@@ -20,14 +20,14 @@ def due(sums: Sums) -> float:
     return _DUE_LONG if sums.wall_ms > _SHORT_MS else _DUE_SHORT
 
 
-def test_framework_overhead(benchmark: BenchmarkFixture, spec: ModelSpec, request: pytest.FixtureRequest) -> None:
+def test_framework_overhead(benchmark: BenchmarkFixture, measured: ModelSpec, request: pytest.FixtureRequest) -> None:
     """A row's INT8 model on one thread, at the batch that its goals are for.
 
     A miss is measured twice; then it is an expected failure, with its figures.
     """
     isa = request.config.getoption("--isa")
-    subject = replace(profiler.subject_of(spec.name, isa), fp32=None)
-    batch = max(case.batch for case in spec.cases)
+    subject = replace(profiler.subject_of(measured.name, isa), fp32=None)
+    batch = max(case.batch for case in measured.cases)
 
     def measure(_: float) -> profiler.Profile:
         return profiler.profile(subject, isa=isa, batch=batch)
@@ -35,7 +35,7 @@ def test_framework_overhead(benchmark: BenchmarkFixture, spec: ModelSpec, reques
     found = benchmark.pedantic(confirmed, (measure, lambda one: one.sums.ratio <= due(one.sums), 1), rounds=1)
     sums, limit = found.sums, due(found.sums)
     benchmark.extra_info.update(
-        model=spec.name, executor=found.executor, wall_ms=sums.wall_ms, kernel_ms=sums.kernel_ms, ratio=sums.ratio
+        model=measured.name, executor=found.executor, wall_ms=sums.wall_ms, kernel_ms=sums.kernel_ms, ratio=sums.ratio
     )
     told = f"wall {sums.wall_ms:.2f} ms / kernels {sums.kernel_ms:.2f} ms is {sums.ratio:.2f}, due {limit}"
     assert sums.kernel_ms > 0

@@ -18,13 +18,13 @@ Batch = Mapping[str, Column]
 
 
 @pytest.fixture(scope="module")
-def model(spec: ModelSpec) -> Path:
-    return pipeline.small_of(spec) / "int8"
+def model(measured: ModelSpec) -> Path:
+    return pipeline.small_of(measured) / "int8"
 
 
 @pytest.fixture(scope="module")
-def samples(spec: ModelSpec, model: Path) -> Dataset:
-    return open_data(pipeline.data_of(spec, spec.test), evaluation.signature(load_dir(model)), spec.format)
+def samples(measured: ModelSpec, model: Path) -> Dataset:
+    return open_data(pipeline.data_of(measured, measured.test), evaluation.signature(load_dir(model)), measured.format)
 
 
 @pytest.fixture(scope="module")
@@ -165,11 +165,13 @@ def test_save_load_same_output(model: Path, predictor: Predictor, samples: Datas
         assert same(values(again, some(samples, 0, 5)), values(predictor, some(samples, 0, 5)))
 
 
-def test_a_predictor_without_graph_optimisation_gives_the_same(spec: ModelSpec, model: Path, samples: Dataset) -> None:
+def test_a_predictor_without_graph_optimisation_gives_the_same(
+    measured: ModelSpec, model: Path, samples: Dataset
+) -> None:
     """The deployed model needs nothing of the predictor's passes, and they must not harm it."""
     batch = some(samples, 0, 50)
     with Predictor(model, INT8) as plain, Predictor(model, Settings("int8", optimise=False)) as bare:
-        if spec.min_engine_sqnr < 40:  # float32 sums in another order move an encoder's values across boundaries
+        if measured.min_engine_sqnr < 40:  # float32 sums in another order move an encoder's values across boundaries
             assert (decisions(plain, batch) == decisions(bare, batch)).mean() > 0.97
         else:
             assert same(values(plain, batch), values(bare, batch))

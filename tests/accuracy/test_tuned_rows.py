@@ -9,7 +9,7 @@ from quant.graph import model_size
 from quant.registry import MODELS, ModelSpec
 from quant.report import tuned_misses
 
-QUICK = ("mobilenet_v1", "lstm")  # a minute or two each on two cores; the others take up to ten with --full
+QUICK = ("mobilenet_v1",)  # a minute or two on two cores; the others, up to ten each, with --full
 
 
 @pytest.fixture(params=[spec for spec in MODELS if spec.tuning], ids=lambda spec: spec.name, scope="module")
