@@ -1,7 +1,5 @@
 """Labelled data looked over before anything is measured on it, as a job: labels, what occurs twice, what is shared."""
 
-from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +10,11 @@ from quant.evaluation import opened
 from quant.graph import Graph, load_dir
 from quant.isolate import report_progress
 from quant.passes import drop_judges
-from quant.readers import Dataset, batches, check_labels
-from quant.sequences import Column, Padded, Ragged, values_of
+from quant.readers import check_labels
+from quant.remarks import calibrating, digests, remarks
+from quant.sequences import Column, values_of
 
 __all__ = ["check_data"]
-
-_BATCH = 100
 
 
 def check_data(
@@ -25,22 +22,24 @@ def check_data(
 ) -> dict[str, Any]:
     """Look over all test data for a model, FP32 or any other; `calibration` is in the same format.
 
-    Raises DataError for a label or an id out of range, test data without labels, and a sample of the calibration data
-    that is also in the test data. Else what there is to say, as JSON: samples; classes, that occur, and of_classes,
-    that the model tells apart, None where labels are no classes or the model doesn't show how many; most_frequent:
-    label and share; repeated: samples that an earlier one equals; calibration: its samples, or None; summary: a line.
+    Raises DataError for a label or an id out of range, test data without labels, calibration data of zeros, and a
+    sample of them that is also in the test data. Else what there is to say, as JSON: samples; classes, that occur, and
+    of_classes, that the model tells apart, None where labels are no classes or the model doesn't show how many;
+    most_frequent: label and share; repeated: samples that an earlier one equals; calibration: its samples, or None;
+    remarks: lines on what is odd about the inputs (quant.remarks); summary: a line.
     """
     graph = drop_judges(load_dir(Path(model)))
     tested = opened(graph, data, format, labels, scored=True)
     classes = _classes(graph)
     found = check_labels(tested, 1 << 31 if classes is None else classes)
     given = None if calibration is None else opened(graph, calibration, format)
+    odd = [*(calibrating(given) if given else ()), *remarks(tested)]
     total = len(tested) + (len(given) if given else 0)
     first: dict[bytes, int] = {}
-    for number, digest in enumerate(_digests(tested)):
+    for number, digest in enumerate(digests(tested)):
         first.setdefault(digest, number)
         report_progress("check data", number, total)
-    for number, digest in enumerate(_digests(given) if given else ()):
+    for number, digest in enumerate(digests(given) if given else ()):
         if digest in first:
             raise DataError(
                 f"{calibration}: sample {number} is also in {data}, sample {first[digest]}: a model isn't tested on "
@@ -52,6 +51,7 @@ def check_data(
         **_about(found, classes),
         "repeated": len(tested) - len(first),
         "calibration": None if given is None else len(given),
+        "remarks": odd,
     }
     return {**told, "summary": _summary(told)}
 
@@ -89,19 +89,3 @@ def _summary(told: dict[str, Any]) -> str:
     if told["calibration"] is not None:
         parts.append(f"none among the {told['calibration']:,} of the calibration data")
     return "; ".join(parts)
-
-
-def _digests(data: Dataset) -> Iterator[bytes]:
-    """A hash of the inputs of each sample."""
-    for batch in batches(Dataset(data.path, _unpadded(data), None), _BATCH):
-        for number in range(len(next(iter(batch.values())))):
-            total = sha256()
-            for column in batch.values():
-                values = np.asarray(column.sequence(number) if isinstance(column, Ragged) else column[number])
-                total.update(f"{values.shape}".encode() + np.ascontiguousarray(values).tobytes())
-            yield total.digest()
-
-
-def _unpadded(data: Dataset) -> dict[str, Column]:
-    """Columns whose samples don't depend on their neighbours' lengths."""
-    return {name: column.ragged if isinstance(column, Padded) else column for name, column in data.inputs.items()}

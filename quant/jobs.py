@@ -28,6 +28,7 @@ from quant.optimise import DECISIONS, SCHEMA, optimise
 from quant.passes import NORMALISE, lower_quantizers
 from quant.places import fresh_dir
 from quant.readers import batches
+from quant.remarks import calibrating
 from quant.sequences import Column, Ragged
 
 __all__ = [
@@ -129,12 +130,14 @@ def ptq(
 ) -> Json:
     """FP32 model directory + calibration data -> fake-quantized model directory, and a file with its thresholds.
 
-    The result: samples, fake-quantized tensors, how many by which algorithm, and bytes of both models.
+    The result: samples, what is odd about them (quant.remarks), fake-quantized tensors, how many by which algorithm,
+    and bytes of both models. Raises DataError for data of which nothing can be learned.
     """
     table = _table_place(save_table, Path(output))
     graph = load_dir(Path(model))
     dataset = opened(graph, data, format)
     total = min(len(dataset), batch_size * batch_num) if batch_num else len(dataset)
+    odd = calibrating(dataset, total)
     with fresh_dir(Path(output)) as staging:
         with about(model, ModelError, ConversionError, OptionError), about(data, DataError):
             simulated = calibrate(
@@ -152,7 +155,8 @@ def ptq(
             write_table(staging / table if table.name == str(table) else table, table_of(graph, simulated))
         sizes = {"fp32": model_size(Path(model)), "quant": model_size(staging)}
     chosen = Counter(op.attr("algorithm") for op in simulated.ops if op.type == "fake_quant")
-    return {"samples": total, "fake_quantized": chosen.total(), "algorithms": dict(chosen), "bytes": sizes}
+    about_all = {"samples": total, "remarks": odd, "bytes": sizes}
+    return {**about_all, "fake_quantized": chosen.total(), "algorithms": dict(chosen)}
 
 
 def _table_place(path: str | None, output: Path) -> Path | None:

@@ -1,5 +1,6 @@
 """Users' own models as cases: a manifest's entries checked, made, judged and timed as the embedded models are."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -47,6 +48,8 @@ def check(entry: Entry, progress: Progress | None = None) -> dict[str, Any]:
         "labels": entry.labels and str(entry.labels),
     }
     found: dict[str, Any] = isolate.call("quant.data_check:check_data", arguments, progress=progress)
+    for line in found["remarks"]:
+        print(f"warning: {line}", file=sys.stderr)
     return found
 
 

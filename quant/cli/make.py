@@ -76,6 +76,8 @@ def ptq(
     }
     with bar() as tell:
         result = isolate.call("quant.jobs:ptq", arguments, threads=count, progress=tell)
+    for line in result["remarks"]:
+        err.print(f"warning: {line}")
     out.print(f"{output}: {result['fake_quantized']} tensors quantized from {result['samples']} samples")
     if algo == BEST:
         out.print("algorithms: " + ", ".join(f"{name} {count}" for name, count in sorted(result["algorithms"].items())))

@@ -118,6 +118,18 @@ def test_nan_in_calibration_and_in_outputs(fails: Fail, model: Path, tmp_path: P
     )
 
 
+def test_data_that_calibrate_nothing(
+    fails: Fail, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "zero.npz", x=np.zeros((4, 8, 8, 8), np.float32))
+    line = fails("ptq", "--model", model, "--data", tmp_path / "zero.npz", "--output", tmp_path / "output")
+    assert "zero.npz: every value of 'x' is 0: that calibrates nothing" in line
+    np.savez(tmp_path / "one.npz", x=np.ones((4, 8, 8, 8), np.float32))
+    ptq = ("ptq", "--model", model, "--data", tmp_path / "one.npz", "--output", tmp_path / "output")
+    assert main([str(argument) for argument in ptq]) == 0
+    assert f"warning: {tmp_path / 'one.npz'}: every value of input 'x' is 1\n" in capfd.readouterr().err
+
+
 def test_outputs(fails: Fail, model: Path, images: Path, tmp_path: Path) -> None:
     full = tmp_path / "full"
     full.mkdir()

@@ -14,7 +14,7 @@ FLOORS = {
     "errors": 0, "custom": 0, "own_data": 0, "record": 0, "figures": 0, "rows": 0, "surroundings": 0,
     "packing": 2,
     "numerics": 0, "names": 0, "metrics": 0, "tagging": 0, "cpu": 0, "readers": 0, "sequences": 0, "formats": 0,
-    "places": 0, "memory": 0, "archives": 0, "download": 0, "sequential": 0, "outcomes": 0,
+    "places": 0, "memory": 0, "remarks": 0, "archives": 0, "download": 0, "sequential": 0, "outcomes": 0,
     "graphviz": 0, "calibration_table": 2,
     "graph": 1, "paddle_errors": 0, "well_formed": 1, "onednn": 1, "primitives": 1, "constants": 1, "pir": 1,
     "direct": 1, "direct_ops": 1, "direct_sequences": 1, "workspace": 1, "chains": 1, "activations": 1,

@@ -48,6 +48,7 @@ def test_what_there_is_to_say(model: str, images: np.ndarray, tmp_path: Path) ->
         "most_frequent": {"label": 3, "share": pytest.approx((labels == 3).mean())},
         "repeated": 2,
         "calibration": None,
+        "remarks": [],
         "summary": "230 samples; 4 of 6 classes, label 3 has 28.3%; 2 equal an earlier one",
     }
     other = write(tmp_path / "calibration.bin", images[:3] + 1, [0, 0, 0])
