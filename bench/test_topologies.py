@@ -17,6 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from fixtures.others import OTHERS
 from quant import isolate, pipeline
 from quant.arithmetic import Sizes, arithmetic_of
+from quant.cache import cached
 from quant.chains import numbered
 from quant.conversion import convert
 from quant.graph import Graph, load_dir, run_passes, save_dir
@@ -24,7 +25,6 @@ from quant.islands import int8_op
 from quant.metrics import ratio_interval, sqnr
 from quant.optimise import DECISIONS, left_float, units
 from quant.passes import PLACE, lower_quantizers
-from quant.places import cached
 from quant.predictor import Predictor, Settings
 from quant.sequences import values_of
 

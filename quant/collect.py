@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant import cpu, isolate
+from quant.digests import digest
 from quant.errors import ChildError, OptionError
 from quant.metrics import WORDS, Paired, Verdict, counted, paired, verdict
 from quant.outcomes import (
@@ -24,7 +25,7 @@ from quant.outcomes import (
     unpack,
     versions,
 )
-from quant.places import digest, scratch_dir
+from quant.places import scratch_dir
 from quant.profile import Declared, Proof, kernels, proof
 from quant.readers import files_behind, format_of
 from quant.sequences import Column, Ragged, joined, values_of

@@ -9,15 +9,16 @@ gives it, and then only that counts.
 SHA-256 of every file. The archive isn't kept; files that are there are compared with the record instead.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from quant.archives import MAX_BYTES, unpack
+from quant.digests import sha256_of, sums_of
 from quant.download import Patience, download, mirrored, part_file, shown
 from quant.errors import FetchError, OptionError, OutputError
 from quant.places import fresh_dir
@@ -26,7 +27,6 @@ from quant.zoo import Artefact
 __all__ = ["Fetched", "fetch", "find", "is_there"]
 
 _SCHEMA = 1
-_CHUNK = 1 << 20
 
 Progress = Callable[[str, int, int], None]  # what is going on, bytes done, bytes in all (0: unknown)
 
@@ -162,9 +162,8 @@ def _check_files(target: Path, record: _Record, tell: Progress) -> None:
     done = 0
     for name, sum_ in record.files.items():
         try:
-            with (target / name).open("rb") as file:
-                same = hashlib.file_digest(file, "sha256").hexdigest() == sum_
-                done += file.tell()
+            same = sha256_of(target / name) == sum_
+            done += (target / name).stat().st_size
         except OSError as error:
             raise FetchError(f"{target / name}: can't be read ({error.strerror}); {_anew(target)}") from error
         if not same:
@@ -180,15 +179,7 @@ def _fetched(artefact: Artefact, target: Path, record: _Record, was_there: bool)
 
 def _archive_sums(file: BinaryIO, tell: Progress) -> tuple[int, dict[str, str]]:
     """Size in bytes, and name of the sum -> the sum in hex."""
-    sums = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
-    total, done = file.seek(0, 2), 0
-    file.seek(0)
-    while chunk := file.read(_CHUNK):
-        for sum_ in sums.values():
-            sum_.update(chunk)
-        done += len(chunk)
-        tell("check download", done, total)
-    return done, {name: sum_.hexdigest() for name, sum_ in sums.items()}
+    return sums_of(file, ("sha256", "md5"), partial(tell, "check download"))
 
 
 def _check_archive(

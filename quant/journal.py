@@ -15,8 +15,9 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
+from quant.digests import digest
 from quant.errors import OptionError, OutputError, unwritable
-from quant.places import digest, taken
+from quant.places import taken
 
 __all__ = ["Journal"]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from quant import cpu, isolate, pipeline
+from quant.cache import cached
 from quant.errors import DataError, ModelError, OutputError, QuantError
 from quant.numerics import REDUCED
 from quant.observers import DEFAULT
 from quant.outcomes import Store, default_root
-from quant.places import cached
 from quant.readers import files_behind
 from quant.record import Record
 from quant.rows import Row

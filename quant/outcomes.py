@@ -5,19 +5,16 @@ files, the settings and the versions that made it (`Key`), under a directory tha
 
     outcomes/HASH/about.json               what it is of, for a person to read
     outcomes/HASH/00001000.npz and .json   the part that begins at sample 1000: outputs and labels; seconds, proof
-    outcomes/digests/HASH.json             the SHA-256 of a large file, valid while its size and times stay
+    outcomes/digests/HASH.json             the SHA-256 of a large file (quant.digests)
 
 It lies in the cache (`quant.places`). All of it, or any directory in it, can be deleted at any time: what is missing is
 run again. So is what is damaged: a part's digest covers all that was stored. Nothing in it is ever unpickled.
 """
 
-import contextlib
-import hashlib
 import io
 import json
 import platform
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -28,8 +25,11 @@ from typing import Any
 
 import numpy as np
 
+from quant.cache import cache_root
+from quant.digests import full_digest, sha256_of
 from quant.errors import DataError, ModelError, OutputError, unwritable
-from quant.places import cache_root, digest, fresh_file
+from quant.imports import code_of
+from quant.places import fresh_file
 from quant.sequences import DAMAGE, Column, Ragged
 
 __all__ = [
@@ -48,16 +48,10 @@ __all__ = [
 ]
 
 Progress = Callable[[str, int, int], None]
-SCHEMA = 1
+SCHEMA = 2
 _PART = 1000  # samples, about
-_LARGE = 1 << 20  # bytes of a file whose digest is worth a note
-_RACY_NS = 2_000_000_000  # a file that changed this recently may change again within one tick of its clock
-_CHUNK = 1 << 22
-# The modules that decide what is put out. A checkout changes without a new version; an installed package doesn't.
-_DECIDING = (
-    *("custom", "direct", "direct_ops", "evaluation", "formats", "graph", "onednn", "outcomes", "predictor", "profile"),
-    *("own_data", "readers", "reference", "sequences", "workspace"),
-)
+# What puts out a part, and what reads its kernels out of oneDNN's log; each with all that it imports.
+_DECIDING = ("quant.evaluation", "quant.profile")
 
 
 def default_root() -> Path:
@@ -172,13 +166,13 @@ class Key:
     @property
     def name(self) -> str:
         text = json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return full_digest([text])[:32]
 
 
 @cache
 def versions() -> Mapping[str, str]:
-    """Of the packages that compute and of this package's own code."""
-    found = {"code": digest(Path(__file__).with_name(f"{name}.py") for name in _DECIDING)}
+    """Of the packages that compute, and a digest of this package's own code that does."""
+    found = {"code": code_of(*_DECIDING)}
     for name in ("paddlepaddle", "numpy", "quant-onednn"):
         try:
             found[name] = version(name)
@@ -193,10 +187,10 @@ def model_digest(directory: Path, notes: Path, progress: Progress | None = None)
         raise ModelError(f"{directory}: no such model directory")
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     try:
-        found = [(str(path.relative_to(directory)), _sha256(path, notes, progress)) for path in files]
+        found = [(str(path.relative_to(directory)), sha256_of(path, notes, progress)) for path in files]
     except OSError as error:
         raise ModelError(f"{error.filename or directory}: can't be read ({error.strerror})") from error
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    return full_digest([json.dumps(found)])
 
 
 def data_digests(files: Mapping[str, Path], notes: Path, progress: Progress | None = None) -> dict[str, str]:
@@ -206,47 +200,10 @@ def data_digests(files: Mapping[str, Path], notes: Path, progress: Progress | No
         if not path.is_file():
             raise DataError(f"{path}: no such data file")
         try:
-            found[role] = _sha256(path, notes, progress)
+            found[role] = sha256_of(path, notes, progress)
         except OSError as error:
             raise DataError(f"{path}: can't be read ({error.strerror})") from error
     return found
-
-
-def _sha256(path: Path, notes: Path, progress: Progress | None) -> str:
-    """SHA-256 of a file; a large one's is noted in the directory `notes`. Raises OSError."""
-    path = path.resolve()
-    mark = _mark(path)
-    note = notes / f"{digest([str(path)])}.json"
-    size = int(mark["size"])
-    if size >= _LARGE and (known := _noted(note)).get("file") == mark:
-        return str(known["sha256"])
-    total, done = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            total.update(chunk)
-            done += len(chunk)
-            if progress and size >= _LARGE:
-                progress(f"reading {path.name} [MB]", done >> 20, size >> 20)
-    if _mark(path) != mark:
-        raise OSError(0, "it changes while it is read", str(path))
-    if size >= _LARGE and time.time_ns() - max(int(mark["mtime_ns"]), int(mark["ctime_ns"])) > _RACY_NS:
-        with contextlib.suppress(OutputError):  # then it is read again the next time
-            _write(note, json.dumps({"file": mark, "sha256": total.hexdigest()}).encode())
-    return total.hexdigest()
-
-
-def _mark(path: Path) -> dict[str, str | int]:
-    """What stays the same while a file does. Its ctime too: rsync and cp -p set the mtime to an older file's."""
-    found = path.stat()
-    return {"path": str(path), "size": found.st_size, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
-
-
-def _noted(note: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(note.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) and isinstance(content.get("sha256"), str) else {}
 
 
 # --- on disk
@@ -313,7 +270,7 @@ class Shelf:
     def _digest(self, about: Mapping[str, Any], blob: bytes) -> str:
         """Also of the key, so that a part doesn't pass for another one's."""
         head = json.dumps([SCHEMA, self.directory.name, about], sort_keys=True)
-        return hashlib.sha256(head.encode() + b"\n" + blob).hexdigest()
+        return full_digest([head, blob])
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quant import cpu, isolate, turns
+from quant.cache import cached, giving_up
 from quant.collect import Evaluated, data_digest, evaluate
 from quant.errors import OptionError
 from quant.metrics import agreement, cosine, sqnr
 from quant.numerics import REDUCED, SIGNED, bits_of
 from quant.outcomes import Store
-from quant.places import cached, giving_up
 from quant.record import Record, columns
 from quant.registry import MODELS, ModelSpec
 from quant.rows import Case, Row

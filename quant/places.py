@@ -1,17 +1,12 @@
-"""Places on disk: outputs that are whole or absent, and a cache of built artefacts named by what went in.
-
-QUANT_CACHE overrides the place (default: $XDG_CACHE_HOME/quant-onednn, or ~/.cache/quant-onednn).
-"""
+"""Places on disk: outputs that are whole or absent, whoever else writes them, and nothing left of what was cut off."""
 
 import fcntl
 import glob
-import hashlib
 import os
 import secrets
 import shutil
 import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
@@ -20,13 +15,8 @@ from typing import IO, Any
 from quant.errors import OutputError, unwritable
 
 __all__ = [
-    "cache_root",
-    "cached",
-    "digest",
     "fresh_dir",
     "fresh_file",
-    "giving_up",
-    "locked",
     "scratch_dir",
     "sole_writer",
     "sweep",
@@ -34,10 +24,6 @@ __all__ = [
     "writable_dir",
     "write_text",
 ]
-
-
-_POLL_S = 0.1
-_given_up = threading.Event()
 
 
 def writable_dir(path: Path) -> Path:
@@ -203,37 +189,6 @@ def fresh_dir(output: Path, *, replace: bool = False) -> Iterator[Path]:
         raise unwritable(output, error) from error
 
 
-def cache_root() -> Path:
-    if named := os.environ.get("QUANT_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quant-onednn"
-
-
-def digest(parts: Iterable[str | bytes | Path]) -> str:
-    """A short hash of strings and of files' contents, in order."""
-    total = hashlib.sha256()
-    for part in parts:
-        content = part.read_bytes() if isinstance(part, Path) else part.encode() if isinstance(part, str) else part
-        total.update(len(content).to_bytes(8, "little") + content)
-    return total.hexdigest()[:16]
-
-
-@contextmanager
-def locked(name: str) -> Iterator[None]:
-    """Only one process at a time is inside, of all that use this cache. Raises OutputError when it can't be written."""
-    root = cache_root()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = (root / f".{name}.lock").open("w")
-    except OSError as error:
-        raise OutputError(f"{unwritable(root, error)}; QUANT_CACHE names another place") from error
-    with lock:
-        while not taken(lock):
-            if _given_up.wait(_POLL_S):
-                raise OutputError(f"{root / name}: gave up waiting for another process that makes it")
-        yield
-
-
 def taken(file: IO[Any]) -> bool:
     """Whether an open file is this process's alone now, of all that ask; without locks in the file system it is."""
     try:
@@ -243,28 +198,3 @@ def taken(file: IO[Any]) -> bool:
     except OSError:
         pass
     return True
-
-
-@contextmanager
-def giving_up() -> Iterator[None]:
-    """Meanwhile no thread waits for another process: Ctrl-C reaches the main thread alone."""
-    _given_up.set()
-    try:
-        yield
-    finally:
-        _given_up.clear()
-
-
-def cached(name: str, parts: Iterable[str | bytes | Path], build: Callable[[Path], None]) -> Path:
-    """The directory `name`-HASH, built by `build(directory)` unless it is there already.
-
-    It appears by one rename, so it is whole or absent; a lock keeps two processes from building it twice.
-    """
-    target = cache_root() / f"{name}-{digest(parts)}"
-    if target.exists():
-        return target
-    with locked(target.name):
-        if not target.exists():
-            with fresh_dir(target) as staging:
-                build(staging)
-    return target

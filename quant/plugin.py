@@ -28,10 +28,11 @@ import pytest
 
 from quant import history, manifest, manifest_suite, report
 from quant.benchmark_files import extra_info, machine_info
+from quant.cache import locked
+from quant.digests import digest
 from quant.errors import OutputError, QuantError, log_of
 from quant.manifest import Entry
 from quant.models import Models
-from quant.places import digest, locked
 from quant.ratios import Pair, pairs, settled
 from quant.record import Failure, Record
 from quant.report import Comparison, comparisons

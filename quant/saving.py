@@ -11,10 +11,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from quant.digests import digest
 from quant.errors import OptionError, OutputError
 from quant.manifest import Entry
 from quant.manifest_suite import models_of
-from quant.places import digest, fresh_dir, writable_dir
+from quant.places import fresh_dir, writable_dir
 from quant.ratios import pairs
 from quant.record import Record, Run
 from quant.report import comparisons, misses, passed

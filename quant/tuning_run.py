@@ -33,11 +33,12 @@ import numpy as np
 
 from quant import cpu, isolate, pipeline
 from quant.collect import Evaluated, evaluate
+from quant.digests import digest
 from quant.errors import ChildError, QuantError
 from quant.manifest import Entry
 from quant.metrics import metric_of, paired, ratio_interval, verdict
 from quant.outcomes import Store, data_digests, default_root, model_digest, versions
-from quant.places import digest, fresh_dir
+from quant.places import fresh_dir
 from quant.readers import files_behind
 from quant.tuning import (
     OFFERED,

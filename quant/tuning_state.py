@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from quant.digests import digest
 from quant.errors import OptionError, OutputError, unwritable
-from quant.places import digest, taken, write_text
+from quant.places import taken, write_text
 from quant.tuning import Setup
 
 __all__ = ["SCHEMA", "State", "held_part"]

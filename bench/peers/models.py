@@ -9,9 +9,9 @@ from typing import Any
 
 from bench.peers.contenders import Contender, engine_of
 from quant import cpu, isolate, pipeline
+from quant.cache import cached
 from quant.errors import QuantError
 from quant.numerics import SIGNED
-from quant.places import cached
 from quant.registry import ModelSpec
 from quant.rows import Case
 

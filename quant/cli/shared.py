@@ -19,9 +19,9 @@ from rich.progress import (
 )
 
 from quant import cpu, custom, isolate, manifest, pipeline, registry
+from quant.digests import digest
 from quant.errors import OptionError, check_choice
 from quant.manifest import Entry
-from quant.places import digest
 from quant.readers import FORMATS
 from quant.registry import ModelSpec
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from quant import history, isolate, pipeline, saving
+from quant.cache import cache_root
 from quant.errors import ModelError
 from quant.graph import load_dir, save_dir
 from quant.manifest import read
 from quant.manifest_suite import models_of, speed
-from quant.places import cache_root
 from quant.record import Failure, Run
 from tests.manifests import CRASHES, SAMPLES, write_repository
 from tests.nets import Net

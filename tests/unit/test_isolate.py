@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from quant import isolate, places
+from quant import cache, digests, isolate, places
 from quant.errors import ChildError, DataError, OptionError, OutputError, log_of
 
 HERE = "tests.unit.test_isolate"
@@ -106,7 +106,7 @@ def build_slowly(log: str) -> str:
         with (staging / "a").open("a") as file:
             file.write("second half")
 
-    return (places.cached("thing", ["key"], build) / "a").read_text()
+    return (cache.cached("thing", ["key"], build) / "a").read_text()
 
 
 # --- tests
@@ -341,7 +341,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         raise DataError("no")
 
     with pytest.raises(DataError):
-        places.cached("thing", ["key"], build)
+        cache.cached("thing", ["key"], build)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
@@ -362,7 +362,7 @@ def test_outputs_never_overwrite(tmp_path: Path) -> None:
 def test_what_went_in_decides_the_name(tmp_path: Path) -> None:
     file = tmp_path / "f"
     file.write_text("one")
-    first = places.digest(["a", file])
-    assert first == places.digest(["a", file]) != places.digest(["af", ""])
+    first = digests.digest(["a", file])
+    assert first == digests.digest(["a", file]) != digests.digest(["af", ""])
     file.write_text("two")
-    assert places.digest(["a", file]) != first
+    assert digests.digest(["a", file]) != first

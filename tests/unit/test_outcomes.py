@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant import outcomes
+from quant import digests, outcomes
 from quant.errors import DataError, ModelError, OutputError
 from quant.outcomes import About, Key, Part, Shelf, Store, data_digests, model_digest, pack, parts_of, unpack
 from quant.readers import files_behind
@@ -221,7 +221,7 @@ def test_a_large_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch:
     first = of()
     assert seen == [("reading data [MB]", 1, 1)]
     assert not notes.exists()  # it is so new that it may change again without a sign
-    monkeypatch.setattr(outcomes, "_RACY_NS", -1)
+    monkeypatch.setattr(digests, "_RACY_NS", -1)
     assert of() == first and seen
     assert of() == first and not seen
     times = file.stat()

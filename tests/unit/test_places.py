@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from quant.cache import cached, giving_up, locked
 from quant.errors import OutputError
-from quant.places import cached, fresh_dir, fresh_file, giving_up, locked, scratch_dir, write_text
+from quant.places import fresh_dir, fresh_file, scratch_dir, write_text
 
 
 def test_one_at_a_time_is_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
