@@ -53,7 +53,7 @@ def test_models(fails: Fail, images: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "pir").mkdir()
     (tmp_path / "pir" / "inference.json").write_text("{}")
-    for name, told in (("absent", "no such model directory"), ("empty", "no program"), ("pir", "re-export")):
+    for name, told in (("absent", "no such model directory"), ("empty", "no program"), ("pir", "not a PIR program")):
         line = fails("eval", "--model", tmp_path / name, "--data", images)
         assert told in line and str(tmp_path / name) in line
 

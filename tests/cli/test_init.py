@@ -85,7 +85,7 @@ def test_a_model_that_nothing_can_be_made_of(tmp_path: Path) -> None:
         (("models", "--output", "link.toml"), "link.toml: exists already; nothing was written"),
         (("models", "--output", "absent/quant.toml"), "absent/quant.toml: can't be written"),
         (("absent", "--output", "quant.toml"), "absent: no such model directory"),
-        (("models/no model", "--output", "quant.toml"), "models/no model: no program (inference.pdmodel, model or"),
+        (("models/no model", "--output", "quant.toml"), "models/no model: no program (inference.pdmodel,"),
         (("models/damaged", "--output", "quant.toml"), "models/damaged/"),
         (("data.npz", "--output", "quant.toml"), "data.npz: no such model directory"),
         (("models", "--output", "quant.toml", "--data", "absent.npz"), "--data: absent.npz: no such file"),
