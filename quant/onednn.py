@@ -151,13 +151,17 @@ def made(name: str, *arguments: Any) -> ctypes.c_void_p:
 
 
 class Owned:
-    """A handle of oneDNN's that goes with its Python object."""
+    """A handle of oneDNN's that goes with its Python object; one that couldn't be made has none."""
+
+    handle: ctypes.c_void_p | None = None
 
     def __init__(self, handle: ctypes.c_void_p, destroy: str) -> None:
-        self.handle, self._destroy = handle, getattr(library(), destroy)
+        self._destroy = getattr(library(), destroy)
+        self.handle = handle
 
     def __del__(self) -> None:
-        self._destroy(self.handle)
+        if self.handle is not None:
+            self._destroy(self.handle)
 
 
 class Layout(Owned):

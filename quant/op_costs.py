@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from quant.chains import Chain
+from quant.counterparts import stem
 from quant.errors import UnsupportedError
 from quant.graph import Graph, Op
 from quant.islands import int8_op
 from quant.predictor import Predictor, Settings
 from quant.sequences import Column
 
-__all__ = ["Clock", "Costs", "Feed", "Runner", "both_times", "op_times", "stem"]
+__all__ = ["Clock", "Costs", "Feed", "Runner", "both_times", "op_times"]
 
 Feed = Mapping[str, Column]
 Clock = Callable[[], float]
@@ -69,7 +70,7 @@ class Costs:
         for name, ms in int8_ms.items():
             op = by_name.get(name)
             kind = "float" if op is None else _kind(op)
-            key = stem(name, names)
+            key = stem(name, names) if op is None else _key(op, name, names)
             kinds[kind][key] = kinds[kind].get(key, 0.0) + ms
             if kind == "border":
                 sizes.append(_elements(converted, name))
@@ -80,19 +81,18 @@ class Costs:
     def predicted_ms(self, graph: Graph) -> float:
         """What the ops of a converted graph take together. Ops that both programs fused away count nothing."""
         total = 0.0
+        written: dict[str, list[str]] = {"int8": [], "float": []}  # several ops may write forms of one tensor
         for op in graph.ops:
             kind = _kind(op)
-            for name in op.writes:
-                key = stem(name, self.names)
-                if kind == "int8":
-                    total += self.int8.get(key, 0.0)
-                elif kind == "float":
-                    total += self.fp32.get(key, 0.0)
+            for key, name in {_key(op, name, self.names): name for name in reversed(op.writes)}.items():
+                if kind in written:
+                    written[kind].append(key)
                 elif key in self.border:
                     total += self.border[key]
                 else:
                     total += max(self.per_border[0] * _elements(graph, name) + self.per_border[1], 0.0)
-        return total
+        total += sum(self.int8.get(key, 0.0) for key in dict.fromkeys(written["int8"]))
+        return total + sum(self.fp32.get(key, 0.0) for key in dict.fromkeys(written["float"]))
 
     def of_chain(self, chain: Chain) -> tuple[float, float | None]:
         """(INT8, FP32) ms of a chain alone; None when no op was seen that wrote one of its variables."""
@@ -101,15 +101,13 @@ class Costs:
         return sum(self.int8.get(name, 0.0) for name in written), sum(fp32) if fp32 else None
 
 
+def _key(op: Op, name: str, names: Collection[str]) -> str:
+    """The tensor of the placed graph that an op's output is a form of; of scratch memory, what it is scratch for."""
+    return next(filter(None, (stem(written, names) for written in (name, *op.writes))), name)
+
+
 def _kind(op: Op) -> str:
     return "border" if op.type in ("quantize", "dequantize") else "int8" if int8_op(op) else "float"
-
-
-def stem(name: str, names: Collection[str]) -> str:
-    """The variable of the placed graph that a converted graph's variable is a form of; "" for none."""
-    while name and name not in names:
-        name = name.rpartition(".")[0]
-    return name
 
 
 def _elements(graph: Graph, name: str) -> int:

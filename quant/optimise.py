@@ -40,13 +40,14 @@ import numpy as np
 
 from quant.chains import RECURRENT, Chain, chains_of, is_move, numbered
 from quant.conversion import Coverage, Kept, convert
+from quant.counterparts import stem
 from quant.errors import ConversionError, UnsupportedError
 from quant.evaluation import settings_of
 from quant.graph import Graph, Op, run_passes, save_dir
 from quant.islands import islands
 from quant.isolate import report_progress
 from quant.metrics import ratio_interval
-from quant.op_costs import Clock, Costs, Feed, Runner, both_times, stem
+from quant.op_costs import Clock, Costs, Feed, Runner, both_times
 from quant.passes import PLACE
 from quant.passes.quantizers import without_quantizers
 from quant.pipeline import fp32_variants

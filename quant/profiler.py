@@ -21,7 +21,7 @@ from quant.pipeline import data_of, full_of, weight_levels
 from quant.profile import Kernel
 from quant.registry import find
 
-__all__ = ["Profile", "Subject", "profile", "subject_of"]
+__all__ = ["Profile", "Subject", "is_directory", "profile", "subject_of"]
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,17 @@ class Subject:
     fp32: Path | None = None
 
 
+def is_directory(name: str) -> bool:
+    """Whether a model is named by its place, and not as a row."""
+    return Path(name).exists() or len(Path(name).parts) != 1
+
+
 def subject_of(name: str, isa: str | None = None, progress: isolate.Progress | None = None) -> Subject:
     """A model directory, or a registry row's full-size INT8 model for the tier, which is built when it isn't there yet.
 
     Raises OptionError, with the nearest row, for what is neither.
     """
-    if Path(name).exists() or len(Path(name).parts) != 1:
+    if is_directory(name):
         return Subject(Path(name))
     spec, levels = find(name), weight_levels(isa)
     models = full_of(spec, progress)

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TypeVar
 
 import numpy as np
 
+from quant.errors import DataError
 from quant.metrics import ratio_interval
 from quant.record import Record
 from quant.rows import Case, Row
@@ -57,9 +59,15 @@ class Pair:
 
 
 def pairs(records: Sequence[Record], rows: Mapping[str, Row]) -> list[Pair]:
-    """FP32 and INT8 records that were measured against each other: they follow one another."""
+    """FP32 and INT8 records that were measured against each other: they follow one another.
+
+    Raises DataError where one of the two is missing.
+    """
     result = []
-    for fp32, int8 in zip(records[::2], records[1::2], strict=True):
+    for fp32, int8 in zip_longest(records[::2], records[1::2]):
+        if int8 is None or fp32.model != int8.model or len(fp32.latency_s) != len(int8.latency_s):
+            title = rows[fp32.model].title
+            raise DataError(f"{title}: a speed record of {fp32.precision} has no other that it was timed against")
         ratio, low, high = ratio_interval(np.array(fp32.latency_s), np.array(int8.latency_s))
         result.append(Pair(rows[int8.model], fp32, int8, ratio, low, high))
     return result

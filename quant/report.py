@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from quant.cpu import TIERS
+from quant.errors import DataError
 from quant.instances import Throughput, percentile
 from quant.metrics import Paired, Verdict, paired, verdict
 from quant.ratios import Pair, pairs
@@ -103,14 +104,19 @@ class Comparison:
 
 
 def comparisons(records: Sequence[Record], rows: Mapping[str, Row]) -> list[Comparison]:
-    """Every INT8 accuracy record with its FP32 and its simulation of the same weights, once for each of its metrics."""
+    """Every INT8 accuracy record with its FP32 and its simulation of the same weights, once for each of its metrics.
+
+    Raises DataError for one without FP32.
+    """
     result = []
     for int8 in records:
         if int8.precision != "int8" or not int8.outcomes:
             continue
         row = rows[int8.model]
         same = [record for record in records if record.model == int8.model]
-        fp32 = next(record for record in same if record.precision == "fp32")
+        fp32 = next((record for record in same if record.precision == "fp32"), None)
+        if fp32 is None:
+            raise DataError(f"{row.title}: INT8 has no record of its FP32 model to be compared with")
         alike = (record for record in same if record.precision == "quant" and record.variant == int8.variant)
         quant = next(alike, None)
         for metric, limit in row.max_drop.items():

@@ -135,8 +135,6 @@ def history_command(
     as_json: Json = False,
 ) -> None:
     """The runs that suites and gates recorded, or what became of one model from run to run."""
-    if plot is not None and model is None:
-        raise OptionError("--plot: draws one model's course; name the model")
     found = list(history.runs(history_dir, err.print))
     if model is not None:
         check_choice(f"model in {history_dir}", model, {name for _, run in found for name in run.models()})

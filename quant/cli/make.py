@@ -221,8 +221,6 @@ def convert(
     With --optimize speed, what was tried and decided is printed and written to decisions.json beside the model; where
     no INT8 model is faster than FP32, that is said, and the FP32 model is written.
     """
-    if target is not None and calibration_file is None:
-        raise OptionError("--target: only for an FP32 model with --calibration-file; else the weights are quantized")
     arguments = {
         "quant_model_path": str(quant_model_path),
         "output": str(int8_model_save_path),
@@ -234,10 +232,6 @@ def convert(
         "target": target,
         "speed": _speed(optimize, time_budget, isa, threads, batch_size, input_shape),
     }
-    if optimize is not None and debug is not None:
-        raise OptionError(
-            "--debug: not with --optimize; draw a conversion with the --op-ids-to-skip that it decides on"
-        )
     with bar() as tell:
         result = isolate.call("quant.jobs:convert_model", arguments, isa=isa, threads=threads or 1, progress=tell)
         wrong = [] if debug is None else graphviz.draw_all(debug, progress=tell)
@@ -267,11 +261,7 @@ def _speed(
     input_shape: Sequence[str] | None,
 ) -> dict[str, Any] | None:
     """What --optimize measures with, as the job takes it; None without that option."""
-    measuring = {"time-budget": time_budget, "isa": isa, "threads": threads, "batch-size": batch_size}
     if optimize is None:
-        for name, value in {**measuring, "input-shape": input_shape}.items():
-            if value:
-                raise OptionError(f"--{name}: only with --optimize, which measures")
         return None
     check_choice("optimization", optimize, ("speed",))
     shapes = shapes_of(input_shape or [])

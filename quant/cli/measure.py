@@ -345,8 +345,8 @@ def bench(
     if (row is None) == (model is None) or (row is not None and data is not None):
         raise OptionError("give either a row, or --model")
     counts, sizes = counts_of("--threads", threads), counts_of("--batch-size", batch_size)
-    if instances is not None and (against is not None or counts != [1]):
-        raise OptionError("--instances: times one model, each instance on one thread: no --against, no --threads")
+    if instances is not None and counts != [1]:
+        raise OptionError("--instances: each runs on one thread: no --threads")
     own, shapes = precision_of(precision), shapes_of(input_shape or [])
 
     def feed(batch: int) -> dict[str, Any]:

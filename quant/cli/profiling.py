@@ -25,6 +25,7 @@ from quant.cli.shared import (
     shapes_of,
     sole_entry,
 )
+from quant.errors import OptionError
 from quant.profile_report import as_json, tables
 
 __all__ = ["profile"]
@@ -62,6 +63,8 @@ def profile(
             made = stack.enter_context(manifest_suite.ready(entry, isa=isa, progress=tell))
             subject = profiler.Subject(made.int8, {"data": str(entry.data), "format": entry.format}, made.fp32)
         else:
+            if shapes and not profiler.is_directory(model):
+                raise OptionError(f"--input-shape: not with the row {model!r}, which says what the input is")
             subject = profiler.subject_of(model, isa, tell)
         if data is not None:
             subject = replace(subject, feed={"data": str(data), "format": format})

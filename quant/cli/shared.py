@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from quant import cpu, custom, isolate, manifest, pipeline, registry
+from quant.cli.needs import App
 from quant.digests import digest
 from quant.errors import OptionError, check_choice
 from quant.manifest import Entry
@@ -67,7 +68,7 @@ __all__ = [
     "warn_below_avx512",
 ]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = App(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 # Names are anybody's: "[red]" is no color and ":one:" no picture, in lines, tables and bars.
 LITERAL: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 err = Console(stderr=True, soft_wrap=True, **LITERAL)

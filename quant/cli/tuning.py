@@ -87,8 +87,6 @@ def tune(
                 raise OptionError(f"{option}: the entry in {manifest} says this")
         entry = _entry_of(manifest, model)
     else:
-        if model is not None:
-            raise OptionError("--model: only with --manifest")
         if missing := [option for option, path in paths.items() if path is None]:
             raise OptionError(f"{missing[0]} is missing, or --manifest")
         assert fp32_model and calibration and data

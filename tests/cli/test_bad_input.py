@@ -155,7 +155,7 @@ def test_options(fails: Fail, model: Path, images: Path, tmp_path: Path) -> None
     assert "--input-shape" in fails("bench", "--model", model, "--input-shape", "x=1,-3")
     assert "physical cores only" in fails("bench", "--model", model, "--instances", "1000")
     assert "no --threads" in fails("bench", "--model", model, "--instances", "1", "--threads", "1,2")
-    assert "no --against" in fails("bench", "--model", model, "--instances", "1", "--against", model)
+    assert "--against: not with --instances" in fails("bench", "--model", model, "--instances", "1", "--against", model)
     assert "either a row, or --model" in fails("bench")
     assert "either a row, or --model" in fails("bench", "resnet50", "--data", images)
     assert "did you mean 'resnet50'" in fails("bench", "resnet5")

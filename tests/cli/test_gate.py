@@ -223,7 +223,7 @@ def test_the_runs_and_the_course_of_a_model(tmp_path: Path, call: Call) -> None:
     ("arguments", "told"),
     [
         (("--history", "{tmp}/none"), "none: no such directory; `quant suite` or `quant gate` makes it"),
-        (("--history", "{tmp}/h", "--plot", "{tmp}/x.svg"), "--plot: draws one model's course; name the model"),
+        (("--history", "{tmp}/h", "--plot", "{tmp}/x.svg"), "--plot: only with a model, which it draws"),
         (("gruu", "--history", "{tmp}/h"), "gruu'; did you mean 'gru'?"),
         (("gru", "--history", "{tmp}/h", "--plot", "{tmp}/no/x.svg"), "x.svg: can't be written"),
     ],

@@ -3,6 +3,9 @@
 That no bit differs is also checked wherever a test runs an INT8 graph (tests.nets.run) and on every row (the battery).
 """
 
+import ctypes
+import gc
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quant import onednn, primitives
 from quant.calibration import calibrate
 from quant.conversion import convert
 from quant.direct import Plan, Program
@@ -267,3 +271,27 @@ def test_attributes_that_make_no_sense_are_paddles_to_refuse() -> None:
         program = Program(replace(graph, ops=(*graph.ops[:-1], changed)))
         with pytest.raises(UnsupportedError, match="op 'pool2d'"):
             program.plan({"x": np.zeros((1, 8, 8, 8), np.float32)})
+
+
+@pytest.mark.parametrize("what", ["memory", "kernel", "library"])
+def test_a_handle_that_could_not_be_made_is_not_destroyed(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python would print "Exception ignored in" for each, among a user's own output."""
+    ignored: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: ignored.append(found.exc_value))
+    layout = onednn.layout_of(np.zeros(4, np.float32))
+    if what == "memory":
+
+        def refuse(name: str, *arguments: object) -> None:
+            raise onednn.RefusedError(name)
+
+        monkeypatch.setattr(onednn, "made", refuse)
+        with pytest.raises(onednn.RefusedError):
+            onednn.Memory(layout, np.zeros(4, np.float32))
+    elif what == "kernel":
+        with pytest.raises(onednn.RefusedError):
+            primitives.binary("elementwise_add", layout, onednn.layout_of(np.zeros((2, 3), np.float32)), layout)
+    else:
+        with pytest.raises(AttributeError):
+            onednn.Owned(ctypes.c_void_p(1), "dnnl_no_such_function")
+    gc.collect()
+    assert ignored == []

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from quant import cpu, registry, report
 from quant.cli import shared
-from quant.errors import OptionError
+from quant.errors import DataError, OptionError
 from quant.instances import Instance, Throughput
 from quant.profile import Declared, kernels, proof
 from quant.ratios import pairs as pairs_of
@@ -320,3 +320,23 @@ def test_names_are_printed_as_they_are(name: str, monkeypatch: pytest.MonkeyPatc
     with shared.bar() as progress:
         progress(f"calibrate {name}", 1, 2)
     assert f"calibrate {name}" in printed.getvalue()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "quant", "int8"])
+def test_a_side_that_is_missing_is_told_and_ends_nothing_in_a_trace(precision: str) -> None:
+    records = [record for record in runs.accuracy("resnet50") if record.precision != precision]
+    if precision == "fp32":
+        with pytest.raises(DataError, match="INT8 has no record of its FP32 model"):
+            report.comparisons(records, BY_NAME)
+    else:
+        found = report.comparisons(records, BY_NAME)
+        assert [one.quant for one in found] == ([None] if precision == "quant" else [])
+
+
+def test_a_speed_record_that_was_timed_against_no_other_is_told() -> None:
+    fp32, int8 = runs.speed("resnet50", 2.0)
+    other = runs.speed("vgg16", 2.0)
+    assert len(pairs_of([fp32, int8, *other], BY_NAME)) == 2
+    for records in ([fp32], [int8], [fp32, other[1]], [fp32, int8, other[0]], [fp32, replace(int8, latency_s=(1.0,))]):
+        with pytest.raises(DataError, match="has no other that it was timed against"):
+            pairs_of(records, BY_NAME)
