@@ -6,11 +6,22 @@ Pure functions of measured values.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from quant.kernel_table import Step, Sums, groups, kind_of, per_op
 from quant.profile import Kernel
 
-__all__ = ["Finding", "FloatKernel", "IslandCost", "findings", "float_kernels", "float_ms_of", "island_costs"]
+__all__ = [
+    "Between",
+    "Crossings",
+    "Finding",
+    "FloatKernel",
+    "IslandCost",
+    "findings",
+    "float_kernels",
+    "float_ms_of",
+    "island_costs",
+]
 
 _WORTH = 0.005  # of a run; what costs less is no finding
 _NAMED = 3  # ops that a finding names
@@ -65,6 +76,30 @@ class FloatKernel:
     output: str
     reason: str
     kernel: Kernel
+
+
+@dataclass(frozen=True)
+class Between:
+    """A float32 op with INT8 ops before and behind it. `bytes`: of activations that it reads and writes in a run."""
+
+    type: str
+    output: str
+    bytes: int
+    reason: str  # "pass: why it didn't take it"
+
+
+@dataclass(frozen=True)
+class Crossings:
+    """Of a converted graph, for one sample: the float32 ops between INT8 ops, most bytes first; `bytes` that quantize
+    and dequantize ops read and write."""
+
+    between: tuple[Between, ...]
+    bytes: int
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> "Crossings":
+        """The inverse of `dataclasses.asdict`."""
+        return Crossings(tuple(Between(**entry) for entry in content["between"]), content["bytes"])
 
 
 @dataclass(frozen=True)

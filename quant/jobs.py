@@ -8,16 +8,19 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from quant import cpu
+from quant.arithmetic import Sizes, arithmetic_of
 from quant.calibration import calibrate
 from quant.calibration_table import Applied, apply_table, read_table, table_of, write_table
 from quant.chains import numbered
 from quant.conversion import Coverage, convert
+from quant.crossings import crossings_of
 from quant.errors import ConversionError, DataError, ModelError, OptionError, OutputError, QuantError
 from quant.evaluation import opened, signature, vocabularies
 from quant.graph import Graph, load_dir, model_size, run_passes, save_dir
@@ -30,6 +33,7 @@ from quant.places import fresh_dir
 from quant.readers import batches
 from quant.remarks import calibrating
 from quant.sequences import Column, Ragged
+from quant.shapes import sample_shapes
 
 __all__ = [
     "about",
@@ -277,7 +281,7 @@ def convert_model(
         sizes = {given: model_size(Path(quant_model_path)), made: model_size(staging)}
     report_progress("convert", 3, 3)
     told = {**({"table": _table_json(applied)} if applied else {}), **({"decisions": decisions} if decisions else {})}
-    return {**_coverage_json(coverage), "bytes": sizes, **told}
+    return {**_coverage_json(coverage), **_verdict(result), "bytes": sizes, **told}
 
 
 def _fastest(
@@ -300,6 +304,13 @@ def _fastest(
 
 def _table_json(applied: Applied) -> Json:
     return {"used": len(applied.used), "unused": len(applied.unused), "missing": list(applied.missing)}
+
+
+def _verdict(graph: Graph) -> Json:
+    """What shapes alone tell of a converted graph, for one sample; see quant.arithmetic and quant.crossings."""
+    shapes = sample_shapes(graph)
+    found, between = arithmetic_of(graph, Sizes(1, shapes=shapes)), crossings_of(graph, shapes)
+    return {"int8_mac_share": found.share, "uncounted": found.uncounted, "crossings": asdict(between)}
 
 
 def _coverage_json(coverage: Coverage) -> Json:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from quant.crossings import crossings_of
 from quant.errors import ModelError, QuantError
 from quant.evaluation import opened, settings_of
 from quant.graph import Graph, Op, load_dir
@@ -25,6 +26,7 @@ from quant.predictor import Predictor, log_kernels
 from quant.profile import Kernel, kernels
 from quant.readers import batches
 from quant.sequences import Column
+from quant.shapes import sample_shapes
 
 __all__ = ["profile_model"]
 
@@ -217,7 +219,7 @@ def _told(graph: Graph) -> Json:
 
     `outputs`: the first output of each op; `types`: their types; `writers`: variable -> op; `islands`: their `ops`, and
     the quantize and dequantize ops `enter` and `leave`; `floats`, of a converted model: op -> the float32 op that its
-    kernel multiplies for, and why that isn't INT8.
+    kernel multiplies for, and why that isn't INT8; `crossings` (quant.crossings), None without INT8 ops.
     """
     place = {op: number for number, op in enumerate(graph.ops)}
     found = islands(graph)
@@ -239,5 +241,6 @@ def _told(graph: Graph) -> Json:
             }
             for island in found
         ],
+        "crossings": asdict(crossings_of(graph, sample_shapes(graph))) if found else None,
         "floats": {str(number): reason for number, reason in reasons if reason},
     }

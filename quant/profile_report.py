@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from quant.findings import Crossings
 from quant.kernel_table import KINDS, groups, kind_of, per_op
 from quant.profile import Kernel
 from quant.profiler import Profile
@@ -22,6 +23,8 @@ def tables(profile: Profile, *, each: bool = False) -> tuple[Table, ...]:
     found.append(_ops(profile))
     if profile.islands:
         found.append(_islands(profile))
+    if profile.crossings is not None and profile.crossings.between:
+        found.append(_between(profile.crossings))
     rows = tuple((f"{entry.ms:.3f}", entry.text) for entry in profile.findings)
     return (*found, Table("Findings: what costs time, most first", ("ms", "What"), rows))
 
@@ -109,6 +112,9 @@ def _sums(profile: Profile) -> Table:
         f"Wall / kernel time {sums.ratio:.2f}. A run is timed without oneDNN's log; with it, it takes "
         f"{sums.logged_ms / sums.wall_ms:.2f} times as long."
     )
+    if profile.crossings is not None:
+        note += f" INT8 is {_share(profile.int8_share, 1.0)} of the time of kernels and of ops outside oneDNN; "
+        note += f"{profile.crossings.bytes:,} bytes a sample cross quantize and dequantize ops."
     if profile.interrupted > _BUSY:
         note += f" This machine is busy: other processes took the CPU in {100 * profile.interrupted:.0f}% of the runs."
     if profile.interrupted == 1.0:
@@ -142,6 +148,12 @@ def _islands(profile: Profile) -> Table:
     return Table("INT8 islands", columns, tuple(rows), note)
 
 
+def _between(found: Crossings) -> Table:
+    rows = tuple((entry.type, entry.output, f"{entry.bytes:,}", entry.reason) for entry in found.between)
+    columns = ("Op", "Output", "Bytes a sample", "Pass that would take it: why it did not")
+    return Table("FP32 ops between INT8 ops, most bytes first", columns, rows)
+
+
 def as_json(profile: Profile) -> dict[str, Any]:
     """All of it as one object; milliseconds."""
     sums = profile.sums
@@ -156,6 +168,8 @@ def as_json(profile: Profile) -> dict[str, Any]:
         "batch": profile.batch,
         "runs": profile.runs,
         "interrupted": profile.interrupted,
+        "int8_time_share": profile.int8_share,
+        "crossings": asdict(profile.crossings) if profile.crossings else None,
         "groups": [asdict(group) for group in groups(profile.kernels)],
         "kernels": [
             {**_kernel(kernel), "output": name, "fp32_ms": float_ms}

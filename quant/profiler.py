@@ -7,6 +7,7 @@ from typing import Any
 
 from quant import cpu, isolate
 from quant.findings import (
+    Crossings,
     Finding,
     FloatKernel,
     IslandCost,
@@ -78,6 +79,13 @@ class Profile:
     findings: tuple[Finding, ...]
     float_ms: tuple[float | None, ...]
     interrupted: float
+    crossings: Crossings | None = None
+
+    @property
+    def int8_share(self) -> float:
+        """The share of INT8 kernels that multiply in the time of all kernels and of ops outside oneDNN."""
+        whole = self.sums.kernel_ms + self.sums.outside_ms
+        return self.sums.kinds["int8"] / whole if whole else 0.0
 
 
 def profile(
@@ -126,4 +134,5 @@ def profile(
         findings=findings(run, steps, sums, islands, floats, float_ms),
         float_ms=float_ms,
         interrupted=result["interrupted"],
+        crossings=Crossings.from_json(program["crossings"]) if program["crossings"] else None,
     )

@@ -8,7 +8,7 @@ from quant.graph import Graph, program_bytes  # before Paddle: it sets the flag 
 # isort: split
 from paddle.base import core
 
-__all__ = ["shapes_for"]
+__all__ = ["sample_shapes", "shapes_for"]
 
 
 def shapes_for(graph: Graph, feeds: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
@@ -34,3 +34,11 @@ def shapes_for(graph: Graph, feeds: Mapping[str, Sequence[int]]) -> dict[str, tu
             if name in graph.vars and name not in graph.params:
                 found[name] = tuple(block.find_var(name.encode()).shape())
     return found
+
+
+def sample_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
+    """`shapes_for` one sample; nothing where an input holds sequences or has a size that is open."""
+    described = [graph.vars[name] for name in graph.feeds]
+    if any(var.lod_level or min(var.shape[1:], default=1) < 0 for var in described):
+        return {}
+    return shapes_for(graph, {name: (1, *graph.vars[name].shape[1:]) for name in graph.feeds})

@@ -38,6 +38,8 @@ from quant.places import scratch_dir
 
 __all__ = ["convert", "fetch_command", "preprocess_command", "ptq", "qat"]
 
+_SHOWN = 3  # FP32 ops between INT8 ops
+
 
 @app.command()
 def ptq(
@@ -245,11 +247,26 @@ def convert(
     out.print(report.rich_table(report.Table("Converted", ("Op type", "INT8", "FP32"), tuple(rows))))
     for kept in result["kept"]:
         out.print(f"FP32: {kept['op_type']}({kept['op_id']}) -> {kept['output']}: {kept['reason']}")
+    _print_verdict(result)
     if "table" in result:
         _print_table_use(calibration_file, result["table"], "fp32" in result["bytes"])
     out.print(_sizes(result["bytes"]))
     if "decisions" in result:
         _print_decisions(result["decisions"])
+
+
+def _print_verdict(result: Mapping[str, Any]) -> None:
+    """How much of the arithmetic is INT8, what lies between INT8 ops, and what changes its type."""
+    share, between = result["int8_mac_share"], result["crossings"]["between"]
+    told = "no multiply-accumulate is counted" if share is None else f"{100 * share:.1f}% of multiply-accumulates"
+    left_out = f" (not counted: {', '.join(result['uncounted'])})" if result["uncounted"] else ""
+    crossing = f"{result['crossings']['bytes']:,} bytes a sample cross quantize and dequantize ops"
+    out.print(f"INT8: {told}{left_out}; {crossing}", soft_wrap=True)
+    if between:
+        out.print(f"{len(between)} FP32 ops stand between INT8 ops; those that move most bytes:")
+    for entry in between[:_SHOWN]:
+        line = f"  {entry['type']} {entry['output']!r}, {entry['bytes']:,} bytes: {entry['reason']}"
+        out.print(line, soft_wrap=True, markup=False)
 
 
 def _speed(
