@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.chains import numbered
+from quant.comparable import sized_by_values
 from quant.counterparts import (
     SCALES,
     WRITTEN,
@@ -90,6 +91,8 @@ def analyze_model(
         predictor = stack.enter_context(Predictor(Path(model), settings))
         first = next(iter(batches(dataset, 1)))
         seen = _traced(predictor, first)
+        sized = sized_by_values(converted)  # a row of one model's is no row of another's
+        seen = {name: values for name, values in seen.items() if name not in sized}
         twins = twins_of(converted, placed, normal, exported, seen)
         if not any(twin.name for twin in twins if int8_op(twin.op)):
             raise ModelError(f"{quant_model or fp32_model}: has no tensor of {model} by name: not what it was made of")

@@ -38,6 +38,7 @@ __all__ = [
     "Sequential",
     "Task",
     "Until",
+    "chosen",
     "counts_of",
     "data_digest",
     "evaluate",
@@ -56,7 +57,8 @@ Arrived = Callable[[int, About, bytes], None]
 class Evaluated(NamedTuple):
     """One model's run over a dataset. `result` is JSON:
 
-    model, precision; samples, and stored_samples: those of an earlier run; outputs: names; int8_ops, fp32_ops: counts;
+    model, precision; samples, and stored_samples: those of an earlier run; outputs: names; compared: a sentence, where
+    they stand for the model's own (quant.comparable), or ""; int8_ops, fp32_ops: counts;
     executor: who called the kernels; threads: that they ran on; note: why a reference ran on other kernels than usual,
     or ""; run_s: seconds in predictor.run by batch; overhead: the other share of wall time; measured: first and last
     time, UTC; hosts.
@@ -108,6 +110,7 @@ def _evaluated(data: Path, format: str | None, run: Run, parts: Sequence[Part], 
         "samples": sum(about.samples for about in abouts),
         "stored_samples": stored,
         "outputs": list(abouts[0].outputs),
+        "compared": _compared(abouts[0]),
         "int8_ops": abouts[0].int8_ops,
         "fp32_ops": abouts[0].fp32_ops,
         "executor": abouts[0].executor,
@@ -123,6 +126,19 @@ def _evaluated(data: Path, format: str | None, run: Run, parts: Sequence[Part], 
     labels = joined([part.labels for part in parts])
     lists = {key: tuple(shown.get(key, ())) for key in ("isas", "uncounted")}
     return Evaluated(data, result, outputs, labels, Proof(**{**shown, **lists}), format)
+
+
+def _compared(about: About) -> str:
+    """A sentence on outputs that others stand for; "" where none do."""
+    if not about.instead:
+        return ""
+    named = f"{', '.join(about.outputs)} for {', '.join(about.instead)}"
+    return f"compared before the number of rows depends on values: {named}"
+
+
+def chosen(outputs: Sequence[str]) -> dict[str, list[str]]:
+    """What a run is told of outputs that somebody chose: nothing, where nobody did."""
+    return {"outputs": list(outputs)} if outputs else {}
 
 
 # --- where parts are run
@@ -352,7 +368,7 @@ def evaluate(
     until: Until | None = None,
     progress: Progress | None = None,
 ) -> list[Evaluated]:
-    """Run models ({"model", "precision"}) over one labelled dataset, in parts.
+    """Run models ({"model", "precision", "outputs"}) over one labelled dataset, in parts.
 
     With a `store`, parts that earlier runs kept there are not run again, and each part that is run is kept at once.
     The rest is run in one child process, or by `remote`. With `until`, all models are run part by part until it says

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from quant.comparable import sized_by_values
 from quant.errors import DataError
 from quant.evaluation import opened
 from quant.graph import Graph, load_dir
@@ -58,9 +59,10 @@ def check_data(
 
 def _classes(graph: Graph) -> int | None:
     """How many classes a model tells apart: the width of its first output of scores, where its program says it."""
+    sized = sized_by_values(graph)
     for name in graph.fetches:
         shape, dtype = graph.vars[name].shape, graph.vars[name].dtype
-        if dtype == "float32" and len(shape) == 2:
+        if dtype == "float32" and len(shape) == 2 and name not in sized:
             return int(shape[1]) if shape[1] > 0 else None
     return None
 

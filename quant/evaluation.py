@@ -1,7 +1,8 @@
 """Models over labelled data, part by part: the job that a child process runs, and what it opens."""
 
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 
 from quant.arithmetic import MULTIPLY, Arithmetic, Sizes, arithmetic_of
 from quant.chains import LOOKUPS
+from quant.comparable import comparable, sized_by_values
 from quant.errors import ModelError, OutputError
-from quant.graph import Graph, load_dir
+from quant.graph import Graph, load_dir, save_dir
 from quant.isolate import report_event, report_progress
 from quant.outcomes import About, pack, parts_of
 from quant.predictor import Predictor, Settings, log_kernels
@@ -139,7 +141,7 @@ def evaluate(
     only: int | None = None,
     together: bool = False,
 ) -> None:
-    """Run models ({"model", "precision", "skip"}) over one dataset, in parts (`quant.outcomes.parts_of`).
+    """Run models ({"model", "precision", "outputs", "skip"}) over one dataset, in parts (`quant.outcomes.parts_of`).
 
     Each part's arrays go to a file in `outputs`, and an event tells of it: {"part": {"run", "file", "about", "macs"}}.
     Another event tells which model's turn it is: {"model": directory}.
@@ -185,9 +187,17 @@ class _Model:
         threads: int,
     ) -> None:
         self.number, self.run, self.batch_size = number, run, batch_size
-        self.graph = load_dir(Path(run["model"]))
+        whole = load_dir(Path(run["model"]))
+        self.sized = sized_by_values(whole)
+        self.graph = comparable(whole, run.get("outputs", ()), run["model"])
+        self.instead = () if run.get("outputs") else tuple(n for n in whole.fetches if n not in self.graph.fetches)
         self.dataset = opened(self.graph, data, format, labels, scored=True)
-        self.predictor = opened_model(run, threads)
+        self.stack = ExitStack()
+        place = Path(run["model"])
+        if self.graph is not whole:
+            place = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="quant-outputs-")))
+            save_dir(self.graph, place)
+        self.predictor = opened_model({**run, "model": str(place)}, threads)
         self.labels: Column | None = None
 
     def __enter__(self) -> Self:
@@ -197,6 +207,7 @@ class _Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.predictor.close()
+        self.stack.close()
 
     def run_part(self, part: range, outputs: Path) -> Iterator[int]:
         """Run a part, write its arrays and tell of it; gives the number of samples done after each batch."""
@@ -205,7 +216,7 @@ class _Model:
         if self.labels is None:
             # oneDNN builds its kernels on the first run. And a label that is out of range is told now, not hours later.
             first = self.predictor(next(batches(self.dataset, self.batch_size, begin=part.start)))
-            self.labels = check_labels(self.dataset, _classes(first))
+            self.labels = check_labels(self.dataset, _classes(first, self.sized))
         collected: dict[str, list[Column]] = {}
         seconds: list[float] = []
         counted, executor, threads = Declared(), "", 0
@@ -246,6 +257,7 @@ class _Model:
             executor=executor,
             threads=threads,
             note=self.predictor.note if isinstance(self.predictor, Reference) else "",
+            instead=self.instead,
         ).stamped()
         file = outputs / f"{self.number}.{part.start}.npz"
         try:
@@ -264,10 +276,13 @@ class _Model:
                 raise ModelError(f"{self.run['model']}: NaN or Inf in output {name!r} at sample {sample}")
 
 
-def _classes(outputs: Mapping[str, Column]) -> int:
-    """How many classes a model tells apart: the width of its first output of scores. Without one, any label may be."""
-    for column in outputs.values():
+def _classes(outputs: Mapping[str, Column], sized: Collection[str]) -> int:
+    """How many classes a model tells apart: the width of its first output of scores. Without one, any label may be.
+
+    `sized`: outputs of a row for each thing that was found, which aren't scores of samples.
+    """
+    for name, column in outputs.items():
         values = values_of(column)
-        if values.ndim == 2 and values.dtype.kind == "f":
+        if name not in sized and values.ndim == 2 and values.dtype.kind == "f":
             return int(values.shape[1])
     return 1 << 31

@@ -13,7 +13,7 @@ from quant.cpu import TIERS
 from quant.html_history import case_words, commit_of, comparable, history_of
 from quant.ratios import Pair, pairs
 from quant.record import Anatomy, Failure, Run
-from quant.report import Comparison, comparisons, next_steps, skipped_tiers
+from quant.report import Comparison, compared_lines, comparisons, next_steps, skipped_tiers
 from quant.sheets import (
     Cell,
     Chart,
@@ -328,7 +328,13 @@ def _headline(run: Run, names: Sequence[str], exact: Sequence[Comparison], timed
         sentence = "The run failed; it doesn't tell by what."
     known = run.machine.tier in {tier.name for tier in TIERS}
     notes = skipped_tiers(run.machine) if known and names else []
-    return Headline(run.passed, sentence, run.missed, tuple(_facts(run, names, exact, timed)), tuple(notes))
+    return Headline(
+        run.passed,
+        sentence,
+        run.missed,
+        tuple(_facts(run, names, exact, timed)),
+        (*notes, *compared_lines(run.exact, run.rows)),
+    )
 
 
 def _facts(

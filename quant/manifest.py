@@ -45,7 +45,8 @@ class Entry:
     `int8` is. `metrics`: keys of metrics.METRICS or "module:function"; the first is the model's own. `precisions`: in
     the order of PRECISIONS; "fp32" and "int8" are among them, which are compared. `max_drop`: metric -> accepted loss,
     0.01 is one point, the model's own metric first. `speedup`: tier -> the least FP32 / INT8. `threads`, `batch_sizes`:
-    of the timed cases; `batch_size`: of the evaluation. `line`: of the manifest, where the entry begins.
+    of the timed cases; `batch_size`: of the evaluation. `outputs`: names of tensors to compare and score, in this
+    order; none: the model's outputs (quant.comparable). `line`: of the manifest, where the entry begins.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Entry:
     ops_to_quantize: tuple[str, ...]
     op_ids_to_skip: tuple[int, ...]
     line: int
+    outputs: tuple[str, ...] = ()
 
     def row(self) -> Row:
         """What the report and the gate show it as and judge it by.
@@ -225,6 +227,7 @@ class ModelKeys(_Strict):
     op_ids_to_skip: Annotated[
         list[Annotated[int, Field(ge=0, le=1 << 30)]], BeforeValidator(_listed), AfterValidator(_unlike)
     ] = []
+    outputs: Annotated[list[_Name], BeforeValidator(_listed), AfterValidator(_unlike)] = []
     thresholds: ThresholdKeys = ThresholdKeys()
 
 
@@ -541,6 +544,7 @@ class _Whole:
             ops_to_quantize=tuple(keys.ops_to_quantize),
             op_ids_to_skip=tuple(keys.op_ids_to_skip),
             line=line,
+            outputs=tuple(keys.outputs),
         )
 
     def _default_precisions(self) -> tuple[str, ...]:

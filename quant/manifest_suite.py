@@ -113,6 +113,7 @@ def accuracy(entry: Entry, models: Models, *, isa: str | None = None, progress: 
             labels=entry.labels,
             isa=isa,
             batch_size=entry.batch_size,
+            outputs=entry.outputs,
             progress=progress,
         )
         alike(runs, {"fp32": models.fp32, "int8": models.int8})

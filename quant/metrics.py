@@ -35,6 +35,7 @@ __all__ = [
     "metric_of",
     "paired",
     "ratio_interval",
+    "same_rows",
     "sqnr",
     "usual",
     "verdict",
@@ -276,6 +277,11 @@ def _alike(reference: Column, other: Column) -> tuple[NDArray[np.float64], NDArr
         shapes = f"{list(before.shape)} and {list(after.shape)}"
         raise ModelError(f"two models that are compared put out values of shapes {shapes}: of unlike models?")
     return before, after
+
+
+def same_rows(reference: Column, other: Column) -> bool:
+    """Whether two outputs are of one shape: not so of what models found, each another number of things."""
+    return values_of(reference).shape == values_of(other).shape
 
 
 def cosine(reference: Column, other: Column) -> float:

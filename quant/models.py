@@ -10,6 +10,7 @@ from typing import Any
 
 from quant import cpu, isolate, pipeline
 from quant.cache import cached
+from quant.collect import chosen
 from quant.errors import DataError, ModelError, OutputError, QuantError
 from quant.numerics import REDUCED
 from quant.observers import DEFAULT
@@ -196,12 +197,13 @@ def evaluated(
     isa: str | None = None,
     batch_size: int = 50,
     batch_num: int | None = None,
+    outputs: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> dict[str, pipeline.Evaluated]:
     """Precision -> a model's run over labelled data, on all cores; parts of earlier runs count (quant.outcomes)."""
     places = {"fp32": models.fp32, "quant": models.quant, "int8": models.int8, "bf16": models.fp32}
     runs = pipeline.evaluate(
-        [{"model": str(places[precision]), "precision": precision} for precision in precisions],
+        [{"model": str(places[precision]), "precision": precision, **chosen(outputs)} for precision in precisions],
         data,
         format=format,
         labels=labels,

@@ -91,12 +91,13 @@ class About:
     executor: str = ""  # who called the kernels
     threads: int = 1  # that they ran on
     note: str = ""  # what there is to say of how a reference was run (quant.reference)
+    instead: tuple[str, ...] = ()  # the model's outputs that some of `outputs` stand for (quant.comparable)
     proof: Mapping[str, Any] | None = None  # what oneDNN's log showed (quant.profile.Proof); of the first part
 
     @staticmethod
     def of(stored: Mapping[str, Any]) -> "About":
         """From JSON, which knows no tuples."""
-        lists = {"outputs": tuple(stored["outputs"]), "run_s": tuple(stored["run_s"])}
+        lists = {name: tuple(stored.get(name, ())) for name in ("outputs", "run_s", "instead")}
         return About(**{**stored, **lists})
 
     def stamped(self) -> "About":

@@ -14,13 +14,13 @@ from quant import cpu, isolate, turns
 from quant.cache import cached, giving_up
 from quant.collect import Evaluated, data_digest, evaluate
 from quant.errors import OptionError
-from quant.metrics import agreement, cosine, sqnr
+from quant.metrics import agreement, cosine, same_rows, sqnr
 from quant.numerics import REDUCED, SIGNED, bits_of
 from quant.outcomes import Store
 from quant.record import Record, columns
 from quant.registry import MODELS, ModelSpec
 from quant.rows import Case, Row
-from quant.sequences import values_of
+from quant.sequences import Column, values_of
 
 __all__ = [
     "TUNED",
@@ -192,6 +192,7 @@ def record_of(
 ) -> Record:
     """What one model's run says, against other runs on the same samples; a model may give out decisions only."""
     decided = [column for column in run.outputs if values_of(column).dtype.kind == "i"]
+    first, last = (_of_same_rows(run, references, place) for place in (0, -1))
     same = {key: other.outputs[0] for key, other in references.items() if decided and decided[0] is run.outputs[0]}
     return Record(
         model=row.name,
@@ -202,8 +203,8 @@ def record_of(
         batch=50,
         samples=run.result["samples"],
         outcomes={metric: columns(run.counts(metric)) for metric in metrics},
-        sqnr_db={key: sqnr(other.scores[0], run.scores[0]) for key, other in references.items() if run.scores},
-        cosine={key: cosine(other.scores[-1], run.scores[-1]) for key, other in references.items() if run.scores},
+        sqnr_db={key: sqnr(other, run.scores[0]) for key, other in first.items()},
+        cosine={key: cosine(other, run.scores[-1]) for key, other in last.items()},
         agreement={key: agreement(other, run.outputs[0]) for key, other in same.items()},
         int8_share=run.proof.share,
         kernel_isas=run.proof.isas,
@@ -211,7 +212,14 @@ def record_of(
         variant=variant,
         overhead=run.result["overhead"],
         note=run.result["note"],
+        compared=run.result["compared"],
     )
+
+
+def _of_same_rows(run: Evaluated, references: Mapping[str, Evaluated], place: int) -> dict[str, Column]:
+    """The outputs of scores at a place of those references that gave as many rows."""
+    found = {key: other.scores[place] for key, other in references.items() if run.scores and other.scores}
+    return {key: scores for key, scores in found.items() if same_rows(scores, run.scores[place])}
 
 
 # --- quantization-aware training

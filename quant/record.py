@@ -63,7 +63,8 @@ class Record:
     """One model run at one precision on one ISA.
 
     `outcomes`: metric -> the columns of its counts (see quant.metrics.Metric), each a string of one number a
-    sample, in the dataset's order; `data` is a digest of that dataset. `latency_s`: one value a round, seconds a
+    sample, in the dataset's order; `data` is a digest of that dataset; `compared` is a
+    sentence, where other tensors than the outputs were (quant.comparable). `latency_s`: one value a round, seconds a
     batch; in a paired measurement round i of both records ran back to back. `processes`: how many fresh processes
     the rounds are of, as many of each, one after the other. `twin_s`: rounds of the same model in a process of its
     own, which took turns with the others (an A/A run): what two measurements of one thing differ by. `repeat`: how
@@ -94,6 +95,7 @@ class Record:
     overhead: float | None = None  # share of an evaluation's wall time outside predictor.run
     data: str = ""
     ran_threads: int | None = None
+    compared: str = ""
     processes: int = 1
     twin_s: tuple[float, ...] = ()
     note: str = ""  # how an FP32 model or a simulation was run, where not as usual (quant.reference)

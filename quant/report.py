@@ -26,6 +26,7 @@ __all__ = [
     "Comparison",
     "Table",
     "accuracy_table",
+    "compared_lines",
     "comparisons",
     "failed",
     "failed_lines",
@@ -237,8 +238,14 @@ def accuracy_table(records: Sequence[Record], known: Mapping[str, Row]) -> Table
         "Drop: FP32 - INT8 on the same samples. Shares of samples: Newcombe's paired interval, McNemar's exact p. "
         "Scores of words and steps: bootstrap and permutation over sentences. SQNR of the scores, cosine of the last "
         "output. Verdict: by the interval against the row's limit; 'pass on the point' when only the estimate is "
-        "within it.",
+        f"within it.{''.join(f' {line}.' for line in compared_lines(records, known))}",
     )
+
+
+def compared_lines(records: Sequence[Record], known: Mapping[str, Row]) -> Iterator[str]:
+    """Sentences on models of which other tensors than the outputs were compared."""
+    for name, sentence in dict.fromkeys((record.model, record.compared) for record in records if record.compared):
+        yield f"{known[name].title if name in known else name}: {sentence}"
 
 
 def speed_table(records: Sequence[Record], known: Mapping[str, Row], fed: str = _GENERATED) -> Table:

@@ -45,6 +45,8 @@ def _keys(entry: Entry, simulation: Path | None) -> Iterator[tuple[str, Any]]:
     yield "threads", list(entry.threads)
     yield "batch_sizes", list(entry.batch_sizes)
     yield "batch_size", entry.batch_size
+    if entry.outputs:
+        yield "outputs", list(entry.outputs)
     yield "ops_to_quantize", list(entry.ops_to_quantize)
     yield "op_ids_to_skip", list(entry.op_ids_to_skip)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from quant.calibration import Calibration
 from quant.chains import numbered
+from quant.comparable import comparable
 from quant.conversion import convert
 from quant.errors import ModelError, OutputError, QuantError
 from quant.evaluation import opened, opened_model
@@ -48,6 +49,7 @@ def serve(
     ops_to_quantize: Sequence[str],
     batch_size: int,
     threads: int,
+    outputs: Sequence[str] = (),
 ) -> None:
     """Answer the parent's requests:
 
@@ -58,7 +60,16 @@ def serve(
     """
     with tempfile.TemporaryDirectory(prefix="quant-tune-") as scratch:
         workshop = _Workshop(
-            load_dir(Path(model)), calibration, data, format, labels, metric, Path(scratch), batch_size, threads
+            load_dir(Path(model)),
+            calibration,
+            data,
+            format,
+            labels,
+            metric,
+            Path(scratch),
+            batch_size,
+            threads,
+            outputs,
         )
         workshop.calibrate(weight_levels, ops_to_quantize)
         for request in requests():
@@ -82,10 +93,11 @@ class _Workshop:
         scratch: Path,
         batch_size: int,
         threads: int,
+        outputs: Sequence[str],
     ) -> None:
         self.graph, self.metric, self.scratch = graph, metric, scratch
         self.format = format_of(Path(data), format)
-        self.batch_size, self.threads = batch_size, threads
+        self.batch_size, self.threads, self.chosen = batch_size, threads, outputs
         self.calibration = opened(graph, calibration, format)
         self.data = opened(graph, data, format, labels, scored=True)
         self.types: Collection[str] = ()
@@ -124,7 +136,7 @@ class _Workshop:
         """In the order given: `quant.tuning.predicted_drop` counts on it."""
         self.focused = take(self.data, np.array(samples, np.int64))
         place = self.fresh("fp32")
-        save_dir(self.graph, place)
+        save_dir(comparable(self.graph, self.chosen), place)
         self.reference = self.outputs(place, "fp32")
         return {"focused": len(samples)}
 
@@ -132,7 +144,8 @@ class _Workshop:
         begin = time.monotonic()
         place = self.fresh("int8")
         simulated = self.simulated(setup, nearly=True)
-        save_dir(convert(simulated, ops_to_quantize=self.types, op_ids_to_skip=setup.op_ids)[0], place)
+        converted = convert(simulated, ops_to_quantize=self.types, op_ids_to_skip=setup.op_ids)[0]
+        save_dir(comparable(converted, self.chosen), place)
         found = self.outputs(place, "int8")
         if not all(np.isfinite(values_of(column)).all() for column in found if values_of(column).dtype.kind == "f"):
             raise ModelError("NaN or Inf in an output")

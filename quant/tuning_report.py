@@ -90,6 +90,8 @@ def _told(found: Found) -> Iterator[str]:
     )
     if point["speedup"] is not None and point["speedup"]["low"] <= 1:
         yield f"on this CPU it isn't surely faster than FP32: {_speedup(point).text} times as fast"
+    if found.get("compared"):
+        yield found["compared"]
     failed = sum(bool(trial["failed"]) for trial in found["trials"])
     tried = f"{len(found['trials'])} trials in {found['spent_s']:.0f} of at most {found['budget_s']:.0f} s"
     yield tried + (f", {failed} of them failed (tuning.json says why)" if failed else "")
@@ -183,6 +185,7 @@ class _File(_Strict):
     metric: str
     max_drop: _Figure
     samples: int
+    compared: str = ""
     fp32: _Fp32
     verdict: str
     finished: bool

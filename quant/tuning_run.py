@@ -7,7 +7,7 @@ OUTPUT holds `quant` and `int8`, the chosen model and its simulation; `quant.tom
 of which the command draws `pareto.svg`:
 
     schema      3
-    title, metric, max_drop, samples, fp32: score and median_ms
+    title, metric, max_drop, samples, fp32: score and median_ms; compared: see quant.collect.Evaluated
     met         whether the chosen point's drop is within max_drop, by its estimate; `verdict`: by its interval
     finished    false when the time budget or Ctrl-C (`interrupted`) ended the search
     points      each that was run on the whole set: algo, op_ids, tensors (name -> algorithm), ops in FP32 (op_ids of
@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from quant import cpu, isolate, pipeline
-from quant.collect import Evaluated, evaluate
+from quant.collect import Evaluated, chosen, evaluate
 from quant.digests import digest
 from quant.errors import ChildError, QuantError
 from quant.manifest import Entry
@@ -95,6 +95,7 @@ class Subject:
             "ops_to_quantize": list(entry.ops_to_quantize),
             "batch_size": entry.batch_size,
             "threads": self.threads,
+            "outputs": list(entry.outputs),
         }
 
     def identity(self, progress: isolate.Progress | None) -> Json:
@@ -270,9 +271,10 @@ class _Bench:
     def whole(self, setup: Setup) -> Evaluated:
         """The whole set, in parts that are kept."""
         entry = self.subject.entry
-        runs = [{"model": str(self.models(setup) / "int8"), "precision": "int8"}]
+        named = chosen(entry.outputs)
+        runs: list[Json] = [{"model": str(self.models(setup) / "int8"), "precision": "int8", **named}]
         if self.fp32 is None:
-            runs.insert(0, {"model": str(entry.fp32), "precision": "fp32"})
+            runs.insert(0, {"model": str(entry.fp32), "precision": "fp32", **named})
         begin = time.monotonic()
         found = evaluate(
             runs,
@@ -448,6 +450,7 @@ def _content(
         "metric": subject.metric,
         "max_drop": subject.max_drop,
         "samples": bench.fp32.result["samples"],
+        "compared": bench.fp32.result["compared"],
         "fp32": {"score": score, "median_ms": ms},
         "met": chosen.meets(subject.max_drop),
         "verdict": verdict(chosen.drop, subject.max_drop).result,

@@ -23,6 +23,7 @@ from quant.cli.shared import (
     Json,
     Labels,
     Model,
+    OutputNames,
     Threads,
     app,
     bar,
@@ -38,7 +39,7 @@ from quant.cli.shared import (
     warn_below_avx512,
 )
 from quant.cluster import Cluster
-from quant.collect import Sequential
+from quant.collect import Sequential, chosen
 from quant.errors import ModelError, OptionError
 from quant.outcomes import Store, default_root
 from quant.places import fresh_file
@@ -65,6 +66,7 @@ def eval_command(
     ] = "",
     format: Format = None,
     labels: Labels = None,
+    output_name: OutputNames = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 50,
     threads: Threads = 1,
     isa: Isa = None,
@@ -78,7 +80,12 @@ def eval_command(
 ) -> None:
     """Score one model on labelled data. What was run before is kept, and not run again."""
     names = _metrics(metric, data, format)
-    run = {"model": str(model), "precision": precision_of(precision), "executor": executor_of(executor)}
+    run = {
+        "model": str(model),
+        "precision": precision_of(precision),
+        "executor": executor_of(executor),
+        **chosen(output_name or []),
+    }
     with bar() as tell:
         [found] = pipeline.evaluate(
             [run],
@@ -112,6 +119,8 @@ def eval_command(
         "measured": result["measured"],
         "hosts": result["hosts"],
         "metrics": scores,
+        "outputs": result["outputs"],
+        "compared": result["compared"],
         "latency_ms": latency,
         "note": result["note"],
         "int8_ops": result["int8_ops"],
@@ -127,6 +136,7 @@ def eval_command(
     told = ", ".join(f"{name} {100 * value:.2f}%" for name, value in scores.items())
     out.print(f"{told} of {result['samples']} samples; {latency['median']:.2f} ms a batch of {batch_size} (median)")
     out.print(str(shown), soft_wrap=True)
+    _print_compared([found])
     _print_notes([result])
     _print_stored({precision: result})
 
@@ -144,6 +154,11 @@ def _print_notes(results: Iterable[Mapping[str, Any]]) -> None:
     for result in results:
         if result["note"]:
             err.print(f"note: {result['model']}: {result['note']}", soft_wrap=True)
+
+
+def _print_compared(runs: Sequence[pipeline.Evaluated]) -> None:
+    for sentence in dict.fromkeys(run.result["compared"] for run in runs if run.result["compared"]):
+        out.print(sentence, soft_wrap=True)
 
 
 def _print_stored(results: Mapping[str, Mapping[str, Any]]) -> None:
@@ -202,6 +217,7 @@ def compare(
     ] = "",
     format: Format = None,
     labels: Labels = None,
+    output_name: OutputNames = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 50,
     batch_num: BatchNum = None,
     threads: Threads = 1,
@@ -220,9 +236,9 @@ def compare(
     Exit code 1 when INT8 drops more than the threshold, or when no INT8 kernel ran.
     """
     models = {"fp32": fp32_model, "quant": quant_model, "int8": int8_model}
-    chosen = {"int8": executor_of(executor)}
-    runs = [
-        {"model": str(path), "precision": key, "executor": chosen.get(key, "auto")}
+    ways, named = {"int8": executor_of(executor)}, chosen(output_name or [])
+    runs: list[dict[str, Any]] = [
+        {"model": str(path), "precision": key, "executor": ways.get(key, "auto"), **named}
         for key, path in models.items()
         if path is not None
     ]
@@ -258,7 +274,7 @@ def compare(
     int8, share = found["int8"], found["int8"].proof
     references = {precision: run for precision, run in found.items() if precision != "int8"}
     for precision, run in references.items():
-        if run.scores and int8.scores and values_of(run.scores[0]).shape != values_of(int8.scores[0]).shape:
+        if run.scores and int8.scores and values_of(run.scores[0]).shape[1:] != values_of(int8.scores[0]).shape[1:]:
             raise ModelError(f"{int8_model} and {models[precision]}: their outputs are of unlike shapes")
     content: dict[str, Any] = {
         "metric": name,
@@ -271,8 +287,10 @@ def compare(
         "sqnr_db": {
             precision: metrics.sqnr(run.scores[0], int8.scores[0])
             for precision, run in references.items()
-            if int8.scores  # a model may give out decisions only
+            # a model may give out decisions only, or what it found, which --output-name asks for
+            if run.scores and int8.scores and metrics.same_rows(run.scores[0], int8.scores[0])
         },
+        "compared": {precision: run.result["compared"] for precision, run in found.items()},
         "int8_mac_share": share.share,
         "uncounted": share.uncounted,
         "kernel_isas": share.isas,
@@ -301,6 +319,7 @@ def compare(
             engine = content[name]["quant"] - content[name]["int8"]
             out.print(f"of which the engine: {100 * engine:+.2f} points")
         out.print(str(share), soft_wrap=True)
+        _print_compared(list(found.values()))
         _print_stored({precision: run.result for precision, run in found.items()})
         _print_notes(run.result for run in found.values())
     if not share.int8_kernels:

@@ -45,6 +45,7 @@ __all__ = [
     "Model",
     "OpIds",
     "OpTypes",
+    "OutputNames",
     "SaveDir",
     "Threads",
     "app",
@@ -112,6 +113,14 @@ Format = Annotated[
         "--format",
         help=f"{', '.join(FORMATS)}, or your own reader as module:function; default: what the file's suffix tells.",
         callback=own_function,
+    ),
+]
+OutputNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--output-name",
+        help="A tensor to compare and score, in order (repeatable); default: the outputs, and for those that have as "
+        "many rows as values ask for (boxes behind NMS) the tensors that decide them.",
     ),
 ]
 Labels = Annotated[Path | None, typer.Option(help="File of labels, for data without them (pairs).")]

@@ -13,6 +13,7 @@ from quant.cli.shared import (
     Isa,
     Json,
     Labels,
+    OutputNames,
     Threads,
     app,
     bar,
@@ -57,6 +58,7 @@ def tune(
     ] = None,
     format: Format = None,
     labels: Labels = None,
+    output_name: OutputNames = None,
     algo: Annotated[
         str | None, typer.Option(help=f"To begin with: {', '.join(ALGORITHMS)}; default: {DEFAULT}.")
     ] = None,
@@ -78,6 +80,7 @@ def tune(
             **paths,
             "--format": format,
             "--labels": labels,
+            "--output-name": output_name,
             "--metric": metric,
             "--algo": algo,
         }
@@ -95,7 +98,7 @@ def tune(
         metrics.check_metrics([name], data, known)
         entry = _entry(fp32_model, calibration, data, name, format, labels)
         entry = replace(entry, algo=algo or DEFAULT, op_ids_to_skip=tuple(ids(op_ids_to_skip)))
-        entry = replace(entry, batch_size=batch_size or 50, threads=(threads,))
+        entry = replace(entry, batch_size=batch_size or 50, threads=(threads,), outputs=tuple(output_name or []))
     check_choice("calibration algorithm", entry.algo, (*ALGORITHMS, "min_max"))
     entry = replace(entry, algo="abs_max" if entry.algo == "min_max" else entry.algo)
     limit = max_drop if max_drop is not None else 0.003 if manifest is None else entry.max_drop[entry.metrics[0]]

@@ -6,6 +6,7 @@ out are counts of a whole batch, from which no sample's own outcome can be read.
 
 from dataclasses import replace
 
+from quant.comparable import cut_to
 from quant.graph import Graph, Op
 
 __all__ = ["drop_judges"]
@@ -35,13 +36,9 @@ def drop_judges(graph: Graph) -> Graph:
         if from_labels.intersection(op.reads):
             from_labels.update(op.writes)
     fetches = tuple(dict.fromkeys([*answers, *(name for name in graph.fetches if name not in from_labels)]))
-    needed, kept = set(fetches), []
-    for op in reversed(graph.ops):
-        if needed.intersection(op.writes):
-            needed.update(op.reads)
-            kept.append(op)
-    feeds = tuple(name for name in graph.feeds if name in needed)
-    return replace(graph, feeds=feeds, fetches=fetches).evolve(reversed(kept))
+    kept = cut_to(graph, fetches)
+    read = {name for op in kept.ops for name in op.reads}.union(fetches)
+    return replace(kept, feeds=tuple(name for name in graph.feeds if name in read)).evolve(kept.ops)
 
 
 def _behind_best(name: str, writers: dict[str, Op]) -> str:

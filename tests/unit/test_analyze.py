@@ -69,7 +69,7 @@ def analyzed(models: Path, tmp_path: Path) -> Analyze:
         save_dir(fault(load_dir(place / "int8")), tmp_path)
         arguments = (str(tmp_path), str(place / "fp32"), str(place / "quant"), str(place / "data.npz"))
         found = analyze_model(*arguments, samples=32, executor=executor)
-        return Analysis.from_job(found, tmp_path, "here", 1)
+        return Analysis.from_job(found, tmp_path, "here")
 
     return run
 

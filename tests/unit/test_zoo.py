@@ -240,7 +240,8 @@ def test_decoded_sequences_may_differ_in_length_but_not_in_kind(
     def ran(precision: str, classes: int, decoded: list[list[int]]) -> pipeline.Evaluated:
         digits = Ragged.of([np.array(some, np.int64).reshape(-1, 1) for some in decoded])
         outputs = [np.eye(3, classes, dtype=np.float32), digits]
-        result = {"model": precision, "precision": precision, "samples": 3, "overhead": 0.0, "threads": 1, "note": ""}
+        told = {"compared": "", "note": "", "overhead": 0.0}
+        result = {"model": precision, "precision": precision, "samples": 3, "threads": 1, **told}
         return pipeline.Evaluated(tmp_path, result, outputs, labels, proof([], Declared()))
 
     put(tmp_path, *LSTM, "lstm-fp32/lstm_fp32_model/model")
