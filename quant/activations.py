@@ -24,30 +24,24 @@ class Eltwise(NamedTuple):
 UNSIGNED_ACTIVATIONS = ("relu", "relu6")
 
 
-def _hard_swish(op: Op) -> Eltwise | None:
-    """x * clip(x + offset, 0, threshold) / scale; oneDNN has x * clip(alpha x + beta, 0, 1)."""
-    threshold, scale, offset = (op.attr(*pair) for pair in (("threshold", 6.0), ("scale", 6.0), ("offset", 3.0)))
-    return Eltwise("hard_swish", 1 / scale, offset / scale) if threshold == scale else None
-
-
 def _clip(low: float, high: float) -> Eltwise:
     return Eltwise("relu6", beta=high) if low == 0 else Eltwise("clip", low, high)
 
 
-# Op type -> what oneDNN computes instead, or None for attributes that it has no formula for.
+# Op type -> what oneDNN computes instead, or None for attributes that it has no formula for. relu6, hard_swish and
+# swish may carry other constants, which Paddle's own kernels ignore (quant.old_programs).
 KNOWN: dict[str, Callable[[Op], Eltwise | None]] = {
     "relu": lambda op: Eltwise("relu"),
-    "relu6": lambda op: Eltwise("relu6", beta=op.attr("threshold", 6.0)),
+    "relu6": lambda op: Eltwise("relu6", beta=6.0),
     "leaky_relu": lambda op: Eltwise("leaky_relu", op.attr("alpha", 0.02)),
-    "hard_swish": _hard_swish,
+    "hard_swish": lambda op: Eltwise("hard_swish", 1 / 6, 3 / 6),  # x * clip(alpha x + beta, 0, 1)
     "hard_sigmoid": lambda op: Eltwise("hard_sigmoid", op.attr("slope", 0.2), op.attr("offset", 0.5)),
-    # Paddle's own kernel ignores a beta that old programs carry.
-    "swish": lambda op: Eltwise("swish", 1.0) if op.attr("beta", 1.0) == 1.0 else None,
+    "swish": lambda op: Eltwise("swish", 1.0),
     "silu": lambda op: Eltwise("swish", 1.0),
     "sigmoid": lambda op: Eltwise("sigmoid"),
     "tanh": lambda op: Eltwise("tanh"),
     "gelu": lambda op: Eltwise("gelu_tanh" if op.attr("approximate", False) else "gelu_erf"),
-    "mish": lambda op: Eltwise("mish"),
+    "mish": lambda op: Eltwise("mish") if op.attr("threshold", 20.0) == 20.0 else None,
     "brelu": lambda op: _clip(op.attr("t_min", 0.0), op.attr("t_max", 24.0)),
     "clip": lambda op: None if op.input("Min") or op.input("Max") else _clip(op.attr("min"), op.attr("max")),
 }

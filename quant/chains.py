@@ -229,7 +229,7 @@ def _head(graph: Graph, op: Op, after: Op | None) -> Chain | None:
     """The weighted op with its bias, or None when no INT8 kernel fits it."""
     if op.type in CONVS:
         data, weight, out = op.input("Input"), op.input("Filter"), op.output("Output")
-        fits = op.attr("data_format", "NCHW") in ("NCHW", "AnyLayout") and len(graph.vars[weight].shape) == 4
+        fits = op.attr("data_format", "NCHW") == "NCHW" and len(graph.vars[weight].shape) == 4
         bias_axes: tuple[int, ...] = (1,)
     elif op.type in PRODUCTS:
         slots = ("Input", "W") if op.type == "fc" else ("X", "Y")
@@ -238,6 +238,7 @@ def _head(graph: Graph, op: Op, after: Op | None) -> Chain | None:
         plain = not any(op.attr(name, False) for name in ("trans_x", "trans_y", "transpose_X", "transpose_Y"))
         fits = plain and len(graph.vars[weight].shape) == 2 and 2 <= rank <= 4 and op.attr("alpha", 1.0) == 1.0
         fits = fits and op.attr("y_num_col_dims", 1) == 1 and not op.attr("activation_type", "")
+        fits = fits and op.attr("head_number", 1) == 1
         bias_axes = (-1, row_dims(graph, op))
         if weight not in graph.params and data not in graph.params:
             return _pair(graph, op)

@@ -78,7 +78,7 @@ def _activation(op: Op) -> list[PostOp]:
 def _conv(work: Workspace, op: Op) -> None:
     x, name, out = work.value(op.input("Input")), op.input("Filter"), op.output("Output")
     filters = work.constants.shape(name)
-    if x.ndim != 4 or op.attr("data_format", "NCHW") not in ("NCHW", "AnyLayout"):
+    if x.ndim != 4 or op.attr("data_format", "NCHW") != "NCHW":
         raise UnsupportedError("a convolution that isn't two-dimensional, channels first")
     int8 = op.attr("mkldnn_data_type") == "int8"
     strides, dilations, groups = op.attr("strides"), op.attr("dilations", [1, 1]), op.attr("groups", 1)
@@ -248,7 +248,7 @@ def _matmul(work: Workspace, op: Op) -> None:
 
 def _pool(work: Workspace, op: Op) -> None:
     x, out = work.value(op.input("X")), op.output("Out")
-    if x.ndim != 4 or op.attr("data_format", "NCHW") not in ("NCHW", "AnyLayout"):
+    if x.ndim != 4 or op.attr("data_format", "NCHW") != "NCHW":
         raise UnsupportedError("a pooling that isn't two-dimensional, channels first")
     kernel, strides, sizes = list(op.attr("ksize")), list(op.attr("strides", [1, 1])), x.shape[2:]
     kind = op.attr("pooling_type")
@@ -464,8 +464,10 @@ def _dropout(work: Workspace, op: Op) -> None:
 
 def _batch_norm(work: Workspace, op: Op) -> None:
     x, follower = work.value(op.input("X")), work.followers.get(op)
-    if x.ndim != 4 or x.dtype != np.float32 or op.attr("data_layout", "NCHW") not in ("NCHW", "AnyLayout"):
+    if x.ndim != 4 or x.dtype != np.float32 or op.attr("data_layout", "NCHW") != "NCHW":
         raise UnsupportedError("a batch normalisation that isn't of images, channels first")
+    if not op.attr("is_test", False):
+        raise UnsupportedError("a batch normalisation by the statistics of each batch")
     out = follower.output("Out") if follower else op.output("Y")
     x = work.reordered(x, LAST)
     target = work.new(out, x.shape, "float32", LAST)

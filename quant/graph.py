@@ -32,6 +32,7 @@ from google.protobuf.message import DecodeError
 from paddle.base import core
 from paddle.base.proto import framework_pb2 as proto
 
+from quant.old_programs import FUSED, STALE, today
 from quant.pir import read_program, translated
 from quant.well_formed import fault_of
 
@@ -42,6 +43,7 @@ __all__ = [
     "Op",
     "Pass",
     "Var",
+    "as_today",
     "files_of",
     "forward_of",
     "is_forward",
@@ -361,7 +363,27 @@ def load_dir(directory: Path) -> Graph:
                 f"{where}: parameter {name!r} is {value.dtype}{list(value.shape)}, but the program "
                 f"{files.program.name} declares {var.dtype}{list(var.shape)}: parameters of another model?"
             )
-    return _assigned_once(replace(graph, params=params, vars=described))
+    return as_today(_assigned_once(replace(graph, params=params, vars=described)))
+
+
+def as_today(graph: Graph) -> Graph:
+    """The same computation as today's Paddle writes it (quant.old_programs): with all attributes, on loading.
+
+    Which library an op was to run on counts only in models that were made for oneDNN: with its INT8 or fused ops.
+    """
+    for_onednn = any(op.attr("mkldnn_data_type") == "int8" or op.type.startswith(FUSED) for op in graph.ops)
+    names, ops, described = graph.names(), [], dict[str, Var]()
+    for op in graph.ops:
+        type, attrs, scratch = today(
+            op.type, {name: attr for name, attr in op.attrs.items() if for_onednn or name not in STALE}
+        )
+        outputs = op.outputs
+        if scratch and not op.output(scratch):
+            outputs = {**outputs, scratch: (names.fresh(f"{op.writes[0]}.{scratch}"),)}
+            described[outputs[scratch][0]] = Var((0, *graph.vars[op.input("X")].shape))
+        same = type == op.type and attrs == op.attrs and outputs is op.outputs
+        ops.append(op if same else Op(type, op.inputs, outputs, {name: Attr(*given) for name, given in attrs.items()}))
+    return graph if tuple(ops) == graph.ops else replace(graph, ops=tuple(ops), vars={**graph.vars, **described})
 
 
 def _assigned_once(graph: Graph) -> Graph:

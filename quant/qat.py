@@ -23,7 +23,7 @@ import paddle
 
 from quant.chains import QUANTIZABLE, Chain, numbered
 from quant.errors import ConversionError, OptionError, check_choice
-from quant.graph import Graph, Op, forward_of, is_forward, run_passes
+from quant.graph import Graph, Op, as_today, forward_of, is_forward, run_passes
 from quant.numerics import STATE_THRESHOLD, bits_of, levels_of, usable
 from quant.observers import Choice
 from quant.passes import JOIN
@@ -160,7 +160,7 @@ def scheme_of(graph: Graph, config: Config) -> Scheme:
     if any(value.shape != graph.vars[name].shape for name, value in params.items()):
         params = {name: np.broadcast_to(np.float32(1), graph.vars[name].shape) for name in params}
     ops = tuple(op.with_attrs(is_test=True) if op.type == "batch_norm" else op for op in graph.ops)
-    view = run_passes(replace(graph, ops=ops, params=params), JOIN)
+    view = run_passes(replace(graph, ops=ops, params=params), (as_today, *JOIN))
     types = [name for name in config.quantize_op_types if name in QUANTIZABLE]
     left_out = [number for op, number in numbered(view).items() if _left_out(op, config)]
     chains = roundable(view, types, left_out, config.weight_levels)

@@ -27,7 +27,7 @@ def all_faults(graph: Graph) -> str:
 
 def _of_convolution(graph: Graph, op: Op) -> str:
     layout, weight = op.attr("data_format", "NCHW"), op.input("Filter")
-    if layout not in ("NCHW", "AnyLayout"):
+    if layout != "NCHW":
         return f"its layout is {layout}, and there are INT8 kernels for NCHW only"
     if weight not in graph.params:
         return f"its filter {weight!r} is computed when the model runs"
@@ -44,6 +44,8 @@ def _of_product(graph: Graph, op: Op) -> str:
         return f"it transposes a factor ({flipped[0]})"
     if len(graph.vars[weight].shape) != 2 or op.attr("y_num_col_dims", 1) != 1:
         return f"its weight has {len(graph.vars[weight].shape)} dimensions, of which it sums over other than the first"
+    if op.attr("head_number", 1) != 1:
+        return f"it multiplies {op.attr('head_number')} heads one by one"
     if op.attr("alpha", 1.0) != 1.0:
         return f"it multiplies its output by {op.attr('alpha')}"
     rank = len(graph.vars[data].shape)

@@ -1,6 +1,6 @@
 """Graph rewrites, one a file, each `Graph -> Graph`. This module holds only their order."""
 
-from quant.graph import Pass
+from quant.graph import Pass, as_today
 from quant.passes.bias_as_vector import bias_as_vector
 from quant.passes.channels_first import channels_first
 from quant.passes.drop_identities import drop_identities
@@ -45,7 +45,7 @@ __all__ = [
 JOIN: tuple[Pass, ...] = (drop_identities, bias_as_vector, fold_batch_norm, pad_as_pad3d, fold_scale)
 
 # A model as all of this project sees it; outputs don't change.
-NORMALISE: tuple[Pass, ...] = (fold_parameters, channels_first, *JOIN, equalise_embeddings, own_weights)
+NORMALISE: tuple[Pass, ...] = (as_today, fold_parameters, channels_first, *JOIN, equalise_embeddings, own_weights)
 
 # What calibration sees: weights that are stored as integers, and ops that have a kernel in INT8 only under another
 # name, too.

@@ -31,7 +31,7 @@ def fold_batch_norm(graph: Graph) -> Graph:
     for norm in graph.ops:
         if norm.type != "batch_norm" or norm.attr("data_layout", "NCHW") != "NCHW":
             continue
-        if not (norm.attr("is_test", False) or norm.attr("use_global_stats", False)):
+        if not norm.attr("is_test", False):
             continue
         bias_op, conv = None, writers.get(norm.input("X"))
         if conv is not None and conv.type == "elementwise_add" and conv.attr("axis", -1) == 1:

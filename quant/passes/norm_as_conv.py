@@ -33,7 +33,7 @@ def norm_as_conv(graph: Graph) -> Graph:
     for norm in graph.ops:
         if norm.type != "batch_norm" or norm.attr("data_layout", "NCHW") != "NCHW":
             continue
-        if not (norm.attr("is_test", False) or norm.attr("use_global_stats", False)):
+        if not norm.attr("is_test", False):
             continue
         stats = [norm.input(slot) for slot in ("Scale", "Bias", "Mean", "Variance")]
         out = norm.output("Y")

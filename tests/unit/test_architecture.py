@@ -12,7 +12,7 @@ import quant
 ROOT = Path(__file__).parents[2]
 FLOORS = {
     "errors": 0, "custom": 0, "own_data": 0, "record": 0, "figures": 0, "rows": 0, "surroundings": 0,
-    "packing": 2,
+    "packing": 2, "old_programs": 1,
     "numerics": 0, "names": 0, "metrics": 0, "tagging": 0, "cpu": 0, "readers": 0, "sequences": 0, "formats": 0,
     "places": 0, "digests": 0, "imports": 0, "cache": 0, "memory": 0, "remarks": 0,
     "archives": 0, "download": 0, "sequential": 0, "outcomes": 0,

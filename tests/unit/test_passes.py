@@ -224,7 +224,7 @@ def test_must_not_touch(rewrite: Pass, build) -> None:
 def test_normalising_keeps_outputs(name: str, tmp_path: Path) -> None:
     graph = NETS[name]()
     [batch] = data(graph, 1)
-    [before], [after] = (run(g, batch, tmp_path) for g in (graph, run_passes(graph, NORMALISE)))
+    [before], [after] = (run(g, batch, tmp_path, NATIVE) for g in (graph, run_passes(graph, NORMALISE)))
     np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-4)
 
 
