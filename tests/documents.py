@@ -19,7 +19,7 @@ import typer
 from quant.cli import _spelled
 from quant.cli.shared import app
 
-__all__ = ["Block", "blocks", "commands_in", "names_read", "options_of", "parse_quant", "substituted"]
+__all__ = ["PLAIN", "SHELL", "Block", "blocks", "commands_in", "names_read", "options_of", "parse_quant", "substituted"]
 
 SHELL = ("bash", "sh", "console")
 PLAIN = ("text", "toml", "json", "yaml")
@@ -58,15 +58,18 @@ def blocks(document: Path) -> list[Block]:
     """A document's fenced blocks. Raises ValueError for a language that isn't known, and commands shown as text."""
     found: list[Block] = []
     language: str | None = None
-    begin, text = 0, [""]
+    begin, indent, text = 0, "", [""]
     for number, line in enumerate(document.read_text().splitlines(), 1):
         if not line.lstrip().startswith("```"):
-            text.append(line)
+            text.append(line.removeprefix(indent) if language is not None else "")
         elif language is None:
+            indent = line[: len(line) - len(line.lstrip())]
             language, begin, text = line.strip().removeprefix("```"), number + 1, []
         else:
             found.append(Block(document, begin, language, "\n".join(text) + "\n"))
             language = None
+    if language is not None:
+        raise ValueError(f"{document.name}:{begin}: a block without an end")
     for block in found:
         if block.language not in (*SHELL, *PLAIN, "python"):
             raise ValueError(f"{block.place}: a block of language {block.language!r}")

@@ -9,49 +9,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import paddle
 import pytest
-from paddle import nn
-from PIL import Image
 
 from fixtures import ernie, handwriting_model, lac
 from quant import pipeline
 from quant.calibration_table import write_table
 from quant.formats import write_lac_bin
-from quant.graph import load_dir, run_passes, save_dir
-from quant.passes import NORMALISE, lift_quantizers
+from quant.graph import load_dir, save_dir
+from quant.passes import lift_quantizers
 from quant.readers import open_data
 from quant.registry import find
 from quant.sequences import Ragged
 from quant.zoo import find_artefact
+from tests.document_place import write_images, write_model
+from tests.documents import SHELL, blocks
 from tests.http_server import Server, serving, tarred
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "from-the-seeds.md"
-
-
-def blocks(text: str) -> list[str]:
-    """The lines of all ```sh blocks."""
-    found, inside = [], False
-    for line in text.splitlines():
-        if line.startswith("```"):
-            inside = line == "```sh"
-        elif inside:
-            found.append(line)
-    return found
-
-
-class Small(nn.Layer):  # type: ignore[misc]
-    """Reads 224 x 224, as the published image models, and is quick."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.conv = nn.Conv2D(3, 16, 7, 8, 3), nn.Conv2D(16, 16, 3, 2, 1)
-        self.last = nn.Linear(16, 10)
-
-    def forward(self, image: object) -> object:
-        x = nn.functional.relu(self.conv(nn.functional.relu(self.stem(image))))
-        return self.last(paddle.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
 
 
 def packed(files: dict[str, Path], name: str) -> bytes:
@@ -110,23 +85,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, work: Path) -> Iterator[Ser
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the commands run, with what a reader of the documents brings: images, an FP32 model, a configuration."""
     work = tmp_path_factory.mktemp("work")
-    (work / "imagenet_user" / "val").mkdir(parents=True)
-    random, lines = np.random.default_rng(0), []
-    for number in range(12):
-        name = f"val/ILSVRC2012_val_{number + 1:08d}.jpg"
-        pixels = np.kron(random.integers(0, 256, (8, 10, 3)), np.ones((32, 32, 1))).astype(np.uint8)
-        Image.fromarray(pixels).save(work / "imagenet_user" / name)
-        lines.append(f"{name} {number % 10}\n")
-    (work / "imagenet_user" / "val_list.txt").write_text("".join(lines))
-    paddle.disable_static()
-    paddle.seed(0)
-    layer = Small()
-    layer.eval()
-    spec = [paddle.static.InputSpec([None, 3, 224, 224], "float32", "image")]
-    (work / "exported").mkdir()
-    paddle.jit.save(paddle.jit.to_static(layer, full_graph=True, input_spec=spec), str(work / "exported" / "inference"))
-    (work / "fp32_model").mkdir()
-    save_dir(run_passes(load_dir(work / "exported"), NORMALISE), work / "fp32_model")
+    names = write_images(work / "imagenet_user")
+    write_model(work / "fp32_model", 224, work / "exported")
     (work / "config.json").write_text(
         json.dumps({"weight_quantize_type": "channel_wise_abs_max", "quantize_op_types": ["conv2d", "mul", "pool2d"]})
     )
@@ -135,7 +95,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(["eval", "--model", "fp32_model", "--data", "before.bin", "--save-outputs", "answers.npz"], work)
     with np.load(work / "answers.npz") as stored:
         answers = stored[stored.files[0]].argmax(1)
-    labelled = [f"{line.split()[0]} {answer}\n" for line, answer in zip(lines, answers, strict=True)]
+    labelled = [f"{name} {answer}\n" for name, answer in zip(names, answers, strict=True)]
     (work / "imagenet_user" / "val_list.txt").write_text("".join(labelled))
     run(["ptq", "--model", "fp32_model", "--data", "before.bin", "--output", "simulated_before"], work)
     return work
@@ -156,7 +116,7 @@ def run(arguments: list[str], directory: Path, *codes: int) -> str:
 
 @pytest.mark.timeout(900)
 def test_every_command_of_the_document_runs(server: Server, work: Path) -> None:
-    commands = [shlex.split(line) for line in blocks(DOCUMENT.read_text())]
+    commands = [shlex.split(line) for block in blocks(DOCUMENT) if block.language in SHELL for line in block.lines()]
     assert len(commands) > 25
     for name, *arguments in commands:
         assert name == "quant"
@@ -187,7 +147,3 @@ def test_each_document_is_there_with_its_commands() -> None:
         ),
     ):
         assert word in text, word
-
-
-def test_the_reader_of_the_document_sees_only_sh_blocks() -> None:
-    assert blocks("```text\nrm\n```\n```sh\nquant cpu\n```\nquant ptq\n") == ["quant cpu"]
