@@ -59,7 +59,7 @@ def test_a_missing_baseline_is_recorded(tmp_path: Path, call: Call) -> None:
         (("--run", "{tmp}/broken.json"), "broken.json: schema None, this version reads"),
         (
             ("--run", "{tmp}/a.json", "--model", "gru"),
-            "--run: compares what was measured; no --model, --manifest, --threads, --accept or --resume",
+            "--run: compares what was measured; no --model, --manifest, --threads, --accept, --save or --resume",
         ),
         (("--run", "{tmp}/a.json", "--baseline", "nonsense"), "--baseline: 'nonsense' is no file, and no commit"),
         (("--run", "{tmp}/a.json", "--summary", "{tmp}/no/s.md"), "no/s.md: can't be written: no such directory"),
