@@ -38,9 +38,9 @@ from quant.passes import NORMALISE, PLACE, lower_quantizers
 from quant.predictor import Predictor, Settings
 from quant.readers import batches, head
 from quant.reference import native, plain
-from quant.sequences import Column, Ragged, values_of
+from quant.sequences import Column, Dataset, Ragged, values_of
 
-__all__ = ["analyze_model"]
+__all__ = ["analyze_dataset", "analyze_model"]
 
 Json = dict[str, Any]
 Array = NDArray[Any]
@@ -74,8 +74,27 @@ def analyze_model(
     Without a simulation nothing is compared with one.
     Raises ModelError when the models don't belong together.
     """
-    converted, exported = load_dir(Path(model)), load_dir(Path(fp32_model))
-    given = load_dir(Path(quant_model)) if quant_model else None
+    dataset = opened(load_dir(Path(model)), data, format, labels)
+    dataset = head(dataset, min(samples, len(dataset)))
+    simulation = Path(quant_model) if quant_model else None
+    return analyze_dataset(
+        Path(model), Path(fp32_model), simulation, dataset, threads=threads, executor=executor, local=local
+    )
+
+
+def analyze_dataset(
+    model: Path,
+    fp32_model: Path,
+    quant_model: Path | None,
+    dataset: Dataset,
+    *,
+    threads: int = 1,
+    executor: str = "auto",
+    local: bool = True,
+) -> Json:
+    """`analyze_model` on all samples of a dataset."""
+    converted, exported = load_dir(model), load_dir(fp32_model)
+    given = load_dir(quant_model) if quant_model else None
     if not any(map(int8_op, converted.ops)):
         raise ModelError(f"{model}: holds no INT8 op: not a converted model")
     for path, other in ((fp32_model, exported), (quant_model, given)):
@@ -84,11 +103,9 @@ def analyze_model(
     normal = run_passes(exported, NORMALISE)
     placed = run_passes(given, PLACE) if given else normal
     local = local and given is not None
-    dataset = opened(converted, data, format, labels)
-    dataset = head(dataset, min(samples, len(dataset)))
     with ExitStack() as stack:
         settings = Settings("int8", threads, executor=executor)  # type: ignore[arg-type]
-        predictor = stack.enter_context(Predictor(Path(model), settings))
+        predictor = stack.enter_context(Predictor(model, settings))
         first = next(iter(batches(dataset, 1)))
         seen = _traced(predictor, first)
         sized = sized_by_values(converted)  # a row of one model's is no row of another's

@@ -19,6 +19,7 @@ from quant.arithmetic import Sizes, arithmetic_of
 from quant.calibration import calibrate
 from quant.calibration_table import Applied, apply_table, read_table, table_of, write_table
 from quant.chains import numbered
+from quant.check import check_int8, check_simulation, write_sample
 from quant.conversion import Coverage, convert
 from quant.crossings import crossings_of
 from quant.errors import ConversionError, DataError, ModelError, OptionError, OutputError, QuantError
@@ -131,9 +132,11 @@ def ptq(
     op_ids_to_skip: Sequence[int] = (),
     save_table: str | None = None,
     threads: int | None = None,
+    check: bool = True,
 ) -> Json:
     """FP32 model directory + calibration data -> fake-quantized model directory, and a file with its thresholds.
 
+    With `check` it is run once and compared with the FP32 model (quant.check), which may give a `note`.
     The result: samples, what is odd about them (quant.remarks), fake-quantized tensors, how many by which algorithm,
     and bytes of both models. Raises DataError for data of which nothing can be learned.
     """
@@ -155,11 +158,15 @@ def ptq(
                 progress=lambda done: report_progress("calibrate", done, total),
             )
         save_dir(lower_quantizers(simulated), staging)
+        first = next(iter(batches(dataset, batch_size, 1)))
+        write_sample(staging, first)
+        with about(model):
+            note = check_simulation(graph, staging, first) if check else ""
         if table is not None:
             write_table(staging / table if table.name == str(table) else table, table_of(graph, simulated))
         sizes = {"fp32": model_size(Path(model)), "quant": model_size(staging)}
     chosen = Counter(op.attr("algorithm") for op in simulated.ops if op.type == "fake_quant")
-    about_all = {"samples": total, "remarks": odd, "bytes": sizes}
+    about_all = {"samples": total, "remarks": odd, "bytes": sizes, "note": note}
     return {**about_all, "fake_quantized": chosen.total(), "algorithms": dict(chosen)}
 
 
@@ -190,8 +197,9 @@ def qat(
     checkpoint: str | None = None,
     config_file: str | None = None,
     threads: int = 1,
+    check: bool = True,
 ) -> Json:
-    """FP32 model directory + training data -> fake-quantized model directory, fine-tuned.
+    """FP32 model directory + training data -> fake-quantized model directory, fine-tuned; with `check` run once.
 
     `config_file`: where `config` comes from, for errors.
     """
@@ -215,6 +223,10 @@ def qat(
             progress=report_progress,
         )
         save_dir(lower_quantizers(trained), staging)
+        first = next(iter(batches(dataset, plan.batch, 1)))
+        write_sample(staging, first)
+        if check:
+            check_simulation(graph, staging, first, compare=False)
         sizes = {"fp32": model_size(Path(model)), "quant": model_size(staging)}
     return {"steps": plan.steps, "resumed_from": plan.steps - len(losses), "losses": losses, "bytes": sizes}
 
@@ -230,6 +242,7 @@ def convert_model(
     weight_levels: int = 127,
     target: str | None = None,
     speed: Mapping[str, Any] | None = None,
+    check: bool = True,
 ) -> Json:
     """Fake-quantized model directory -> INT8 model directory; with `debug`, a .dot of the graph after each step.
 
@@ -237,6 +250,7 @@ def convert_model(
     `weight_levels`, those of the CPU tier `target`, if the user named one.
     With `speed` ({"budget_s", "isa", "threads", "batch", "shapes"}) the directory holds what is fastest on this CPU,
     and `decisions.json` (quant.optimise); `debug` is then not taken.
+    With `check` an INT8 model is run once and compared with its simulation (quant.check), which may give a `note`.
     The result: op counts by type, ops that stayed FP32, bytes of both models, what became of the file's entries, and
     the decisions.
     """
@@ -276,12 +290,15 @@ def convert_model(
             result, coverage = convert(graph, ops_to_quantize=ops_to_quantize, op_ids_to_skip=op_ids_to_skip, seen=draw)
         report_progress("convert", 2, 3)
         save_dir(result, staging)
+        note = ""
+        if check and decisions.get("choice") != "fp32":
+            note = check_int8(graph, staging, Path(quant_model_path), threads=speed["threads"] if speed else 1)
         given = "fp32" if applied and applied.was_fp32 else "quant"
         made = "fp32" if decisions.get("choice") == "fp32" else "int8"
         sizes = {given: model_size(Path(quant_model_path)), made: model_size(staging)}
     report_progress("convert", 3, 3)
     told = {**({"table": _table_json(applied)} if applied else {}), **({"decisions": decisions} if decisions else {})}
-    return {**_coverage_json(coverage), **_verdict(result), "bytes": sizes, **told}
+    return {**_coverage_json(coverage), **_verdict(result), "bytes": sizes, "note": note, **told}
 
 
 def _fastest(

@@ -16,6 +16,7 @@ import numpy as np
 
 from quant.calibration import Calibration
 from quant.chains import numbered
+from quant.check import check_int8, check_simulation, write_sample
 from quant.comparable import comparable
 from quant.conversion import convert
 from quant.errors import ModelError, OutputError, QuantError
@@ -170,6 +171,10 @@ class _Workshop:
         save_dir(lower_quantizers(self.simulated(setup)), place / "quant")
         graph, coverage = convert(load_dir(place / "quant"), ops_to_quantize=self.types, op_ids_to_skip=setup.op_ids)
         save_dir(graph, place / "int8")
+        first = next(iter(batches(self.calibration, 2)))
+        write_sample(place / "quant", first)
+        check_simulation(self.graph, place / "quant", first)
+        check_int8(load_dir(place / "quant"), place / "int8", place / "quant", threads=self.threads)
         return {"saved": str(place), "int8_ops": coverage.int8.total()}
 
     def survey(self, setup: Setup) -> Json:

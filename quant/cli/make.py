@@ -15,6 +15,7 @@ from quant import cpu, decisions, download, fetch, graphviz, isolate, pipeline, 
 from quant.cli.shared import (
     AllThreads,
     BatchNum,
+    Check,
     Format,
     Isa,
     Json,
@@ -59,6 +60,7 @@ def ptq(
         Path | None, typer.Option(help="Also write the thresholds to this file, 'name threshold' a line.")
     ] = None,
     threads: AllThreads = None,
+    check: Check = True,
 ) -> None:
     """Calibrate an FP32 model: write its fake-quantized twin."""
     check_choice("calibration algorithm", algo, (*ALGORITHMS, BEST))
@@ -75,6 +77,7 @@ def ptq(
         "op_ids_to_skip": ids(op_ids_to_skip),
         "save_table": None if save_calibration_table is None else str(save_calibration_table),
         "threads": (count := threads or cpu.cores()),
+        "check": check,
     }
     with bar() as tell:
         result = isolate.call("quant.jobs:ptq", arguments, threads=count, progress=tell)
@@ -84,6 +87,12 @@ def ptq(
     if algo == BEST:
         out.print("algorithms: " + ", ".join(f"{name} {count}" for name, count in sorted(result["algorithms"].items())))
     out.print(_sizes(result["bytes"]))
+    _print_note(output, result["note"])
+
+
+def _print_note(model: Path, note: str) -> None:
+    if note:
+        err.print(f"note: {model}: {note}", soft_wrap=True)
 
 
 def _sizes(sizes: Mapping[str, int]) -> str:
@@ -114,6 +123,7 @@ def qat(
     target: Annotated[str | None, typer.Option(help="CPU tier the model is for; default: this CPU's.")] = None,
     threads: AllThreads = None,
     full: Annotated[bool, typer.Option("--full", help="Judge a row on all its test data.")] = False,
+    check: Check = True,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a model with fake quantisation in it; for a row, also convert and compare with calibration.
@@ -135,6 +145,7 @@ def qat(
             "format": format,
             "labels": None if labels is None else str(labels),
             "checkpoint": None if checkpoint is None else str(checkpoint),
+            "check": check,
             "threads": count,
         }
         with bar() as tell:
@@ -215,6 +226,7 @@ def convert(
         list[str] | None, typer.Option(help="For --optimize: name=1,3,224,224 for an input with open dimensions.")
     ] = None,
     isa: Isa = None,
+    check: Check = True,
     as_json: Json = False,
 ) -> None:
     """Convert a fake-quantized model to a real oneDNN INT8 model, and say what became INT8.
@@ -232,6 +244,7 @@ def convert(
         "calibration_file": None if calibration_file is None else str(calibration_file),
         "weight_levels": pipeline.weight_levels(target),
         "target": target,
+        "check": check,
         "speed": _speed(optimize, time_budget, isa, threads, batch_size, input_shape),
     }
     with bar() as tell:
@@ -251,6 +264,7 @@ def convert(
     if "table" in result:
         _print_table_use(calibration_file, result["table"], "fp32" in result["bytes"])
     out.print(_sizes(result["bytes"]))
+    _print_note(int8_model_save_path, result["note"])
     if "decisions" in result:
         _print_decisions(result["decisions"])
 

@@ -31,6 +31,7 @@ __all__ = [
     "AllThreads",
     "AnyModel",
     "BatchNum",
+    "Check",
     "ClusterAt",
     "ClusterWait",
     "Data",
@@ -124,6 +125,9 @@ OutputNames = Annotated[
     ),
 ]
 Labels = Annotated[Path | None, typer.Option(help="File of labels, for data without them (pairs).")]
+Check = Annotated[
+    bool, typer.Option("--check/--no-check", help="Run what is written once, and write nothing that differs.")
+]
 BatchNum = Annotated[int | None, typer.Option(min=1, help="Use only this many batches.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Run everything again; what earlier runs kept is replaced.")]
 ClusterAt = Annotated[

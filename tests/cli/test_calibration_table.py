@@ -68,6 +68,7 @@ def test_an_fp32_model_and_a_table_give_the_int8_model_of_ptq(workplace: Path, t
         "inference.pdmodel",
         "inference.pdiparams",
         "calibration_table.txt",
+        "sample.json",
     }
     result = convert(workplace / "fp32", tmp_path / "int8", "--calibration-file", table)
     assert result["table"] == {"used": len(entries), "unused": 0, "missing": []}

@@ -30,7 +30,7 @@ FLOORS = {
     "optimise": 4, "op_costs": 4, "decisions": 5,
     "tuning": 4, "tuning_jobs": 4, "tuning_state": 4, "tuning_run": 4, "tuning_entry": 4, "tuning_report": 5,
     "models": 4, "manifest_suite": 4, "benchmark_files": 5,
-    "data_check": 4, "inspection": 4,
+    "data_check": 4, "check": 4, "inspection": 4,
     "zoo_jobs": 4, "zoo_suite": 4, "jobs": 4, "evaluation": 4, "collect": 4, "cluster": 4, "pipeline": 4, "isolate": 0,
     "timing": 4, "turns": 4, "instances": 4, "ratios": 4,
     "charts": 5, "sheets": 5, "html_history": 5, "html_values": 5, "html_sections": 5, "html_report": 5,
