@@ -14,6 +14,7 @@ import numpy as np
 from quant.arithmetic import MULTIPLY, Arithmetic, Sizes, arithmetic_of
 from quant.chains import LOOKUPS
 from quant.comparable import comparable, sized_by_values
+from quant.data_shapes import check_taken
 from quant.errors import ModelError, OutputError
 from quant.graph import Graph, load_dir, save_dir
 from quant.isolate import report_event, report_progress
@@ -61,8 +62,12 @@ def vocabularies(graph: Graph) -> dict[str, int]:
 def opened(
     graph: Graph, data: str, format: str | None = None, labels: str | None = None, *, scored: bool = False
 ) -> Dataset:
-    """A data file for a model, its ids checked against the model's vocabularies."""
+    """A data file for a model, its sizes checked against the model's ops and its ids against the vocabularies.
+
+    What has another size than the model declares is told in a line; see `quant.data_shapes`.
+    """
     dataset = open_data(Path(data), signature(graph), format, Path(labels) if labels else None, scored=scored)
+    check_taken(graph, dataset)
     check_ids(dataset, vocabularies(graph))
     return dataset
 

@@ -29,7 +29,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from quant import errors
 from quant.cpu import cores, isa_environment
@@ -45,6 +45,7 @@ __all__ = [
     "patience_s",
     "report_event",
     "report_kernels",
+    "report_line",
     "report_progress",
     "requests",
 ]
@@ -100,6 +101,13 @@ class _Last:
     began = False
 
 
+class _Told:
+    """The lines that this process has printed for its user: each job on the same data has the same to say."""
+
+    lock = threading.Lock()
+    lines: ClassVar[set[str]] = set()
+
+
 def report_progress(what: str, done: int, total: int) -> None:
     """Tell the parent, if there is one, how far a job is: the beginning, the first step, the end, and now and then."""
     if not os.environ.get("QUANT_CHILD"):
@@ -120,6 +128,18 @@ def report_kernels(way: str) -> None:
     """Tell the parent, if there is one, on which kernels a reference runs from now on: "plain" or "onednn"."""
     if os.environ.get("QUANT_CHILD"):
         _send({"way": way})
+
+
+def report_line(text: str) -> None:
+    """Print a line for the user on stderr, once in a process; in a child, have the parent do so. Thread-safe."""
+    if os.environ.get("QUANT_CHILD"):
+        _send({"line": text})
+        return
+    with _Told.lock:
+        new = text not in _Told.lines
+        _Told.lines.add(text)
+    if new:
+        print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def requests() -> Iterator[Any]:
@@ -225,6 +245,8 @@ class Child:
                     self._print(line)
                 elif "way" in message:
                     self.way = message["way"]
+                elif "line" in message:
+                    report_line(message["line"])
                 elif "progress" in message or "event" in message:
                     return message
                 else:

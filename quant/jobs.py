@@ -22,6 +22,7 @@ from quant.chains import numbered
 from quant.check import check_int8, check_simulation, write_sample
 from quant.conversion import Coverage, convert
 from quant.crossings import crossings_of
+from quant.data_shapes import resized
 from quant.errors import ConversionError, DataError, ModelError, OptionError, OutputError, QuantError
 from quant.evaluation import opened, signature, vocabularies
 from quant.graph import Graph, load_dir, model_size, run_passes, save_dir
@@ -143,6 +144,7 @@ def ptq(
     table = _table_place(save_table, Path(output))
     graph = load_dir(Path(model))
     dataset = opened(graph, data, format)
+    graph = resized(graph, dataset.inputs)
     total = min(len(dataset), batch_size * batch_num) if batch_num else len(dataset)
     odd = calibrating(dataset, total)
     with fresh_dir(Path(output)) as staging:
@@ -211,6 +213,7 @@ def qat(
     plan = Training(**training)
     graph = load_dir(Path(model))
     dataset = opened(graph, data, format, labels, scored=True)
+    graph = resized(graph, dataset.inputs)
     with fresh_dir(Path(output)) as staging, about(model):
         report_progress("calibrate", 0, plan.steps)
         trained, losses = fine_tune(

@@ -14,10 +14,13 @@ __all__ = ["check_fit", "files_below", "read_own"]
 
 
 def check_fit(path: Path, name: str, array: Array, shape: tuple[int, ...], dtype: str) -> None:
-    """Raise DataError unless an array [N, ...] holds samples of a model's input; -1 in `shape` is any size."""
+    """Raise DataError unless an array [N, ...] has a model's type, and samples as many dimensions as its input.
+
+    Sizes may be others than the model declares: `quant.data_shapes` knows whether it takes them.
+    """
     if str(array.dtype) != dtype:
         raise DataError(f"{path}: array {name!r} is {array.dtype}, but the model reads {dtype}")
-    if not _fits(array.shape[1:], shape) or not array.ndim:
+    if array.ndim != 1 + len(shape):
         raise DataError(
             f"{path}: array {name!r} holds samples of {list(array.shape[1:])}, the model reads {list(shape)}"
         )
@@ -25,6 +28,11 @@ def check_fit(path: Path, name: str, array: Array, shape: tuple[int, ...], dtype
 
 def _fits(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return len(given) == len(wanted) and all(w in (-1, g) for w, g in zip(wanted, given, strict=True))
+
+
+def _dense(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether arrays of one shape are samples, if not of the declared size; (1,) may be that of a sequence's steps."""
+    return _fits(given, wanted) or (len(given) == len(wanted) and wanted != (1,))
 
 
 def files_below(directory: Path) -> list[Path]:
@@ -74,7 +82,7 @@ def _own_input(path: Path, name: str, given: object, shape: tuple[int, ...], dty
     if not given:
         raise DataError(f"{path}: no samples in {name!r}")
     arrays = [_numbers(path, name, one) for one in given]
-    if len({one.shape for one in arrays}) == 1 and _fits(arrays[0].shape, shape):
+    if len({one.shape for one in arrays}) == 1 and _dense(arrays[0].shape, shape):
         array = np.stack(arrays)
         check_fit(path, name, array, shape, dtype)
         return array

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from quant.crossings import crossings_of
+from quant.data_shapes import resized
 from quant.errors import ModelError, QuantError
 from quant.evaluation import opened, settings_of
 from quant.graph import Graph, Op, load_dir
@@ -78,7 +79,7 @@ def profile_model(
     except QuantError as error:
         text = str(error)
         raise type(error)(text if model in text or (data and data in text) else f"{model}: {text}") from error
-    return {"precision": precision, **used, **measured, "program": _told(graph)}
+    return {"precision": precision, **used, **measured, "program": _told(resized(graph, feed))}
 
 
 def _measure(predictor: Predictor, budget_s: float) -> Json:

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from quant.chains import RECURRENT
-from quant.errors import OptionError, UnsupportedError
+from quant.errors import DataError, OptionError, UnsupportedError
 from quant.evaluation import opened, settings_of
 from quant.graph import load_dir
 from quant.isolate import report_event, report_progress, requests
 from quant.jobs import about, sample_input
 from quant.predictor import Predictor
 from quant.readers import batches, by_length, head
-from quant.sequences import Column
+from quant.sequences import Column, values_of
 from quant.turns import BLOCK_S, in_turn, rounds_in
 
 __all__ = ["Feed", "bench", "load", "serve", "take_turns"]
@@ -193,7 +193,17 @@ class _Turn:
 
 
 def _chosen(contenders: Sequence[Variants], threads: int, feed: Feed) -> list[_Turn]:
-    return [_quickest(variants, threads, feed) for variants in contenders]
+    chosen = [_quickest(variants, threads, feed) for variants in contenders]
+    first, *others = chosen
+    for other in others:
+        for name, column in first.feeds[0].items():
+            mine, its = np.shape(values_of(column)), np.shape(values_of(other.feeds[0].get(name, column)))
+            if mine != its:
+                raise DataError(
+                    f"{first.run['model']} would be timed on input {name!r} of {[*mine]}, {other.run['model']} on one "
+                    f"of {[*its]}: give both the same by --data or --input-shape {name}="
+                )
+    return chosen
 
 
 def _quickest(variants: Variants, threads: int, feed: Feed) -> _Turn:

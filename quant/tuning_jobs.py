@@ -19,6 +19,7 @@ from quant.chains import numbered
 from quant.check import check_int8, check_simulation, write_sample
 from quant.comparable import comparable
 from quant.conversion import convert
+from quant.data_shapes import resized
 from quant.errors import ModelError, OutputError, QuantError
 from quant.evaluation import opened, opened_model
 from quant.graph import Graph, load_dir, run_passes, save_dir
@@ -96,10 +97,11 @@ class _Workshop:
         threads: int,
         outputs: Sequence[str],
     ) -> None:
-        self.graph, self.metric, self.scratch = graph, metric, scratch
+        self.metric, self.scratch = metric, scratch
         self.format = format_of(Path(data), format)
         self.batch_size, self.threads, self.chosen = batch_size, threads, outputs
         self.calibration = opened(graph, calibration, format)
+        self.graph = resized(graph, self.calibration.inputs)
         self.data = opened(graph, data, format, labels, scored=True)
         self.types: Collection[str] = ()
         self.seen: Calibration | None = None

@@ -22,7 +22,7 @@ FLOORS = {
     "direct": 1, "direct_ops": 1, "direct_sequences": 1, "workspace": 1, "chains": 1, "activations": 1,
     "passes": 2, "reasons": 2, "observers": 2, "rounding": 2, "calibration": 2, "qat": 2, "qat_layers": 2,
     "finetune": 2, "conversion": 2, "kernels": 2, "profile": 2, "predictor": 2, "reference": 2,
-    "arithmetic": 1, "plain_ops": 0, "shapes": 1, "crossings": 2,
+    "arithmetic": 1, "plain_ops": 0, "shapes": 1, "data_shapes": 1, "crossings": 2,
     "kernel_table": 2, "islands": 2, "findings": 2, "profile_jobs": 4, "profiler": 4, "profile_report": 5,
     "toml_lines": 0, "manifest": 3, "manifest_text": 3, "preprocess": 3, "registry": 3, "zoo": 3, "fetch": 3,
     "gaps": 0, "counterparts": 2, "analyze_jobs": 4, "analyze": 4, "anatomy_jobs": 4, "anatomy": 4,

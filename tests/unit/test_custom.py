@@ -226,7 +226,7 @@ def test_sequences_become_what_the_model_reads(module: str, monkeypatch: pytest.
         (({"x": np.zeros((2, 4), np.float32)}, None, 3), "gave tuple, not"),
         (({"y": 1}, None), r"no array for the model's input 'x'; own_module:given gave \['y'\]"),
         (({"x": np.zeros((2, 4))}, None), "array 'x' is float64, but the model reads float32"),
-        (({"x": np.zeros((2, 5), np.float32)}, None), r"array 'x' holds samples of \[5\], the model reads \[4\]"),
+        (({"x": np.zeros((2, 5, 4), "f")}, None), r"array 'x' holds samples of \[5, 4\], the model reads \[4\]"),
         (({"x": np.float32(1)}, None), r"array 'x' holds samples of \[\]"),
         (({"x": ["a", "b"]}, None), "'x' is <U1, not numbers"),
         (({"x": {}}, None), "'x' is object, not numbers"),

@@ -79,7 +79,7 @@ IMAGES = np.zeros((4, 3, 4, 4), np.float32)
     [
         ({"other": IMAGES}, "no array for the model's input 'image'"),
         ({"image": IMAGES.astype(np.float64)}, "float64, but the model reads float32"),
-        ({"image": IMAGES[:, :2]}, r"holds samples of \[2, 4, 4\]"),
+        ({"image": IMAGES[:, 0]}, r"holds samples of \[4, 4\], the model reads \[3, 4, 4\]"),
         (
             {"image": IMAGES, "label": np.zeros(3, np.int64)},
             r"a\.npz: array 'label' is int64\[3\], but there are 4 samples",
