@@ -1,6 +1,6 @@
 """Models measured one by one, whoever they are of: what is done is kept, and what fails ends nothing else."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -8,7 +8,8 @@ from typing import Any
 
 from quant import isolate, pipeline
 from quant.errors import ChildError, OutputError, QuantError, log_of
-from quant.journal import Journal
+from quant.imports import code_of
+from quant.journal import Journal, Tell
 from quant.outcomes import versions
 from quant.record import Anatomy, Failure, Machine, Record
 from quant.rows import Case, Row
@@ -16,6 +17,8 @@ from quant.rows import Case, Row
 __all__ = ["Measured", "Subject", "Timing", "journal_of", "measure"]
 
 Progress = isolate.Progress
+# What measures subjects, whoever they are of; each with all that it imports, and the jobs that it names.
+_DECIDING = ("quant.cases", "quant.subjects", "quant.manifest_suite", "quant.zoo_suite")
 
 
 @dataclass(frozen=True)
@@ -64,20 +67,26 @@ class Measured:
 
 
 def journal_of(
-    path: Path, command: str, subjects: Sequence[Subject], decided_by: Sequence[Any], *, resume: bool
+    path: Path,
+    command: str,
+    subjects: Sequence[Subject],
+    inputs: Mapping[str, Any],
+    *,
+    fresh: bool = False,
+    tell: Tell | None = None,
 ) -> Journal:
-    """The journal of a suite or a gate, which goes on only with the same command, cases, code and machine.
+    """The journal of a suite or a gate, which goes on only with the same command, cases, inputs, code and machine.
 
-    `decided_by`: what else decides the results, for JSON. Raises as `Journal` does.
+    `inputs`: name -> what else decides the results, for JSON. Raises as `Journal` does.
     """
     about = {
         "command": command,
-        "models": [[subject.row.name, *map(str, subject.timings)] for subject in subjects],
-        "versions": dict(versions()),
+        "cases": {subject.row.name: list(map(str, subject.timings)) for subject in subjects},
+        **inputs,
+        "versions": {**versions(), "code": code_of(*_DECIDING)},
         "machine": asdict(Machine.here()),
-        "decided_by": decided_by,
     }
-    return Journal(path, about, resume=resume)
+    return Journal(path, about, fresh=fresh, tell=tell)
 
 
 def measure(

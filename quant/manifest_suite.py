@@ -13,6 +13,7 @@ from quant.collect import data_digest
 from quant.errors import OptionError
 from quant.manifest import Entry
 from quant.models import Given, Models, alike, evaluated, made_of, naming, records_of
+from quant.outcomes import Store, default_root
 from quant.ratios import settled
 from quant.record import Anatomy, Record
 from quant.rows import Case
@@ -22,6 +23,7 @@ __all__ = [
     "check",
     "gated",
     "has_bf16",
+    "identity",
     "models_of",
     "ready",
     "skipped",
@@ -53,11 +55,10 @@ def check(entry: Entry, progress: Progress | None = None) -> dict[str, Any]:
     return found
 
 
-def models_of(entry: Entry, *, isa: str | None = None, progress: Progress | None = None) -> Models:
-    """FP32, simulation and INT8 of an entry whose data were checked."""
+def _given(entry: Entry) -> Given:
     model = entry.quant or entry.fp32
     assert model is not None  # quant.manifest refuses INT8 alone
-    given = Given(
+    return Given(
         "manifest",
         model,
         entry.data,
@@ -72,7 +73,23 @@ def models_of(entry: Entry, *, isa: str | None = None, progress: Progress | None
         ops_to_quantize=entry.ops_to_quantize,
         op_ids_to_skip=entry.op_ids_to_skip,
     )
-    return made_of(given, isa=isa, progress=progress)
+
+
+def identity(entry: Entry, progress: Progress | None = None) -> dict[str, Any]:
+    """What decides what is measured of an entry, for JSON: what it says, and the contents of the files it names."""
+    said = {
+        "metrics": entry.metrics,
+        "precisions": entry.precisions,
+        "outputs": entry.outputs,
+        "speedup": dict(entry.speedup),
+        "batch_size": entry.batch_size,
+    }
+    return {**_given(entry).identity(Store(default_root()).notes, progress), **said}
+
+
+def models_of(entry: Entry, *, isa: str | None = None, progress: Progress | None = None) -> Models:
+    """FP32, simulation and INT8 of an entry whose data were checked."""
+    return made_of(_given(entry), isa=isa, progress=progress)
 
 
 @contextmanager
@@ -97,7 +114,14 @@ def _naming(entry: Entry, models: Models) -> Iterator[None]:
         yield
 
 
-def accuracy(entry: Entry, models: Models, *, isa: str | None = None, progress: Progress | None = None) -> list[Record]:
+def accuracy(
+    entry: Entry,
+    models: Models,
+    *,
+    isa: str | None = None,
+    store: Store | None = None,
+    progress: Progress | None = None,
+) -> list[Record]:
     """FP32, simulated (if there is a simulation) and INT8 records by the entry's metrics, on this CPU or under `isa`.
 
     bfloat16 too, where the entry names it and the CPU has it. Parts of earlier runs count (quant.outcomes).
@@ -114,6 +138,7 @@ def accuracy(entry: Entry, models: Models, *, isa: str | None = None, progress: 
             isa=isa,
             batch_size=entry.batch_size,
             outputs=entry.outputs,
+            store=store,
             progress=progress,
         )
         alike(runs, {"fp32": models.fp32, "int8": models.int8})
@@ -195,12 +220,12 @@ class _Ready:
         return _feed(self.entry, batch, self.samples)
 
 
-def whole(entry: Entry) -> Subject:
+def whole(entry: Entry, store: Store | None = None) -> Subject:
     """All of an entry: accuracy, speed at all its threads and batch sizes in one process, what INT8 consists of."""
     row, ready = entry.row(), _Ready(entry)
 
     def exact(progress: Progress) -> list[Record]:
-        return accuracy(entry, ready.models, progress=progress)
+        return accuracy(entry, ready.models, store=store, progress=progress)
 
     def timed(timing: Timing, progress: Progress) -> list[Record]:
         measure = partial(
@@ -226,12 +251,12 @@ def whole(entry: Entry) -> Subject:
     return Subject(row, exact, timed, _timings(entry), lambda _: ready.models, anatomy)
 
 
-def gated(entry: Entry) -> Subject:
+def gated(entry: Entry, store: Store | None = None) -> Subject:
     """What the gate looks at: accuracy on this machine's own tier, speed in fresh processes."""
     row, ready, isa = entry.row(), _Ready(entry), cpu.detect().cap.lower()
 
     def exact(progress: Progress) -> list[Record]:
-        return accuracy(entry, ready.models, isa=isa, progress=progress)
+        return accuracy(entry, ready.models, isa=isa, store=store, progress=progress)
 
     def timed(timing: Timing, progress: Progress) -> list[Record]:
         models = ready.models

@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from quant.collect import chosen
 from quant.errors import DataError, ModelError, OutputError, QuantError
 from quant.numerics import REDUCED
 from quant.observers import DEFAULT
-from quant.outcomes import Store, default_root
+from quant.outcomes import Store, data_digests, default_root, model_digest
 from quant.readers import files_behind
 from quant.record import Record
 from quant.rows import Row
@@ -55,6 +56,27 @@ class Given:
     def calibrated(self) -> Path | None:
         """The data to calibrate with, where that may be needed."""
         return None if self.quantized or self.int8 else self.calibration
+
+    def identity(self, notes: Path, progress: Progress | None = None) -> dict[str, Any]:
+        """What decides what is made and measured of it, for JSON: contents of files by role, and settings.
+
+        `notes`: see quant.digests. What can't be read is told by its error, for it is the measurement's to fail.
+        """
+
+        def told(work: Callable[[], Any]) -> Any:
+            try:
+                return work()
+            except QuantError as error:
+                return str(error)
+
+        places = {"model": self.model, "fp32": self.fp32, "int8": self.int8}
+        found = {role: told(partial(model_digest, place, notes, progress)) for role, place in places.items() if place}
+        found["data"] = told(lambda: data_digests(files_behind(self.data, self.format, self.labels), notes, progress))
+        given = self.calibrated
+        if given and given.exists():
+            found["calibration"] = told(lambda: data_digests(files_behind(given, self.format), notes, progress))
+        names = ("quantized", "format", "algo", "ops_to_quantize", "op_ids_to_skip")
+        return {**found, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True)
@@ -198,9 +220,13 @@ def evaluated(
     batch_size: int = 50,
     batch_num: int | None = None,
     outputs: Sequence[str] = (),
+    store: Store | None = None,
     progress: Progress | None = None,
 ) -> dict[str, pipeline.Evaluated]:
-    """Precision -> a model's run over labelled data, on all cores; parts of earlier runs count (quant.outcomes)."""
+    """Precision -> a model's run over labelled data, on all cores; parts of earlier runs in the store count.
+
+    `store`: by default the cache's (quant.outcomes).
+    """
     places = {"fp32": models.fp32, "quant": models.quant, "int8": models.int8, "bf16": models.fp32}
     runs = pipeline.evaluate(
         [{"model": str(places[precision]), "precision": precision, **chosen(outputs)} for precision in precisions],
@@ -211,7 +237,7 @@ def evaluated(
         batch_size=batch_size,
         threads=cpu.cores(),
         batch_num=batch_num,
-        store=Store(default_root()),
+        store=store or Store(default_root()),
         progress=progress,
     )
     return dict(zip(precisions, runs, strict=True))

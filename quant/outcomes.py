@@ -16,11 +16,12 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -212,10 +213,15 @@ def data_digests(files: Mapping[str, Path], notes: Path, progress: Progress | No
 
 @dataclass(frozen=True)
 class Store:
-    """Where outcomes are kept; `fresh` forgets what earlier runs kept of what is asked for."""
+    """Where outcomes are kept. Thread-safe.
+
+    `fresh` forgets what earlier runs kept of what is asked for, each key once: models may share one.
+    """
 
     root: Path
     fresh: bool = False
+    _asked: set[str] = field(default_factory=set, compare=False)
+    _asking: Lock = field(default_factory=Lock, compare=False)
 
     @property
     def notes(self) -> Path:
@@ -225,8 +231,10 @@ class Store:
         """The place of a key's parts, which can be written. Raises OutputError when it can't."""
         directory = self.root / key.name
         try:
-            if self.fresh and directory.exists():
-                shutil.rmtree(directory)
+            with self._asking:
+                if self.fresh and key.name not in self._asked and directory.exists():
+                    shutil.rmtree(directory)
+                self._asked.add(key.name)
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _elsewhere(unwritable(directory, error)) from error

@@ -3,30 +3,37 @@
 Steps and constants of the seeds' full_ILSVRC2012_val_preprocess.py: shorter side to 256 (Lanczos), centre crop, RGB,
 0..1, minus mean, over standard deviation, CHW. Its list format: `val/name.jpg LABEL` a line.
 
-Images are decoded in parallel and appended in order to a part file. A run that is cut off goes on where the part
-file ends, as long as list and size are the same.
+Images are decoded in parallel and appended in order to a part file:
+
+    OUTPUT.part        the binary, as far as it has come
+    OUTPUT.part.json   what it is made of (quant.journal): list, options, code; the images so far, by sizes and times
+
+A run that was cut off goes on where the part file ends, by the rule of `quant.journal`.
 """
 
-import itertools
+import json
 import multiprocessing
 import os
 import signal
 import struct
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from quant.cpu import cores
+from quant.digests import digest
 from quant.errors import ChildError, DataError, OutputError, unwritable
-from quant.places import taken
+from quant.journal import Beside, Journal, Tell, refusal
 
 __all__ = ["preprocess", "read_list"]
 
@@ -77,45 +84,103 @@ def _load(path: Path, side: int) -> NDArray[np.float32]:
 
 
 def preprocess(
-    data_dir: Path, label_list: Path, output: Path, side: int = 224, progress: Callable[[int, int], None] | None = None
+    data_dir: Path,
+    label_list: Path,
+    output: Path,
+    side: int = 224,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    fresh: bool = False,
+    tell: Tell | None = None,
 ) -> int:
     """Write `output` and return its number of images.
 
-    Raises DataError for a bad list or image, OutputError when `output` exists or can't be written.
+    `fresh` starts anew, whatever a run that was cut off has left; `tell` hears of what is gone on with. Raises
+    DataError for a bad list or image, OptionError for what was left by a run over other images or with other options,
+    OutputError when `output` exists or can't be written.
     """
     if output.exists():
         raise OutputError(f"{output}: exists already; nothing was written")
     entries = read_list(data_dir, label_list)
     part = output.with_name(f"{output.name}.part")
-    image_bytes = 3 * side * side * 4
-    head = struct.pack("<q", len(entries))
+    plan = _Plan(data_dir, entries, part, side)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        beside = Beside(plan.left, plan.there, plan.discard)
         with (
+            Journal(plan.noted, plan.about(), fresh=fresh, tell=tell, beside=beside) as journal,
             part.open("r+b" if part.exists() else "w+b") as file,
             ProcessPoolExecutor(cores(), initializer=_end_with_parent) as pool,
         ):
-            if not taken(file):
-                raise OutputError(f"{part}: another run is writing there")
-            done = _resumable(part, head, image_bytes, len(entries), label_list)
-            file.write(head)
-            file.truncate(8 + done * image_bytes)
+            done = plan.images(journal.done)
+            file.write(struct.pack("<q", len(entries)))
+            file.truncate(8 + done * plan.image_bytes)
             file.seek(0, os.SEEK_END)
-            paths = (path for path, _ in entries[done:])
-            for chunk in _chunks(paths):
+            while done < len(entries):
+                chunk = [path for path, _ in entries[done : done + _CHUNK]]
+                state = plan.state(done)
                 for image in pool.map(partial(_load, side=side), chunk):
                     file.write(image.tobytes())
-                    done += 1
                 file.flush()
+                os.fsync(file.fileno())
+                journal.add(str(done), state)
+                done += len(chunk)
                 if progress:
                     progress(done, len(entries))
             file.write(np.array([label for _, label in entries], "<i8").tobytes())
-        part.rename(output)
+            file.flush()
+            part.rename(output)
     except BrokenProcessPool as error:
         raise ChildError("a process that decoded images was killed; where nobody did that, memory ran out") from error
     except OSError as error:
         raise unwritable(output, error) from error
     return len(entries)
+
+
+class _Plan:
+    """What is to be made, and what of it is there; `images` are counted from the first, `_CHUNK` at a time."""
+
+    def __init__(self, data_dir: Path, entries: Sequence[tuple[Path, int]], part: Path, side: int) -> None:
+        self.data_dir, self.entries, self.part, self.side = data_dir, entries, part, side
+        self.noted = part.with_name(f"{part.name}.json")
+        self.image_bytes = 3 * side * side * 4
+
+    def about(self) -> dict[str, Any]:
+        """What decides every byte, beside the images."""
+        names = [(str(path.relative_to(self.data_dir)), label) for path, label in self.entries]
+        return {
+            "--data-dim": self.side,
+            "--label-list": digest([json.dumps(names)]),
+            "mean": MEAN.ravel().tolist(),
+            "deviation": DEVIATION.ravel().tolist(),
+            "shorter side": SHORT_SIDE,
+            "code": digest([Path(__file__)]),
+            "Pillow": version("pillow"),
+        }
+
+    def state(self, first: int) -> str:
+        """Of a chunk's images: what stays the same while they do."""
+        found = [path.stat() for path, _ in self.entries[first : first + _CHUNK]]
+        return digest([json.dumps([(one.st_size, one.st_mtime_ns) for one in found])])
+
+    def images(self, done: Mapping[str, Any]) -> int:
+        """How many images are there, of those that a journal knows."""
+        size = self.part.stat().st_size - 8 if self.part.exists() else 0
+        stored = min(max(size, 0) // self.image_bytes, len(self.entries))
+        noted = (start for start in range(0, len(self.entries), _CHUNK) if str(start) not in done)
+        return min(stored if stored == len(self.entries) else stored // _CHUNK * _CHUNK, next(noted, stored))
+
+    def left(self, done: Mapping[str, Any]) -> str:
+        count = self.images(done)
+        if any(done[str(start)] != self.state(start) for start in range(0, count, _CHUNK)):
+            raise refusal(self.noted, ["images"])
+        return f"{count:,} images" if count else ""
+
+    def there(self) -> bool:
+        return self.part.exists() and self.part.stat().st_size > 0
+
+    def discard(self) -> None:
+        self.part.unlink(missing_ok=True)
 
 
 def _end_with_parent() -> None:
@@ -130,18 +195,3 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _chunks(paths: Iterator[Path]) -> Iterator[list[Path]]:
-    while chunk := list(itertools.islice(paths, _CHUNK)):
-        yield chunk
-
-
-def _resumable(part: Path, head: bytes, image_bytes: int, count: int, label_list: Path) -> int:
-    """How many images of an earlier run can be kept: none when the list is newer or of another length."""
-    if not part.exists() or part.stat().st_mtime < label_list.stat().st_mtime:
-        return 0
-    with part.open("rb") as file:
-        if file.read(8) != head:
-            return 0
-    return min((part.stat().st_size - 8) // image_bytes, count)

@@ -16,6 +16,7 @@ from quant.cases import Subject, Timing
 from quant.collect import data_digest
 from quant.errors import OptionError
 from quant.models import Given, Models, alike, evaluated, made_of, records_of
+from quant.outcomes import Store
 from quant.ratios import settled
 from quant.record import Record
 from quant.registry import ModelSpec, find
@@ -30,6 +31,7 @@ __all__ = [
     "Missing",
     "accuracy",
     "cases_of",
+    "given_of",
     "located",
     "missing",
     "models_of",
@@ -159,9 +161,9 @@ def sort_out(
 # --- what is made of it
 
 
-def models_of(found: Found, *, isa: str | None = None, progress: Progress | None = None) -> Models:
-    """FP32, simulation and INT8 of a published model; see quant.models."""
-    given = Given(
+def given_of(found: Found) -> Given:
+    """A published model, and what it is tested on."""
+    return Given(
         f"zoo-{found.row.name}",
         found.model,
         found.data,
@@ -171,7 +173,11 @@ def models_of(found: Found, *, isa: str | None = None, progress: Progress | None
         calibration=found.calibration,
         algo=found.spec.algo,
     )
-    return made_of(given, isa=isa, progress=progress)
+
+
+def models_of(found: Found, *, isa: str | None = None, progress: Progress | None = None) -> Models:
+    """FP32, simulation and INT8 of a published model; see quant.models."""
+    return made_of(given_of(found), isa=isa, progress=progress)
 
 
 # --- measuring
@@ -183,6 +189,7 @@ def accuracy(
     *,
     isa: str | None = None,
     full: bool = False,
+    store: Store | None = None,
     progress: Progress | None = None,
 ) -> list[Record]:
     """FP32, simulated and INT8 records of a published model on this CPU, or under the cap `isa`, on all its cores.
@@ -199,6 +206,7 @@ def accuracy(
         isa=isa,
         batch_size=_BATCH,
         batch_num=None if full or row.look is None else math.ceil(row.look / _BATCH),
+        store=store,
         progress=progress,
     )
     alike(runs, {"fp32": found.fp32 or found.model, "int8": found.model})
@@ -233,7 +241,7 @@ def speed(
     return [replace(record, origin=ORIGIN) for record in records]
 
 
-def subject_of(found: Found, *, full: bool = False) -> Subject:
+def subject_of(found: Found, *, full: bool = False, store: Store | None = None) -> Subject:
     """A published model: its accuracy, and its speed as the documents print it, where there are as many cores."""
 
     @cache
@@ -241,7 +249,7 @@ def subject_of(found: Found, *, full: bool = False) -> Subject:
         return models_of(found)
 
     def exact(progress: Progress) -> list[Record]:
-        return accuracy(found, models(), full=full, progress=progress)
+        return accuracy(found, models(), full=full, store=store, progress=progress)
 
     cases = {_case(timing): timing for timing in cases_of(found.row) if timing.threads <= cpu.cores()}
 

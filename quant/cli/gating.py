@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -15,6 +15,7 @@ from quant import cpu, gate, gate_report, history, history_report, manifest_suit
 from quant import subjects as subjects_of
 from quant.cases import Subject, Timing, journal_of, measure
 from quant.cli.shared import (
+    Fresh,
     HistoryDir,
     Json,
     ManifestPath,
@@ -26,9 +27,9 @@ from quant.cli.shared import (
     entries_of,
     err,
     given_by,
+    given_by_rows,
     out,
     print_json,
-    sources_of,
     specs_of,
 )
 from quant.errors import OptionError, OutputError, check_choice, unwritable
@@ -68,9 +69,7 @@ def gate_command(
     ] = None,
     history_dir: HistoryDir = history.DEFAULT,
     save: SaveDir = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the gate that was cut off: what it measured counts.")
-    ] = False,
+    fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
     """Measure the models, and compare with a baseline: accuracy sample by sample, speed as a ratio to FP32.
@@ -78,9 +77,9 @@ def gate_command(
     Exit code 1 when something regressed, or an accuracy limit is missed. A loss of speed is measured once more before
     it counts. Without a comparable baseline the run is recorded, for the next one to be compared with.
     """
-    if stored is not None and (model or accept or manifest_path or threads or resume or save):
+    if stored is not None and (model or accept or manifest_path or threads or fresh or save):
         raise OptionError(
-            "--run: compares what was measured; no --model, --manifest, --threads, --accept, --save or --resume"
+            "--run: compares what was measured; no --model, --manifest, --threads, --accept, --save or --fresh"
         )
     check_save(save, manifest_path)
     names = list(dict.fromkeys(model or []))
@@ -93,12 +92,14 @@ def gate_command(
             found = history.baseline(history_dir, baseline, run, err.print)
             changes = gate.compare(found.run if found else None, run)
         else:
-            subjects, command, decided_by = _wanted(manifest_path, entries, names, threads)
+            store = Store(default_root(), fresh)
+            subjects, command, inputs = _wanted(manifest_path, entries, names, threads, store)
             writable_dir(history_dir)
             if save is not None:
                 saving.check_places(save, [entry.name for entry in entries])
             watch = Watch("gate", command)
-            journal = journal_of(history_dir / ".gate.jsonl", command, subjects, decided_by, resume=resume)
+            place = history_dir / ".gate.jsonl"
+            journal = journal_of(place, command, subjects, inputs, fresh=fresh, tell=err.print)
             stack.enter_context(journal)
             run, found, changes = _measured(
                 subjects, watch, history_dir, baseline, journal, at_once=manifest_path is None
@@ -148,21 +149,21 @@ def history_command(
 
 
 def _wanted(
-    path: Path | None, entries: Sequence[Entry], names: Sequence[str], threads: str | None
-) -> tuple[list[Subject], str, list[Any]]:
+    path: Path | None, entries: Sequence[Entry], names: Sequence[str], threads: str | None, store: Store
+) -> tuple[list[Subject], str, Mapping[str, Any]]:
     """What is to be measured, what measures it again, and what else decides the results."""
     counts = counts_of("--threads", threads) if threads else None
     if path is None:
-        specs, store = specs_of(names), Store(default_root())
+        specs = specs_of(names)
         for count in counts or []:
             if count > cpu.cores():
                 err.print(f"not timed: {count} threads, but only {cpu.cores()} cores")
-        return [subjects_of.gated(spec, counts or [1], store) for spec in specs], "quant gate", [sources_of(specs)]
+        return [subjects_of.gated(spec, counts or [1], store) for spec in specs], "quant gate", given_by_rows(specs)
     own = [replace(entry, threads=tuple(counts)) if counts else entry for entry in entries]
     for line in manifest_suite.skipped(own):
         err.print(line)
     command = f"quant gate --manifest {shlex.quote(str(path))}"
-    return list(map(manifest_suite.gated, own)), command, given_by(path, own)
+    return [manifest_suite.gated(entry, store) for entry in own], command, given_by(own)
 
 
 def _measured(

@@ -17,6 +17,7 @@ from quant.cli.shared import (
     BatchNum,
     Check,
     Format,
+    Fresh,
     Isa,
     Json,
     Labels,
@@ -330,6 +331,7 @@ def preprocess_command(
         Path | None, typer.Option(help="List of 'path label'; default: val_list.txt in --data-dir.")
     ] = None,
     data_dim: Annotated[int, typer.Option(min=1, help="Height and width.")] = 224,
+    fresh: Fresh = False,
 ) -> None:
     """Make an image binary from a folder of images. A run that was cut off goes on where it stopped."""
     with bar() as tell:
@@ -339,6 +341,8 @@ def preprocess_command(
             output_file,
             data_dim,
             lambda done, total: tell("preprocess", done, total),
+            fresh=fresh,
+            tell=err.print,
         )
     out.print(f"{output_file}: {count} images of 3x{data_dim}x{data_dim}")
 

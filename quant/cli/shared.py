@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from quant import cpu, custom, isolate, manifest, pipeline, registry
+from quant import cpu, custom, isolate, manifest, manifest_suite, pipeline, registry
 from quant.cli.needs import App
 from quant.digests import digest
 from quant.errors import OptionError, check_choice
@@ -57,6 +57,7 @@ __all__ = [
     "err",
     "executor_of",
     "given_by",
+    "given_by_rows",
     "ids",
     "listed",
     "out",
@@ -65,7 +66,6 @@ __all__ = [
     "print_json",
     "shapes_of",
     "sole_entry",
-    "sources_of",
     "specs_of",
     "warn_below_avx512",
 ]
@@ -129,7 +129,7 @@ Check = Annotated[
     bool, typer.Option("--check/--no-check", help="Run what is written once, and write nothing that differs.")
 ]
 BatchNum = Annotated[int | None, typer.Option(min=1, help="Use only this many batches.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Run everything again; what earlier runs kept is replaced.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew: what earlier runs kept or left unfinished goes.")]
 ClusterAt = Annotated[
     str | None, typer.Option("--cluster", help="Run on the workers of dask's scheduler at tcp://host:port.")
 ]
@@ -197,20 +197,15 @@ def check_save(save: Path | None, manifest_path: Path | None) -> None:
         raise OptionError("--save: saves the models of a manifest; give --manifest")
 
 
-def sources_of(specs: Sequence[ModelSpec]) -> str:
-    """A digest of what decides what a row's models are: a journal is gone on with only where it is the same."""
-    return digest(pipeline.sources(*(spec.small for spec in specs)))
+def given_by_rows(specs: Sequence[ModelSpec]) -> dict[str, Any]:
+    """What decides what the models of rows are, and their data: a journal is gone on with only where it is the same."""
+    return {"models": digest(pipeline.sources(*(spec.small for spec in specs)))}
 
 
-def given_by(path: Path, entries: Sequence[Entry]) -> list[Any]:
-    """The same of a manifest: its content; of the models and data that it names the files, their sizes and times."""
-    places = [place for entry in entries for place in (entry.fp32, entry.quant, entry.int8, entry.data) if place]
-    return [digest([path]), [_state(place) for place in places]]
-
-
-def _state(place: Path) -> list[list[Any]]:
-    files = sorted(place.rglob("*")) if place.is_dir() else [place]
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+def given_by(entries: Sequence[Entry]) -> dict[str, Any]:
+    """The same of a manifest's entries: what they say, and the contents of the files that they name."""
+    with bar() as progress:
+        return {"models": {entry.name: manifest_suite.identity(entry, progress) for entry in entries}}
 
 
 def shapes_of(specs: Sequence[str]) -> dict[str, list[int]]:

@@ -2,8 +2,8 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +15,7 @@ from quant import subjects as subjects_of
 from quant.cases import Measured, Subject, journal_of, measure
 from quant.cli.reporting import page
 from quant.cli.shared import (
+    Fresh,
     HistoryDir,
     Json,
     ManifestPath,
@@ -25,15 +26,16 @@ from quant.cli.shared import (
     entries_of,
     err,
     given_by,
+    given_by_rows,
     out,
     print_json,
-    sources_of,
     specs_of,
     warn_below_avx512,
 )
 from quant.errors import OptionError
 from quant.isolate import Progress
 from quant.manifest import Entry
+from quant.outcomes import Store, default_root
 from quant.places import writable_dir, write_text
 from quant.ratios import pairs
 from quant.record import Machine, Record
@@ -73,7 +75,7 @@ Judged = tuple[Sequence[report.Table], Sequence[str], bool]
 class _Plan:
     """What is measured, and how it is judged: tables, what was missed, whether it passed.
 
-    `rows`: as they are recorded. `decided_by`: what else decides the results, beside the code and the machine.
+    `rows`: as they are recorded. `inputs`: what else decides the results, beside the code and the machine.
     """
 
     subjects: Sequence[Subject]
@@ -81,7 +83,7 @@ class _Plan:
     judge: Callable[[Measured], Judged]
     at_once: bool = False
     skipped: Sequence[str] = ()
-    decided_by: Sequence[Any] = ()
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _judged(rows: Sequence[Row], found: Measured, fed: str = "") -> Judged:
@@ -94,10 +96,11 @@ def _judged(rows: Sequence[Row], found: Measured, fed: str = "") -> Judged:
 
 def _embedded(specs: Sequence[ModelSpec], full: bool) -> _Plan:
     subjects = [subjects_of.whole(spec, 50_000 if full else None) for spec in specs]
-    return _Plan(subjects, specs, partial(_judged, specs), at_once=True, decided_by=[full, sources_of(specs)])
+    inputs = {"--full": full, **given_by_rows(specs)}
+    return _Plan(subjects, specs, partial(_judged, specs), at_once=True, inputs=inputs)
 
 
-def _published(directory: Path, specs: Sequence[ModelSpec], full: bool, progress: Progress) -> _Plan:
+def _published(directory: Path, specs: Sequence[ModelSpec], full: bool, store: Store, progress: Progress) -> _Plan:
     found, lacks = zoo_suite.sort_out([spec.name for spec in specs], directory, progress)
 
     def judge(measured: Measured) -> Judged:
@@ -106,19 +109,20 @@ def _published(directory: Path, specs: Sequence[ModelSpec], full: bool, progress
         return tables, zoo_report.misses(exact, timed), zoo_report.passed(exact, timed)
 
     rows = [zoo_report.recorded(spec) for spec in specs]
-    subjects = [zoo_suite.subject_of(one, full=full) for one in found]
-    return _Plan(subjects, rows, judge, decided_by=[full, str(directory.resolve())])
+    subjects = [zoo_suite.subject_of(one, full=full, store=store) for one in found]
+    given = {one.row.name: zoo_suite.given_of(one).identity(store.notes, progress) for one in found}
+    return _Plan(subjects, rows, judge, inputs={"--full": full, "models": given})
 
 
-def _own(path: Path, entries: Sequence[Entry]) -> _Plan:
+def _own(entries: Sequence[Entry], store: Store) -> _Plan:
     rows = [entry.row() for entry in entries]
     fed = "On the first batches of each model's own data."
     return _Plan(
-        list(map(manifest_suite.whole, entries)),
+        [manifest_suite.whole(entry, store) for entry in entries],
         rows,
         partial(_judged, rows, fed=fed),
         skipped=list(manifest_suite.skipped(entries)),
-        decided_by=given_by(path, entries),
+        inputs=given_by(entries),
     )
 
 
@@ -133,9 +137,7 @@ def suite(
     output_dir: Annotated[Path, typer.Option(help="Where report.md, report.json and report.html go.")] = Path("out"),
     history_dir: HistoryDir = history.DEFAULT,
     save: SaveDir = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the suite that was cut off: what it measured counts.")
-    ] = False,
+    fresh: Fresh = False,
 ) -> None:
     """Accuracy and speed of the embedded models, of published ones, or of one's own, and a report of them.
 
@@ -146,14 +148,15 @@ def suite(
     check_save(save, manifest_path)
     names, command = list(dict.fromkeys(model or [])), "quant suite"
     entries: list[Entry] = []
+    store = Store(default_root(), fresh)
     if manifest_path is not None:
         entries = entries_of(manifest_path, names)
         command += f" --manifest {shlex.quote(str(manifest_path))}"
-        plan = _own(manifest_path, entries)
+        plan = _own(entries, store)
     elif zoo_dir is not None:
         command += f" --zoo {shlex.quote(str(zoo_dir))}"
         with bar() as progress:
-            plan = _published(zoo_dir, specs_of(names), full, progress)
+            plan = _published(zoo_dir, specs_of(names), full, store, progress)
     else:
         plan = _embedded(specs_of(names), full)
     writable_dir(output_dir)
@@ -163,7 +166,7 @@ def suite(
     watch = Watch("suite", command)
     warn_below_avx512(None)
     file = output_dir / ".suite.jsonl"
-    with journal_of(file, command, plan.subjects, plan.decided_by, resume=resume) as journal:
+    with journal_of(file, command, plan.subjects, plan.inputs, fresh=fresh, tell=err.print) as journal:
         with bar() as progress:
             found = measure(plan.subjects, at_once=plan.at_once, journal=journal, tell=_tell, progress=progress)
         tables, missed, passed = plan.judge(found)

@@ -59,7 +59,7 @@ def test_a_missing_baseline_is_recorded(tmp_path: Path, call: Call) -> None:
         (("--run", "{tmp}/broken.json"), "broken.json: schema None, this version reads"),
         (
             ("--run", "{tmp}/a.json", "--model", "gru"),
-            "--run: compares what was measured; no --model, --manifest, --threads, --accept, --save or --resume",
+            "--run: compares what was measured; no --model, --manifest, --threads, --accept, --save or --fresh",
         ),
         (("--run", "{tmp}/a.json", "--baseline", "nonsense"), "--baseline: 'nonsense' is no file, and no commit"),
         (("--run", "{tmp}/a.json", "--summary", "{tmp}/no/s.md"), "no/s.md: can't be written: no such directory"),
@@ -148,12 +148,11 @@ def test_a_gate_that_was_cut_off_goes_on(
     assert (tmp_path / ".gate.jsonl").exists() and len(list(history.runs(tmp_path))) == 1
     left = Canned(*[3.0, 3.0][reached - 1 :])
     monkeypatch.setattr(command.subjects_of, "gated", left)
-    code, out, _ = call(*options, "--resume")
+    code, out, err = call(*options)
+    assert f"{tmp_path}/.gate.jsonl: " in err and "of a run that was cut off are reused; --fresh starts anew" in err
     assert (code, left.asked) == (1, 3 - reached)
     assert "REGRESSED: resnet50, speed" in " ".join(out.split())
     assert not (tmp_path / ".gate.jsonl").exists() and len(list(history.runs(tmp_path))) == 2
-    code, out, err = call(*options, "--resume")
-    assert (code, out) == (2, "") and "no run was cut off here" in err
 
 
 @pytest.mark.usefixtures("quiet")

@@ -129,13 +129,21 @@ def test_a_suite_that_is_killed_loses_the_case_in_flight(repository: Path, tmp_p
     assert ended[0] == 2 and ended[2].endswith("quant: interrupted\n")
     first = kept()
     assert len(first) == 1 and list(journal.parent.iterdir()) == [journal]
-    code, _, err = Command(tmp_path, *command, "--resume").kill_at(lambda: len(kept()) == 2, signal.SIGKILL)
+    code, _, err = Command(tmp_path, *command).kill_at(lambda: len(kept()) == 2, signal.SIGKILL)
     assert code == -signal.SIGKILL and err.count("accuracy: ") == 2  # what is kept is told of, too
     second = kept()
     assert second[:1] == first and list(journal.parent.iterdir()) == [journal]
 
-    code, _, err = Command(tmp_path, *command, "--resume").end()
+    code, out, err = Command(tmp_path, *command, "--model", "two").end()
+    assert (code, out) == (2, "")
+    assert (
+        err
+        == f"quant: {journal}: left by a run that was cut off, with other inputs: cases, models; --fresh starts anew\n"
+    )
+    assert kept() == second
+    code, _, err = Command(tmp_path, *command).end()
     assert code == 0, err
+    assert f"{journal}: 2 results of a run that was cut off are reused; --fresh starts anew\n" in err
     assert sorted(path.name for path in journal.parent.iterdir()) == ["report.html", "report.json", "report.md"]
     run = Run.from_json((journal.parent / "report.json").read_text())
     assert [record.model for record in run.exact] == ["one"] * 3 + ["two"] * 3
@@ -347,7 +355,7 @@ def test_two_suites_on_one_cache_both_end_well(repository: Path, tmp_path: Path)
 
 def test_two_suites_in_one_directory_are_told_so(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with Journal(tmp_path / "out" / ".suite.jsonl", {}, resume=False):
+    with Journal(tmp_path / "out" / ".suite.jsonl", {}):
         told = one_line(Command(tmp_path, *suite_of(repository / "one.toml", tmp_path)).end())
     assert told == f"quant: {tmp_path}/out: another run is writing there\n"
 

@@ -165,7 +165,7 @@ def _kept() -> list[_Target]:
             mutate_text,
             [("tune", "--manifest", "tuned/quant.toml", "--output", "output", "--time-budget", "1")],
         ),
-        _Target("out/.suite.jsonl", mutate_text, [(*_SUITE, "out", *_MANIFEST, "--resume")]),
+        _Target("out/.suite.jsonl", mutate_text, [(*_SUITE, "out", *_MANIFEST)]),
         _Target(
             "cache/manifest-*/*/inference.pd*", mutate_bytes, [(*_SUITE, "elsewhere", *_MANIFEST, "--model", "made")]
         ),

@@ -273,12 +273,12 @@ def test_a_damaged_file_of_pytest_benchmark_is_refused_or_a_run(seed: int, tmp_p
 def test_a_damaged_journal_loses_lines_and_nothing_else(seed: int, tmp_path: Path) -> None:
     file, about = fresh(tmp_path) / "journal", {"command": "x"}
     kept = {"a": [1, 2.5], "b": {"c": None}, "d": "é"}
-    with suppress(KeyboardInterrupt), Journal(file, about, resume=False) as journal:
+    with suppress(KeyboardInterrupt), Journal(file, about) as journal:
         for key, value in kept.items():
             journal.kept(key, lambda value=value: value)
         raise KeyboardInterrupt
     file.write_bytes(mutate_text(file.read_bytes(), np.random.default_rng(seed))[0])
-    found, told = outcome(lambda: Journal(file, about, resume=True), OptionError)
+    found, told = outcome(lambda: Journal(file, about), OptionError)
     if found is None:
         assert str(file) in told
     else:

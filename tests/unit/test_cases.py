@@ -116,8 +116,8 @@ def test_only_some_timings() -> None:
 ABOUT = {"command": "quant suite", "versions": {"numpy": "2"}, "state": [["a", 1]]}
 
 
-def journal(place: Path, resume: bool = False, **more: object) -> Journal:
-    return Journal(place / "j.jsonl", {**ABOUT, **more}, resume=resume)
+def journal(place: Path, fresh: bool = False, told: list[str] | None = None, **more: object) -> Journal:
+    return Journal(place / "j.jsonl", {**ABOUT, **more}, fresh=fresh, tell=None if told is None else told.append)
 
 
 def cut_off(place: Path, *canned: Canned) -> None:
@@ -130,8 +130,10 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     plain = measured(Canned("a"), Canned("b"))
     cut_off(tmp_path, Canned("a"), Canned("b", ALL[2], KeyboardInterrupt()))  # type: ignore[arg-type]
     one, other = Canned("a"), Canned("b")
-    with journal(tmp_path, resume=True) as kept:
+    told: list[str] = []
+    with journal(tmp_path, told=told) as kept:
         found = measured(one, other, journal=kept)
+    assert told == [f"{tmp_path}/j.jsonl: 4 results of a run that was cut off are reused; --fresh starts anew"]
     assert (one.asked, other.asked) == (["prepare", "anatomy"], ["prepare", *ALL[2:]])
     assert found == plain
     assert list(tmp_path.iterdir()) == []  # done
@@ -142,7 +144,7 @@ def test_a_line_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:
     file = tmp_path / "j.jsonl"
     file.write_bytes(file.read_bytes()[:-40])
     one = Canned("a")
-    with journal(tmp_path, resume=True) as kept:
+    with journal(tmp_path) as kept:
         measured(one, journal=kept)
     assert one.asked == ["prepare", *ALL[2:]]
 
@@ -152,22 +154,37 @@ def test_a_damaged_line_is_measured_again(tmp_path: Path) -> None:
     file = tmp_path / "j.jsonl"
     file.write_text(file.read_text().replace('"origin": ""', '"origin": []', 1))
     one = Canned("a")
-    with journal(tmp_path, resume=True) as kept:
+    with journal(tmp_path) as kept:
         measured(one, journal=kept)
     assert one.asked == ["prepare", ALL[1], ALL[4]]  # the anatomy hadn't been reached
 
 
 def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="no run was cut off here"):
-        journal(tmp_path, resume=True)
-    cut_off(tmp_path, Canned("a", "prepare", KeyboardInterrupt()))  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match=r"j\.jsonl: the run that was cut off was another one"):
-        journal(tmp_path, resume=True, state=[["a", 2]])
-    (tmp_path / "j.jsonl").write_bytes(b"\xff\xfe nonsense")
-    with pytest.raises(OptionError, match="was another one"):
-        journal(tmp_path, resume=True)
+    cut_off(tmp_path, Canned("a", ALL[2], KeyboardInterrupt()))  # type: ignore[arg-type]
+    kept, left = tmp_path / "j.jsonl", "left by a run that was cut off"
+    before = kept.read_bytes()
+    for other, words in (
+        ({"state": [["a", 2]]}, "state"),
+        ({"command": "quant gate"}, r"command \(quant suite, now quant gate\)"),
+        ({"versions": {"numpy": "3"}, "more": 1}, r"versions numpy \(2, now 3\), more"),
+    ):
+        with pytest.raises(OptionError, match=rf"j\.jsonl: {left}, with other inputs: {words}; --fresh starts anew"):
+            journal(tmp_path, **other)
+        assert kept.read_bytes() == before
+    kept.write_bytes(b"\xff\xfe nonsense")
+    with pytest.raises(OptionError, match=rf"{left}, whose inputs can't be read; --fresh starts anew"):
+        journal(tmp_path)
+    for again in range(2):
+        one, told = Canned("a"), list[str]()
+        with journal(tmp_path, fresh=not again, told=told, state=[["a", 2]]) as found:
+            measured(one, journal=found)
+        assert (one.asked, told, list(tmp_path.iterdir())) == (ALL, [], [])
+
+
+def test_fresh_starts_anew_with_the_same_inputs_too(tmp_path: Path) -> None:
+    cut_off(tmp_path, Canned("a", ALL[3], KeyboardInterrupt()))  # type: ignore[arg-type]
     one = Canned("a")
-    with journal(tmp_path) as kept:  # without --resume all is measured
+    with journal(tmp_path, fresh=True) as kept:
         measured(one, journal=kept)
     assert one.asked == ALL
 
@@ -194,7 +211,7 @@ def test_kill_loses_only_what_was_being_measured(tmp_path: Path) -> None:
     def again() -> dict[str, float]:
         raise DataError("was done already")
 
-    with journal(tmp_path, resume=True) as kept:
+    with journal(tmp_path) as kept:
         assert kept.kept("first", again) == {"value": 1.5}
         assert kept.kept("second", lambda: [2]) == [2]
 

@@ -242,6 +242,9 @@ def test_fresh_forgets_this_key_alone(tmp_path: Path) -> None:
     stored(Store(tmp_path)), stored(Store(tmp_path), other)
     assert Store(tmp_path, fresh=True).shelf(KEY, {}).starts() == []
     assert Store(tmp_path).shelf(other, {}).starts() == [0]
+    store = Store(tmp_path, fresh=True)
+    stored(store)
+    assert store.shelf(KEY, {}).starts() == [0]  # what this run kept is another model's, too
 
 
 def test_a_place_that_can_not_be_written(tmp_path: Path) -> None:
