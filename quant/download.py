@@ -23,7 +23,7 @@ import httpx
 from quant.errors import FetchError, OptionError, OutputError
 from quant.places import taken
 
-__all__ = ["Patience", "download", "mirrored", "part_file", "shown"]
+__all__ = ["Patience", "begun", "download", "mirrored", "part_file", "shown"]
 
 _LONGEST_WAIT_S = 60.0
 _PASSING = frozenset({408, 425, 429})  # and 5xx: the server may do better in a while
@@ -281,6 +281,12 @@ def _write(file: BinaryIO, chunk: bytes) -> None:
     rest = memoryview(chunk)
     while rest:
         rest = rest[file.write(rest) :]
+
+
+def begun(part: Path) -> dict[str, str] | None:
+    """What decides what a part file is the beginning of, for quant.journal.goes_on; None when that can't be read."""
+    version = _read_note(part)
+    return None if version is None else {"address": version.url}
 
 
 def _note(part: Path) -> Path:

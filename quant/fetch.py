@@ -10,6 +10,7 @@ SHA-256 of every file. The archive isn't kept; files that are there are compared
 """
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,8 +20,9 @@ from typing import BinaryIO
 
 from quant.archives import MAX_BYTES, unpack
 from quant.digests import sha256_of, sums_of
-from quant.download import Patience, download, mirrored, part_file, shown
+from quant.download import Patience, begun, download, mirrored, part_file, shown
 from quant.errors import FetchError, OptionError, OutputError
+from quant.journal import Tell, goes_on
 from quant.places import fresh_dir
 from quant.zoo import Artefact
 
@@ -67,17 +69,20 @@ def fetch(
     sha256: str | None = None,
     max_bytes: int = MAX_BYTES,
     patience: Patience | None = None,
+    fresh: bool = False,
+    say: Tell | None = None,
     progress: Progress | None = None,
 ) -> Fetched:
     """Make `directory`/NAME hold what the artefact's archive holds, and check it when it is there already.
 
     `mirror` is another server, whose address comes before the published path. `sha256` is the archive's, if it is
-    known. `max_bytes` bounds the archive and what it unpacks to.
+    known. `max_bytes` bounds the archive and what it unpacks to. `fresh` throws away what a download that was cut off
+    has left; `say` hears of what is gone on with.
 
-    Raises OptionError for a bad mirror or sum, OutputError for a place that can't be written or holds something else,
-    FetchError when the server hasn't got it, when what came is damaged, hostile or not what was expected, and when
-    files were changed since. Then nothing is unpacked; an interrupted download stays as NAME.part, and the next call
-    goes on from it.
+    Raises OptionError for a bad mirror or sum, or a download that was begun from another address; OutputError for a
+    place that can't be written or holds something else; FetchError when the server hasn't got it, when what came is
+    damaged, hostile or not what was expected, and when files were changed since. Then nothing is unpacked; an
+    interrupted download stays as NAME.part, and the next call goes on from it.
     """
     url, pinned, tell = mirrored(artefact.url, mirror), _pinned(sha256), progress or (lambda what, done, total: None)
     target, noted = directory / artefact.name, directory / f"{artefact.name}.json"
@@ -86,6 +91,10 @@ def fetch(
         return _there(artefact, target, noted, record, pinned, tell)
     part = directory / f"{artefact.name}.part"
     with part_file(part) as file:
+        size = file.seek(0, os.SEEK_END)
+        kept = f"{size:,} bytes" if size else ""
+        if not goes_on(part, begun(part), {"address": shown(url)}, fresh=fresh, kept=kept, tell=say):
+            file.truncate(0)
         download(url, part, file, max_bytes=max_bytes, patience=patience, progress=tell)
         try:
             size, sums = _archive_sums(file, tell)

@@ -5,14 +5,15 @@ The inference graph itself is trained, batch norm folded: short fine-tuning keep
 of each output against the FP32 model's (distillation), plus cross entropy where the data has one label a sample.
 """
 
-import hashlib
 import itertools
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,10 @@ from paddle.base.framework import Parameter
 
 from quant.calibration import calibrate
 from quant.chains import LOOKUPS
+from quant.digests import digest
 from quant.errors import DataError, ModelError
 from quant.graph import Graph, Var, program_bytes, run_passes, save_dir
+from quant.journal import Tell, goes_on
 from quant.paddle_errors import reason
 from quant.passes import NORMALISE
 from quant.places import fresh_file, writable_dir
@@ -87,14 +90,18 @@ def fine_tune(
     training: Training = _TRAINING,
     *,
     checkpoint: Path | None = None,
+    inputs: Mapping[str, Any] = MappingProxyType({}),
+    fresh: bool = False,
+    tell: Tell | None = None,
     every: int = 50,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> tuple[Graph, list[float]]:
     """The fake-quantized graph of a trained model, and the loss of each step that this call ran.
 
-    `checkpoint` names a file: written every `every` steps, and gone on from when it is there.
-    Raises ModelError when the graph can't be trained, or the checkpoint is damaged or of another model or settings;
+    `checkpoint` names a file: written every `every` steps, and gone on from by the rule of quant.journal, for which are
+    `fresh` and `tell`; who has kept the result removes it. `inputs`: name -> what else decides the result, for JSON.
+    Raises ModelError when the graph can't be trained; OptionError for a checkpoint of other inputs, or damaged;
     DataError when there is too little data, OutputError when the checkpoint can't be written.
     """
     if len(data) < training.batch:
@@ -117,8 +124,8 @@ def fine_tune(
         executor.run(start)
         for name, value in graph.params.items():
             scope.var(name).get_tensor().set(np.ascontiguousarray(value), paddle.CPUPlace())
-        saved = _Checkpoint(checkpoint, program, scope, _identity(graph, config, training))
-        first, losses = saved.load(), []
+        saved = _Checkpoint(checkpoint, program, scope, {**_identity(graph, config, training), **inputs})
+        first, losses = saved.load(fresh, tell), []
         with _Teacher(graph, heads, threads) as teacher:
             order = _order(len(data), training, first)
             for step in range(first, training.steps):
@@ -313,59 +320,67 @@ def _right(scores: NDArray[Any], wanted: Column, labels: Any) -> str:
 
 # --- checkpoints
 
-_OTHER = {"model": "another model", "settings": "a training with other settings"}
 
-
-def _identity(graph: Graph, config: Config, training: Training) -> dict[str, str]:
-    """What a checkpoint belongs to: digests of the model, and of what it is trained with."""
-    model = hashlib.sha256(program_bytes(graph))
-    for name in sorted(graph.params):
-        model.update(np.ascontiguousarray(graph.params[name]).tobytes())
-    settings = repr((sorted(asdict(config).items()), sorted(asdict(training).items())))
-    return {"model": model.hexdigest()[:16], "settings": hashlib.sha256(settings.encode()).hexdigest()[:16]}
+def _identity(graph: Graph, config: Config, training: Training) -> dict[str, Any]:
+    """What a checkpoint belongs to, for JSON: a digest of the model, what it is trained with."""
+    params = (part for name in sorted(graph.params) for part in (name, graph.params[name].tobytes()))
+    found = {
+        "model": digest([program_bytes(graph), *params]),
+        "configuration": asdict(config),
+        "training": asdict(training),
+    }
+    content: dict[str, Any] = json.loads(json.dumps(found))
+    return content
 
 
 class _Checkpoint:
     """All persistable variables of a training program, and the step, in one .npz."""
 
-    def __init__(self, path: Path | None, program: Any, scope: Any, identity: Mapping[str, str]) -> None:
+    def __init__(self, path: Path | None, program: Any, scope: Any, identity: Mapping[str, Any]) -> None:
         self.path, self.scope, self.identity = path, scope, identity
         # feed and fetch are persistable too, but no tensors
         self.names = [var.name for var in program.list_vars() if var.persistable and var.name not in ("feed", "fetch")]
 
-    def load(self) -> int:
-        """Take the variables over from the file, if there is one; the number of steps done."""
+    def load(self, fresh: bool, tell: Tell | None) -> int:
+        """Take the variables over from the file, if there is one to go on with; the number of steps done."""
         if self.path is None:
             return 0
-        if not self.path.exists():
-            self.store(0)  # a place that can't be written is told now, not after the first hour
-            return 0
+        step = 0
+        if self.path.exists():
+            values = {} if fresh else self._stored()
+            step, was = int(values.pop("step", 0)), values.pop("identity", None)
+            kept = "" if was is not None and not step else f"{step} steps"
+            if goes_on(self.path, was, self.identity, fresh=fresh, kept=kept, tell=tell):
+                for name in self.names:
+                    self.scope.var(name).get_tensor().set(values[name], paddle.CPUPlace())
+                return step
+        self.store(0)  # a place that can't be written is told now, not after the first hour
+        return 0
+
+    def _stored(self) -> dict[str, Any]:
+        """The file's variables, `step` and `identity`; nothing where it is damaged, or of another version."""
+        assert self.path
         try:
             with np.load(self.path, allow_pickle=False) as stored:
-                values = {name: stored[name] for name in stored.files}
-        except (OSError, MemoryError, *DAMAGE) as error:
-            raise ModelError(f"{self.path}: not a checkpoint, or damaged; delete it to begin anew") from error
-        for part, own in self.identity.items():
-            if str(values.pop(f"identity.{part}", "")) != own:
-                raise ModelError(f"{self.path}: a checkpoint of {_OTHER[part]}")
-        step = int(values.pop("identity.step", 0))
-        if missing := set(self.names) - set(values):
-            raise ModelError(f"{self.path}: a checkpoint without {min(missing)!r}: of another version?")
+                found = {name: stored[name] for name in stored.files}
+            identity, step = json.loads(str(found.pop("quant.identity"))), int(found.pop("quant.step"))
+        except (OSError, MemoryError, KeyError, TypeError, RecursionError, *DAMAGE):
+            return {}
         for name in self.names:
-            tensor, value = self.scope.var(name).get_tensor(), values[name]
-            now = np.array(tensor) if tensor._is_initialized() else value
-            if (value.shape, value.dtype) != (now.shape, now.dtype):
-                raise ModelError(f"{self.path}: not a checkpoint, or damaged ({name!r}); delete it to begin anew")
-            tensor.set(value, paddle.CPUPlace())
-        return step
+            tensor = self.scope.var(name).get_tensor()
+            now = np.array(tensor) if tensor._is_initialized() else None
+            value = found.get(name)
+            same = value is not None and (now is None or (value.shape, value.dtype) == (now.shape, now.dtype))
+            if isinstance(identity, dict) and identity == self.identity and not same:
+                return {}
+        return {**found, "identity": identity, "step": step} if isinstance(identity, dict) else {}
 
     def store(self, step: int) -> None:
         if self.path is None:
             return
         tensors = {name: self.scope.find_var(name) for name in self.names}
         values: Any = {name: np.array(found.get_tensor()) for name, found in tensors.items() if found is not None}
-        identity: Any = {f"identity.{part}": np.array(own) for part, own in self.identity.items()}
-        identity["identity.step"] = np.array(step)
+        about: Any = {"quant.identity": np.array(json.dumps(self.identity)), "quant.step": np.array(step)}
         writable_dir(self.path.parent)
         with fresh_file(self.path) as staging, staging.open("wb") as file:
-            np.savez(file, **values, **identity)
+            np.savez(file, **values, **about)

@@ -30,9 +30,10 @@ from quant.graphviz import quoted
 from quant.isolate import report_progress
 from quant.observers import BATCH_SIZE, DEFAULT
 from quant.optimise import DECISIONS, SCHEMA, optimise
+from quant.outcomes import Store, data_digests, default_root
 from quant.passes import NORMALISE, lower_quantizers
 from quant.places import fresh_dir
-from quant.readers import batches
+from quant.readers import batches, files_behind
 from quant.remarks import calibrating
 from quant.sequences import Column, Ragged
 from quant.shapes import sample_shapes
@@ -197,12 +198,15 @@ def qat(
     format: str | None = None,
     labels: str | None = None,
     checkpoint: str | None = None,
+    fresh: bool = False,
     config_file: str | None = None,
     threads: int = 1,
     check: bool = True,
 ) -> Json:
     """FP32 model directory + training data -> fake-quantized model directory, fine-tuned; with `check` run once.
 
+    The `checkpoint` is gone on from by the rule of quant.journal, and gone when the model is there. `told`: the lines
+    that say what was gone on with.
     `config_file`: where `config` comes from, for errors.
     """
     from quant.finetune import Training, fine_tune  # these load Paddle's training side, which other jobs don't need
@@ -214,7 +218,12 @@ def qat(
     graph = load_dir(Path(model))
     dataset = opened(graph, data, format, labels, scored=True)
     graph = resized(graph, dataset.inputs)
-    with fresh_dir(Path(output)) as staging, about(model):
+    known: Json = {}
+    if checkpoint is not None:
+        files = files_behind(Path(data), format, Path(labels) if labels else None)
+        known = {"data": data_digests(files, Store(default_root()).notes, report_progress)}
+    told: list[str] = []
+    with fresh_dir(Path(output)) as staging, about(model, ModelError, DataError, ConversionError):
         report_progress("calibrate", 0, plan.steps)
         trained, losses = fine_tune(
             graph,
@@ -222,6 +231,9 @@ def qat(
             settings,
             plan,
             checkpoint=Path(checkpoint) if checkpoint else None,
+            inputs=known,
+            fresh=fresh,
+            tell=told.append,
             threads=threads,
             progress=report_progress,
         )
@@ -231,7 +243,10 @@ def qat(
         if check:
             check_simulation(graph, staging, first, compare=False)
         sizes = {"fp32": model_size(Path(model)), "quant": model_size(staging)}
-    return {"steps": plan.steps, "resumed_from": plan.steps - len(losses), "losses": losses, "bytes": sizes}
+    if checkpoint is not None:
+        Path(checkpoint).unlink(missing_ok=True)
+    done = plan.steps - len(losses)
+    return {"steps": plan.steps, "resumed_from": done, "losses": losses, "bytes": sizes, "told": told}
 
 
 def convert_model(

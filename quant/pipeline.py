@@ -234,6 +234,7 @@ def tune(
     *,
     config: Mapping[str, Any] | None = None,
     checkpoint: Path | None = None,
+    fresh: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -254,6 +255,7 @@ def tune(
         "config": {"weight_bits": bits_of(weight_levels(None)), **(config or {})},
         "training": {"steps": tuning.steps, "batch": tuning.batch, "rate": tuning.rate},
         "checkpoint": None if checkpoint is None else str(checkpoint),
+        "fresh": fresh,
         "threads": count,
     }
     result: dict[str, Any] = isolate.call("quant.jobs:qat", arguments, threads=count, progress=progress)

@@ -28,7 +28,7 @@ def sentences(found: Found, output: Path, resumable: bool) -> list[str]:
     """What was chosen and why, what it is judged on, how the search ended, where things are."""
     lines = list(_told(found))
     if resumable:
-        lines.append(f"{_cut_off(found)}: the same command with --resume goes on")
+        lines.append(f"{_cut_off(found)}: the same command goes on")
     drawn = ", pareto.svg" if _timed(found) else ""
     lines.append(f"{output}: int8, quant (its simulation), tuning.json{drawn}, quant.toml (its manifest entry)")
     return lines

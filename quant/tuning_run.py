@@ -35,6 +35,7 @@ from quant import cpu, isolate, pipeline
 from quant.collect import Evaluated, chosen, evaluate
 from quant.digests import digest
 from quant.errors import ChildError, QuantError
+from quant.journal import Tell
 from quant.manifest import Entry
 from quant.metrics import metric_of, paired, ratio_interval, verdict
 from quant.outcomes import Store, data_digests, default_root, model_digest, versions
@@ -125,9 +126,16 @@ class _Bench:
     """quant.tuning.Bench by children: one that holds the model for guesses, one for each run over the whole set."""
 
     def __init__(
-        self, subject: Subject, part: Path, state: State, budget_s: float, progress: isolate.Progress | None
+        self,
+        subject: Subject,
+        part: Path,
+        state: State,
+        budget_s: float,
+        store: Store,
+        progress: isolate.Progress | None,
     ) -> None:
         self.subject, self.part, self.state, self.progress = subject, part, state, progress
+        self.store = store
         self.budget_s, self.begun = budget_s, time.monotonic()
         self.timing_s = float(np.clip(0.1 * budget_s, 1.0, 30.0))
         self.whole_s = 0.0  # the longest run of a model over the whole set
@@ -284,7 +292,7 @@ class _Bench:
             isa=self.subject.isa,
             batch_size=entry.batch_size,
             threads=self.subject.threads,
-            store=Store(default_root()),
+            store=self.store,
             progress=self.progress,
         )
         self.whole_s = max(self.whole_s, (time.monotonic() - begin) / len(runs))
@@ -349,23 +357,25 @@ def tune(
     output: Path,
     *,
     budget_s: float = 600.0,
-    resume: bool = False,
+    fresh: bool = False,
+    tell: Tell | None = None,
     progress: isolate.Progress | None = None,
 ) -> Json:
     """Search, and write OUTPUT; the content of `tuning.json`. The budget is this call's, in seconds.
 
-    What was begun when it ends is finished: a run over the whole set, and the timing. Raises QuantError for bad input.
+    `fresh` starts anew, whatever a run that was cut off has left; `tell` hears of what is gone on with. What was begun
+    when the budget ends is finished: a run over the whole set, and the timing. Raises QuantError for bad input.
     """
     entry = subject.entry
-    with held_part(output, resume) as part:
+    with held_part(output) as part:
         state: State | None = None
         try:
-            state = State(part, subject.identity(progress), resume)
-            if not resume:
+            state = State(part, subject.identity(progress), fresh=fresh, tell=tell)
+            if not state.resumed:
                 checked = {"model": str(entry.fp32), "calibration": str(entry.calibration), "data": str(entry.data)}
                 more = {"format": entry.format, "labels": entry.labels and str(entry.labels)}
                 isolate.call("quant.data_check:check_data", {**checked, **more}, progress=progress)
-            bench = _Bench(subject, part, state, budget_s, progress)
+            bench = _Bench(subject, part, state, budget_s, Store(default_root(), fresh), progress)
             try:
                 try:
                     points = search(bench, subject.given, subject.max_drop, ALGORITHMS)
@@ -383,8 +393,11 @@ def tune(
             finally:
                 bench.close()
         except (QuantError, OSError):
-            measured = state is not None and any(trial["failed"] is None for trial in state.trials)
-            if not measured and not resume:  # bad input leaves nothing behind, but a full disk loses no hours
+            if state is None:
+                left = (part / "state.json").exists()  # another run's
+            else:
+                left = state.resumed or any(trial["failed"] is None for trial in state.trials)
+            if not left:  # bad input leaves nothing behind, but a full disk loses no hours
                 shutil.rmtree(part, ignore_errors=True)
             raise
         if output.exists() and any(output.iterdir()):

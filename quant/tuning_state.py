@@ -5,19 +5,21 @@
     models/HASH/    `quant` and `int8` of each setup that was run on the whole set
     lock            held by the run that works here
 
-To resume is to search again from the start with the measures of `trials`, which takes no time; the whole set's outputs
-are kept part by part (quant.outcomes). So the resumed search goes the way it went, and a run that is killed loses the
-trial it was in.
+To go on, by the rule of quant.journal, is to search again from the start with the measures of `trials`, which takes no
+time; the whole set's outputs are kept part by part (quant.outcomes). So the search goes the way it went, and a run that
+is killed loses the trial it was in.
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from quant.digests import digest
-from quant.errors import OptionError, OutputError, unwritable
+from quant.errors import OutputError, unwritable
+from quant.journal import Tell, goes_on
 from quant.places import taken, write_text
 from quant.tuning import Setup
 
@@ -28,16 +30,15 @@ SCHEMA = 3  # of state.json and tuning.json
 
 
 @contextmanager
-def held_part(output: Path, resume: bool) -> Iterator[Path]:
-    """OUTPUT.part, held by this process. Raises OutputError before anything is measured."""
+def held_part(output: Path) -> Iterator[Path]:
+    """OUTPUT.part, held by this process. Raises OutputError before anything is measured.
+
+    OUTPUT may be what a run that ran out of time wrote, whose part is there.
+    """
     part = output.with_name(f"{output.name}.part")
-    ours = (output / "tuning.json").is_file()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not (resume and ours):
+    ours = (output / "tuning.json").is_file() and (part / "state.json").is_file()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not ours:
         raise OutputError(f"{output}: exists and is not an empty directory; nothing was written")
-    if part.exists() and not resume:
-        raise OutputError(f"{part}: left by a run that didn't end; --resume goes on with it, or delete it")
-    if resume and not (part / "state.json").is_file():
-        raise OutputError(f"{part}: no run to resume")
     try:
         (part / "models").mkdir(parents=True, exist_ok=True)
         lock = (part / "lock").open("w")
@@ -54,24 +55,36 @@ def _digest_of(content: Json) -> str:
 
 
 class State:
-    """The checkpoint: what has been measured."""
+    """The checkpoint: what has been measured. `resumed`: whether this run goes on with another one.
 
-    def __init__(self, part: Path, identity: Json, resume: bool) -> None:
+    `identity`: the inputs by name. Raises as quant.journal.goes_on does.
+    """
+
+    def __init__(self, part: Path, identity: Json, *, fresh: bool = False, tell: Tell | None = None) -> None:
         self.file = part / "state.json"
         self.content: Json = {"schema": SCHEMA, "of": json.loads(json.dumps(identity)), "survey": None, "trials": []}
-        if resume:
-            try:
-                found = json.loads(self.file.read_text(encoding="utf-8"))
-                if found.pop("digest", "") != _digest_of(found) or found["schema"] != SCHEMA:
-                    raise ValueError
-                was = {**dict.fromkeys(identity), **found["of"]}
-            except (OSError, ValueError, AttributeError, TypeError, RecursionError):
-                raise OutputError(f"{self.file}: damaged, the run can't be resumed; delete {part}") from None
-            for what, now in self.content["of"].items():
-                if was[what] != now:
-                    raise OptionError(f"{part}: the run to resume had other {what}; another --output begins anew")
+        found = self._stored()
+        kept = "results" if found is None and self.file.exists() else ""
+        if found and (found["trials"] or found["survey"]):
+            kept = f"{len(found['trials'])} trial{'s' * (len(found['trials']) != 1)}"
+        was = found["of"] if found else None
+        self.resumed = goes_on(part, was, self.content["of"], fresh=fresh, kept=kept, tell=tell)
+        if found and self.resumed:
             self.content = found
+        else:
+            for left in (part / "models", *part.glob("replaced-*")):
+                shutil.rmtree(left, ignore_errors=True)
+            (part / "models").mkdir(exist_ok=True)
         self.write()
+
+    def _stored(self) -> Json | None:
+        """What is there already; None when nothing is, or it is damaged."""
+        try:
+            found: Json = json.loads(self.file.read_text(encoding="utf-8"))
+            whole = found.pop("digest", "") == _digest_of(found) and found["schema"] == SCHEMA
+            return found if whole and isinstance(found["of"], dict) else None
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            return None
 
     def write(self) -> None:
         write_text(self.file, json.dumps({**self.content, "digest": _digest_of(self.content)}))

@@ -112,8 +112,9 @@ def qat(
         Path | None, typer.Option(help="JSON with keys of PaddleSlim's quant_aware: weight_bits, moving_rate, ...")
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="File to write now and then, and to go on from when it is there.")
+        Path | None, typer.Option(help="File to write now and then, and to go on from; gone when the model is there.")
     ] = None,
+    fresh: Fresh = False,
     model: Annotated[Path | None, typer.Option(help="FP32 model directory of your own.")] = None,
     data: Annotated[Path | None, typer.Option(help="Training data for it, in one of the formats of --format.")] = None,
     format: Format = None,
@@ -147,10 +148,12 @@ def qat(
             "labels": None if labels is None else str(labels),
             "checkpoint": None if checkpoint is None else str(checkpoint),
             "check": check,
+            "fresh": fresh,
             "threads": count,
         }
         with bar() as tell:
             result = isolate.call("quant.jobs:qat", arguments, threads=count, progress=tell)
+        _say(result.pop("told"))
         if as_json:
             print_json(result)
             return
@@ -158,7 +161,9 @@ def qat(
         return
     spec = registry.find(row)
     with bar() as tell, scratch_dir("quant-trained") as scratch:
-        result = pipeline.tune(spec, output, config=settings, checkpoint=checkpoint, threads=count, progress=tell)
+        kept: dict[str, Any] = {"checkpoint": checkpoint, "fresh": fresh}
+        result = pipeline.tune(spec, output, config=settings, **kept, threads=count, progress=tell)
+        _say(result.pop("told"))
         (scratch / "quant").symlink_to(output.resolve())
         arguments = {"quant_model_path": str(output), "output": str(scratch / "int8")}
         converted = isolate.call("quant.jobs:convert_model", arguments, progress=tell)
@@ -175,6 +180,11 @@ def qat(
             out.print(f"missed: {line}")
     if missed:
         raise typer.Exit(1)
+
+
+def _say(lines: Sequence[str]) -> None:
+    for line in lines:
+        err.print(line)
 
 
 def _trained(result: Mapping[str, Any]) -> str:
@@ -359,6 +369,7 @@ def fetch_command(
     timeout: Annotated[
         float, typer.Option(min=0.001, help="Seconds without a byte until a try counts as failed.")
     ] = 60,
+    fresh: Fresh = False,
     list_all: Annotated[bool, typer.Option("--list", help="Print what there is: name, address, source.")] = False,
 ) -> None:
     """Download what the seeds publish: models and data. A download that was cut off goes on where it stopped."""
@@ -378,7 +389,8 @@ def fetch_command(
             def tell(what: str, done: int, total: int, name: str = artefact.name) -> None:
                 show(f"{name}: {what}", done, total)
 
-            found = fetch.fetch(artefact, output, mirror=mirror, sha256=sha256, patience=patience, progress=tell)
+            how: dict[str, Any] = {"patience": patience, "fresh": fresh, "say": err.print}
+            found = fetch.fetch(artefact, output, mirror=mirror, sha256=sha256, **how, progress=tell)
         if found.as_published is False and not found.was_there:
             told = f"not the archive that Paddle's own tests demand (MD5 {artefact.md5})"
             err.print(f"warning: {artefact.name}: {told}; taken all the same, as --mirror or --sha256 asks")

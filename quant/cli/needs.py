@@ -58,6 +58,7 @@ NEEDS: dict[str, tuple[Need, ...]] = {
     "qat": (
         Need(("format", "labels", "steps", "batch_size", "learning_rate"), only_with=("model",)),
         Need(("full",), only_with=("row",)),
+        Need(("fresh",), only_with=("checkpoint",)),
     ),
     "convert": (
         Need(
@@ -78,7 +79,7 @@ NEEDS: dict[str, tuple[Need, ...]] = {
     ),
     "fetch": (
         Need(
-            ("names", "output", "mirror", "sha256", "retries", "timeout"),
+            ("names", "output", "mirror", "sha256", "retries", "timeout", "fresh"),
             not_with=("list_all",),
             because=", which fetches nothing",
         ),

@@ -10,6 +10,7 @@ import typer
 from quant import charts, metrics, report
 from quant.cli.shared import (
     Format,
+    Fresh,
     Isa,
     Json,
     Labels,
@@ -67,11 +68,12 @@ def tune(
     batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="Of the evaluation; default: 50.")] = None,
     threads: Threads = 1,
     isa: Isa = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off or out of time.")] = False,
+    fresh: Fresh = False,
     json: Json = False,
 ) -> None:
     """Find the ops to keep in FP32, or the calibration algorithm, with which INT8 loses no more than --max-drop.
 
+    A run that was cut off, or out of time, goes on by the same command.
     Exit code 0: met; 1: not met, the best model is written all the same. Ctrl-C ends the search and does so, too.
     """
     paths = {"--fp32-model": fp32_model, "--calibration": calibration, "--data": data}
@@ -104,7 +106,7 @@ def tune(
     limit = max_drop if max_drop is not None else 0.003 if manifest is None else entry.max_drop[entry.metrics[0]]
     with bar() as tell:
         subject = Subject(entry, limit, threads, isa)
-        found = tuned(subject, output, budget_s=time_budget, resume=resume, progress=tell)
+        found = tuned(subject, output, budget_s=time_budget, fresh=fresh, tell=err.print, progress=tell)
     if drawing := chart(found):
         write_text(output / "pareto.svg", charts.standalone(drawing))
     warn_below_avx512(isa)

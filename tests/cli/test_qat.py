@@ -1,14 +1,19 @@
 """`quant qat` as a person uses it: their own model and data, a checkpoint, and what can be wrong with those."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from quant import isolate
 from quant.cli import main
+from quant.errors import OutputError
 from quant.graph import load_dir, save_dir
+from quant.numerics import bits_of
+from quant.pipeline import weight_levels
 from quant.readers import write_bin
 from tests.nets import residual_net
 
@@ -70,14 +75,44 @@ def test_a_configuration_file_is_used(place: Path, tmp_path: Path, run: Run) -> 
     assert weights and max(np.abs(value.astype(int)).max() for value in weights) == 7
 
 
-def test_a_second_run_goes_on_from_the_checkpoint(place: Path, tmp_path: Path, run: Run) -> None:
+def test_a_second_run_goes_on_from_the_checkpoint(
+    place: Path, tmp_path: Path, run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By the rule of quant.journal. A finished run leaves no checkpoint."""
     point = tmp_path / "checkpoint.npz"
     whole = json.loads(run(*own(place, tmp_path / "one"), "--checkpoint", point, "--json"))
-    again = json.loads(run(*own(place, tmp_path / "two"), "--checkpoint", point, "--json"))
-    assert (whole["resumed_from"], again["resumed_from"], again["losses"]) == (0, 4, [])
+    assert (whole["resumed_from"], len(whole["losses"]), point.exists()) == (0, 4, False)
+    arguments = {
+        "model": str(place / "fp32"),
+        "data": str(place / "train.bin"),
+        "output": str(tmp_path / "none"),
+        "config": {"weight_bits": bits_of(weight_levels(None))},
+        "training": {"steps": 4, "batch": 10, "rate": 0.001},
+        "checkpoint": str(point),
+    }
+    with pytest.raises(OutputError, match="no space left"):
+        isolate.call("tests.cut_off:qat", arguments)
+    assert point.exists() and not (tmp_path / "none").exists()
+    left = f"{point}: left by a run that was cut off, with other inputs"
+    shutil.copyfile(place / "train.bin", tmp_path / "other.bin")
+    with (tmp_path / "other.bin").open("r+b") as file:
+        file.seek(100)
+        file.write(b"\x3f")
+    other = [tmp_path / "other.bin" if part == place / "train.bin" else part for part in own(place, tmp_path / "two")]
+    assert run(*other, "--checkpoint", point, code=2) == f"quant: {left}: data data; --fresh starts anew"
+    assert run(*own(place, tmp_path / "two"), "--checkpoint", point, "--steps", 3, code=2).startswith(
+        f"quant: {left}: training steps (4, now 3)"
+    )
+    main([str(part) for part in [*own(place, tmp_path / "two"), "--checkpoint", point]])
+    out, err = capfd.readouterr()
+    assert f"{point}: 4 steps of a run that was cut off are reused; --fresh starts anew\n" in err
+    assert "resumed at 4" in out and not point.exists()
     one, two = (load_dir(tmp_path / name).params for name in ("one", "two"))
     assert all(np.array_equal(one[name], two[name]) for name in one)
-    assert "resumed at 4" in run(*own(place, tmp_path / "three"), "--checkpoint", point)
+    with pytest.raises(OutputError, match="no space left"):
+        isolate.call("tests.cut_off:qat", arguments)
+    anew = json.loads(run(*own(place, tmp_path / "three"), "--checkpoint", point, "--fresh", "--json"))
+    assert (anew["resumed_from"], anew["losses"]) == (0, whole["losses"])
 
 
 @pytest.mark.parametrize(
@@ -107,7 +142,9 @@ def test_bad_input_is_told_in_a_line_and_nothing_is_left(place: Path, tmp_path: 
     assert "40 samples, but a batch takes 64" in run(*own(place, quant)[:7], code=2)
     assert "no such model directory" in run(*own(place / "absent", quant), code=2)
     point.write_bytes(b"nonsense")
-    assert "checkpoint.npz: not a checkpoint" in run(*own(place, quant), "--checkpoint", point, code=2)
+    assert "checkpoint.npz: left by a run that was cut off, whose inputs can't be read; --fresh" in run(
+        *own(place, quant), "--checkpoint", point, code=2
+    )
     assert point.read_bytes() == b"nonsense"
     nowhere = place / "train.bin" / "checkpoint.npz"
     assert "can't be written" in run(*own(place, quant), "--checkpoint", nowhere, code=2)

@@ -136,10 +136,8 @@ def test_a_suite_that_is_killed_loses_the_case_in_flight(repository: Path, tmp_p
 
     code, out, err = Command(tmp_path, *command, "--model", "two").end()
     assert (code, out) == (2, "")
-    assert (
-        err
-        == f"quant: {journal}: left by a run that was cut off, with other inputs: cases, models; --fresh starts anew\n"
-    )
+    left = f"{journal}: left by a run that was cut off"
+    assert err == f"quant: {left}, with other inputs: cases one, models one; --fresh starts anew\n"
     assert kept() == second
     code, _, err = Command(tmp_path, *command).end()
     assert code == 0, err

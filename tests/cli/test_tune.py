@@ -167,16 +167,18 @@ def test_ctrl_c_writes_the_best_so_far_and_resuming_needs_no_time_for_it(
     sent_after(process, part / "state.json", points[1] + 1, signal.SIGINT)  # the second point, and a guess
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (2, "quant: interrupted: the best model so far is written\n")
-    assert "the search was interrupted: the same command with --resume goes on" in out
+    assert "the search was interrupted: the same command goes on" in out
     found = tuned(output)
     assert found["interrupted"] and not found["finished"] and len(found["points"]) == 2
     assert chosen(found)["drop"] == min(point["drop"] for point in found["points"])
     assert any(int8_op(op) for op in load_dir(output / "int8").ops)
-    again = run(options(planted, output, "--resume", "--time-budget", 1), tmp_path / "cache")
+    again = run(options(planted, output, "--time-budget", 1), tmp_path / "cache")
     again.communicate(timeout=60)
-    assert chosen(tuned(output)) == chosen(found)
-    assert len(tuned(output)["trials"]) <= len(found["trials"]) + 1
-    run(options(planted, output, "--resume", *BUDGET), tmp_path / "cache").communicate(timeout=300)
+    gone_on = tuned(output)  # the time is up at once, but for a last run over the whole set of what was guessed
+    assert gone_on["trials"][: len(found["trials"])] == found["trials"]
+    assert len(gone_on["trials"]) <= len(found["trials"]) + 1
+    assert chosen(gone_on)["drop"] <= chosen(found)["drop"]
+    run(options(planted, output, *BUDGET), tmp_path / "cache").communicate(timeout=300)
     assert chosen(tuned(output)) == chosen(tuned(whole)) and not part.exists()
 
 
@@ -187,7 +189,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_result(planted: Path, whole: 
     process.communicate()
     assert not output.exists()
     kept = json.loads(state.read_text())["trials"]
-    again = run(options(planted, output, "--resume", *BUDGET), tmp_path / "cache")
+    again = run(options(planted, output, *BUDGET), tmp_path / "cache")
     again.communicate(timeout=300)
     assert again.returncode == 0
     found = tuned(output)
@@ -202,19 +204,28 @@ def test_out_of_time_there_is_a_model_and_the_table_and_it_can_go_on(
     output = tmp_path / "out"
     code, out, err = call(*options(planted, output, "--time-budget", 1))
     assert code == 1, err
-    assert "Accuracy and latency" in out and "--resume goes on" in out
+    assert "Accuracy and latency" in out and "the same command goes on" in out
     assert "the one with the smallest drop is written" in err
     found = tuned(output)
     assert not found["finished"] and not found["met"]
     assert len(found["points"]) == 1 and found["points"][0]["chosen"]
     assert any(int8_op(op) for op in load_dir(output / "int8").ops)
-    other = options(planted, output, "--resume", "--batch-size", 25)
-    assert "the run to resume had other options" in refused(*other)
-    output.rename(tmp_path / "elsewhere")
-    assert "left by a run that didn't end" in refused(*options(planted, output))
-    (tmp_path / "elsewhere").rename(output)
-    code, out, err = call(*options(planted, output, "--resume", *BUDGET))
+    part = tmp_path / "out.part"
+    told = refused(*options(planted, output, "--batch-size", 25))
+    assert told.strip().endswith(
+        ": left by a run that was cut off, with other inputs: options batch_size (50, now 25); --fresh starts anew"
+    )
+    state, kept = part / "state.json", (part / "state.json").read_text()
+    state.write_text(kept[:-20])
+    assert f"{part}: left by a run that was cut off, whose inputs can't be read; --fresh" in refused(
+        *options(planted, output, *BUDGET)
+    )
+    code, _, err = call(*options(planted, output, "--fresh", "--time-budget", 1))
+    assert (code, len(json.loads(state.read_text())["trials"])) == (1, len(found["trials"])), err
+    assert "are reused" not in err
+    code, out, err = call(*options(planted, output, *BUDGET))
     assert code == 0, err
+    assert f"{part}: {len(found['trials'])} trial" in err and "are reused; --fresh starts anew" in err
     assert chosen(tuned(output)) == chosen(tuned(whole))
     assert not (tmp_path / "out.part").exists()
 
@@ -226,7 +237,6 @@ def test_bad_input_is_one_line_and_nothing_is_left(
     assert "--calibration is missing" in refused("tune", "--fp32-model", planted / "fp32", "--output", output)
     assert "--model: only with --manifest" in refused(*options(planted, output, "--model", "x"))
     assert "did you mean 'abs_max'" in refused(*options(planted, output, "--algo", "absmax"))
-    assert "no run to resume" in refused(*options(planted, output, "--resume"))
     shared = options(planted, output, "--calibration", planted / "test.npz")
     assert "a model isn't tested on what it was calibrated with" in refused(*shared)
     assert "unknown op id 99" in refused(*options(planted, output, "--op-ids-to-skip", "99"))

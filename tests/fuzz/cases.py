@@ -159,7 +159,7 @@ def _kept() -> list[_Target]:
         _Target("cache/outcomes/*/*.json", mutate_json, [net]),
         _Target("cache/outcomes/*/*.npz", mutate_arrays, [net]),
         _Target("checkpoint.npz", mutate_arrays, [qat]),
-        _Target("tuned.part/state.json", mutate_text, [("tune", *TUNE, "--resume")]),
+        _Target("tuned.part/state.json", mutate_text, [("tune", *TUNE)]),
         _Target(
             "tuned/quant.toml",
             mutate_text,

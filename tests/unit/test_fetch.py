@@ -234,12 +234,41 @@ def test_the_date_serves_where_the_etag_is_weak(server: Server, tmp_path: Path) 
     assert server.log[1].if_range == DATE
 
 
-def test_another_mirror_starts_anew(server: Server, tmp_path: Path) -> None:
+def test_another_mirror_is_refused_unless_fresh(server: Server, tmp_path: Path) -> None:
     server.faults = [Fault(cut=70_000)]
     with pytest.raises(FetchError):
         get(server, tmp_path, retries=0)
     server.files["/other" + PATH] = server.files[PATH]
-    fetch(MODEL, tmp_path, mirror=server.url + "/other/")
+    left = r"resnet50-qat\.part: left by a run that was cut off, "
+    with pytest.raises(OptionError, match=f"{left}with other inputs: address; --fresh starts anew"):
+        fetch(MODEL, tmp_path, mirror=server.url + "/other/")
+    note = tmp_path / "resnet50-qat.part.json"
+    before = note.read_text()
+    note.write_text(before[:-5])
+    with pytest.raises(OptionError, match=f"{left}whose inputs can't be read; --fresh starts anew"):
+        get(server, tmp_path)
+    note.write_text(before)
+    assert names(tmp_path) == BEGUN and server.starts() == [None]
+    fetch(MODEL, tmp_path, mirror=server.url + "/other/", fresh=True)
+    assert server.starts() == [None, None]
+
+
+def test_what_is_gone_on_with_is_told(server: Server, tmp_path: Path) -> None:
+    server.faults, told = [Fault(cut=70_000)], list[str]()
+    with pytest.raises(FetchError):
+        get(server, tmp_path, retries=0)
+    get(server, tmp_path, say=told.append)
+    assert told == [
+        f"{tmp_path}/resnet50-qat.part: 70,000 bytes of a run that was cut off are reused; --fresh starts anew"
+    ]
+    assert server.starts() == [None, 70_000]
+
+
+def test_fresh_fetches_every_byte(server: Server, tmp_path: Path) -> None:
+    server.faults = [Fault(cut=70_000)]
+    with pytest.raises(FetchError):
+        get(server, tmp_path, retries=0)
+    get(server, tmp_path, fresh=True)
     assert server.starts() == [None, None]
 
 

@@ -352,17 +352,27 @@ def test_a_resumed_run_gives_the_same_losses(tmp_path: Path) -> None:
     assert all(np.array_equal(whole.params[name], resumed.params[name]) for name in whole.params)
 
 
-def test_a_checkpoint_of_another_model_or_training_is_refused(tmp_path: Path) -> None:
-    graph, point = small_model(tmp_path), tmp_path / "checkpoint.npz"
-    fine_tune(graph, dataset(), training=TRAINING, checkpoint=point)
+def test_a_checkpoint_of_other_inputs_is_refused(tmp_path: Path) -> None:
+    graph, point, data = small_model(tmp_path), tmp_path / "checkpoint.npz", {"data": "1" * 16}
+    fine_tune(graph, dataset(), training=TRAINING, checkpoint=point, inputs=data)
     other = dataclasses.replace(graph, params={name: value * 2 for name, value in graph.params.items()})
-    with pytest.raises(ModelError, match="of another model"):
-        fine_tune(other, dataset(), training=TRAINING, checkpoint=point)
-    with pytest.raises(ModelError, match="other settings"):
-        fine_tune(graph, dataset(), training=dataclasses.replace(TRAINING, rate=1.0), checkpoint=point)
+    left = "checkpoint.npz: left by a run that was cut off, with other inputs: "
+    with pytest.raises(OptionError, match=f"{left}model; --fresh starts anew"):
+        fine_tune(other, dataset(), training=TRAINING, checkpoint=point, inputs=data)
+    faster = dataclasses.replace(TRAINING, rate=1.0)
+    with pytest.raises(OptionError, match=rf"{left}training rate \(0.001, now 1.0\); --fresh"):
+        fine_tune(graph, dataset(), training=faster, checkpoint=point, inputs=data)
+    with pytest.raises(OptionError, match=f"{left}data; --fresh"):
+        fine_tune(graph, dataset(), training=TRAINING, checkpoint=point, inputs={"data": "2" * 16})
     point.write_bytes(point.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="damaged"):
-        fine_tune(graph, dataset(), training=TRAINING, checkpoint=point)
+    with pytest.raises(OptionError, match="whose inputs can't be read; --fresh"):
+        fine_tune(graph, dataset(), training=TRAINING, checkpoint=point, inputs=data)
+    _, losses = fine_tune(graph, dataset(), training=faster, checkpoint=point, inputs=data, fresh=True)
+    assert len(losses) == 6
+    told: list[str] = []
+    _, losses = fine_tune(graph, dataset(), training=faster, checkpoint=point, inputs=data, tell=told.append)
+    assert losses == []
+    assert told == [f"{point}: 6 steps of a run that was cut off are reused; --fresh starts anew"]
 
 
 def test_without_labels_the_fp32_model_is_the_teacher(tmp_path: Path) -> None:
