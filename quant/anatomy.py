@@ -6,10 +6,12 @@ from typing import Any
 
 from quant import isolate
 from quant.analyze import OpError
-from quant.kernel_table import groups
+from quant.findings import Crossings
+from quant.kernel_table import groups, moved
 from quant.numerics import SIGNED
 from quant.pipeline import data_of, int8_of, small_of, weight_levels
-from quant.profile import Kernel as Ran
+from quant.profile import Declared, proof
+from quant.profiler import added_up
 from quant.record import Anatomy, KeptOp, Kernel, Layer
 from quant.registry import ModelSpec
 
@@ -56,7 +58,11 @@ def anatomy_of(
     }
     arguments = {"timed": str(timed), "feed": dict(feed), "threads": threads, "analyzed": analyzed}
     found = isolate.call("quant.anatomy_jobs:dissect", arguments, isa=isa, threads=threads, progress=progress)
-    ran = [Ran(**{**entry, "types": tuple(entry["types"])}) for entry in found["kernels"]]
+    run = found["run"]
+    ran, _, sums = added_up(run)
+    arithmetic = proof(ran, Declared(**run["declared"]))
+    crossing_bytes, reorder_bytes = moved(ran, run["samples"])
+    crossings = run["program"]["crossings"]
     return Anatomy(
         int8=found["int8"],
         fp32=tuple(KeptOp(**entry) for entry in found["fp32"]),
@@ -65,6 +71,13 @@ def anatomy_of(
             for group in groups(ran)[:_KERNELS]
         ),
         layers=_worst([OpError.from_json(entry) for entry in found["ops"]]),
+        mac_share=arithmetic.share,
+        uncounted=arithmetic.uncounted,
+        time_share=sums.int8_share,
+        outside_share=sums.outside_ms / sums.told_ms if sums.told_ms else 0.0,
+        crossing_bytes=crossing_bytes,
+        reorder_bytes=reorder_bytes,
+        between=Crossings.from_json(crossings).between if crossings else (),
     )
 
 

@@ -19,8 +19,8 @@ _PROFILE_S = 0.6
 
 
 def dissect(timed: str, feed: Mapping[str, Any], threads: int, analyzed: Mapping[str, Any] | None) -> Json:
-    """`int8`: op type -> how many; `fp32`: ops that could be INT8 and aren't (`op`, `type`, `why`); `kernels` of a run
-    (quant.profile.Kernel); `ops` of another model, which `analyzed` are arguments of analyze_model for.
+    """`int8`: op type -> how many; `fp32`: ops that could be INT8 and aren't (`op`, `type`, `why`); `run`, what
+    profile_model gives; `ops` of another model, which `analyzed` are arguments of analyze_model for.
 
     `feed`: arguments of profile_model. All of the model `timed`, but for `ops`.
     """
@@ -30,7 +30,7 @@ def dissect(timed: str, feed: Mapping[str, Any], threads: int, analyzed: Mapping
     return {
         "int8": dict(Counter(op.type for op in graph.ops if int8_op(op)).most_common()),
         "fp32": kept_ops(graph),
-        "kernels": run["kernels"],
+        "run": run,
         "ops": found,
     }
 

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from quant.activations import conv_activation, fc_activation
 from quant.arithmetic import MULTIPLY
 from quant.chains import MOVES, is_move
-from quant.findings import Between, Crossings
+from quant.findings import Crossings
 from quant.graph import Graph, Op
 from quant.islands import int8_op, why_float
+from quant.record import Between
 
 __all__ = ["crossings_of"]
 

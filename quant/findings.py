@@ -10,9 +10,9 @@ from typing import Any
 
 from quant.kernel_table import Step, Sums, groups, kind_of, per_op
 from quant.profile import Kernel
+from quant.record import Between
 
 __all__ = [
-    "Between",
     "Crossings",
     "Finding",
     "FloatKernel",
@@ -76,16 +76,6 @@ class FloatKernel:
     output: str
     reason: str
     kernel: Kernel
-
-
-@dataclass(frozen=True)
-class Between:
-    """A float32 op with INT8 ops before and behind it. `bytes`: of activations that it reads and writes in a run."""
-
-    type: str
-    output: str
-    bytes: int
-    reason: str  # "pass: why it didn't take it"
 
 
 @dataclass(frozen=True)

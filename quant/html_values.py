@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from quant.charts import Bar
+from quant.composition import cost_of
 from quant.cpu import TIERS
 from quant.html_history import case_words, commit_of, comparable, history_of
 from quant.ratios import Pair, pairs
@@ -60,6 +61,7 @@ class Part:
     speed: Sheet | None
     int8: str
     kept: Sheet | None
+    between: Sheet | None
     kernels: Sheet | None
     layers: Sheet | None
     charts: tuple[Chart, ...]
@@ -398,6 +400,7 @@ def _part(
         speed=ratios if ratios.lines else None,
         int8=_composition(found),
         kept=_kept(found, row.title) if found and found.fp32 else None,
+        between=_between(found, row.title) if found and found.between else None,
         kernels=_kernels(found, row.title) if found and found.kernels else None,
         layers=_layers(found, row.title) if found and found.layers else None,
         charts=tuple(charts),
@@ -437,12 +440,20 @@ def _composition(found: Anatomy | None) -> str:
             else "nothing that could be is left in float32"
         )
     )
-    return f"{counted(total, 'op')} in INT8{f' ({ops})' if ops else ''}; {kept}."
+    return f"{counted(total, 'op')} in INT8{f' ({ops})' if ops else ''}; {kept}. {cost_of(found)}".rstrip()
 
 
 def _kept(found: Anatomy, title: str) -> Sheet:
     lines = tuple(Line((Cell(op.op), Cell(op.type), Cell(op.why))) for op in found.fp32)
     return Sheet(f"Ops of {title} that stay float32", (Column("Output"), Column("Op"), Column("Why")), lines)
+
+
+def _between(found: Anatomy, title: str) -> Sheet:
+    columns = ("Output", "Op", "Pass", "Why it did not take it"), ("Bytes a sample",)
+    lines = tuple(
+        Line((Cell(op.output), Cell(op.type), *map(Cell, op.parts), figure(op.bytes, 0))) for op in found.between or ()
+    )
+    return Sheet(f"FP32 ops of {title} between INT8 ops, most bytes first", heads(*columns), lines)
 
 
 def _kernels(found: Anatomy, title: str) -> Sheet:

@@ -23,6 +23,7 @@ __all__ = [
     "kind_of",
     "lowest",
     "middle",
+    "moved",
     "per_op",
     "steps_of",
     "sums_of",
@@ -113,6 +114,15 @@ def groups(kernels: Sequence[Kernel]) -> tuple[Group, ...]:
     return tuple(sorted(result, key=lambda group: -group.ms))
 
 
+def moved(kernels: Iterable[Kernel], samples: int) -> tuple[int, int]:
+    """Bytes a sample that a run's reorders read and write: between float32 and int8, and within one of those."""
+    found = {"quantize": 0, "reorder": 0}
+    for kernel in kernels:
+        if kernel.op == "reorder":
+            found[kind_of(kernel)] += kernel.moved
+    return found["quantize"] // samples, found["reorder"] // samples
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One op that was executed: the variables that it wrote, its kernels, and its time beside those.
@@ -194,6 +204,16 @@ class Sums:
     dispatch_ms: float
     outside_ops: int
     outside_ms: float
+
+    @property
+    def told_ms(self) -> float:
+        """The time of all kernels, and of ops that run none."""
+        return self.kernel_ms + self.outside_ms
+
+    @property
+    def int8_share(self) -> float:
+        """The share of INT8 kernels that multiply in `told_ms`."""
+        return self.kinds["int8"] / self.told_ms if self.told_ms else 0.0
 
     @property
     def overhead_ms(self) -> float:

@@ -13,6 +13,7 @@ __all__ = ["Declared", "Kernel", "Proof", "kernels", "proof"]
 _INT8_SOURCES = {"src:s8", "src:u8", "src_layer:u8", "src_layer:s8"}
 _INT8_WEIGHTS = {"wei:s8", "wei_layer:s8"}
 _GATES = {"vanilla_gru": 3, "lbr_gru": 3, "vanilla_lstm": 4, "vanilla_rnn": 1}
+_WIDTHS = {"f64": 8, "f32": 4, "s32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1}  # bytes
 _WEIGHTED = ("convolution", "deconvolution", "inner_product", "matmul", "rnn")
 
 
@@ -35,6 +36,14 @@ class Kernel:
     def weighted(self) -> bool:
         """Whether it multiplies and accumulates."""
         return self.op in _WEIGHTED
+
+    @property
+    def moved(self) -> int:
+        """Bytes that a reorder reads and writes; 0 of other primitives."""
+        if self.op != "reorder":
+            return 0
+        count = math.prod(int(dim) for dim in self.problem.split(":")[0].split("x"))
+        return count * sum(_WIDTHS[entry.partition(":")[2]] for entry in self.types)
 
     @property
     def isa(self) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from quant.crossings import crossings_of
 from quant.data_shapes import resized
 from quant.errors import ModelError, QuantError
-from quant.evaluation import opened, settings_of
+from quant.evaluation import arithmetic_on, declared, opened, settings_of, sizes_of
 from quant.graph import Graph, Op, load_dir
 from quant.islands import int8_op, islands, weighted_before, why_float
 from quant.isolate import report_progress
@@ -64,7 +64,8 @@ def profile_model(
     leave those out; without others, they are of CPU time), and `runs`, how many were logged; the `kernels` of a run
     (quant.profile.Kernel) with their typical times; `written`, (op type, variable) for each output in the order of
     execution, `before`, how many kernels had run by then, and `output_ms`, the time since the output before; the
-    `program`, see `_told`.
+    `program`, see `_told`; how many `samples` were fed, and what the program `declared` of them
+    (quant.profile.Declared).
     Raises ModelError when no kernel of oneDNN's runs, or not the same ones each time.
     """
     try:
@@ -79,7 +80,8 @@ def profile_model(
     except QuantError as error:
         text = str(error)
         raise type(error)(text if model in text or (data and data in text) else f"{model}: {text}") from error
-    return {"precision": precision, **used, **measured, "program": _told(resized(graph, feed))}
+    counted = {"samples": sizes_of(graph, feed)[0], "declared": asdict(declared(arithmetic_on(graph, feed)))}
+    return {"precision": precision, **used, **measured, **counted, "program": _told(resized(graph, feed))}
 
 
 def _measure(predictor: Predictor, budget_s: float) -> Json:

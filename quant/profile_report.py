@@ -113,8 +113,9 @@ def _sums(profile: Profile) -> Table:
         f"{sums.logged_ms / sums.wall_ms:.2f} times as long."
     )
     if profile.crossings is not None:
-        note += f" INT8 is {_share(profile.int8_share, 1.0)} of the time of kernels and of ops outside oneDNN; "
-        note += f"{profile.crossings.bytes:,} bytes a sample cross quantize and dequantize ops."
+        crossing, reorders = profile.moved
+        note += f" INT8 is {_share(sums.int8_share, 1.0)} of the time of kernels and of ops outside oneDNN; "
+        note += f"{crossing:,} bytes a sample go between float32 and int8, {reorders:,} through other reorders."
     if profile.interrupted > _BUSY:
         note += f" This machine is busy: other processes took the CPU in {100 * profile.interrupted:.0f}% of the runs."
     if profile.interrupted == 1.0:
@@ -168,7 +169,9 @@ def as_json(profile: Profile) -> dict[str, Any]:
         "batch": profile.batch,
         "runs": profile.runs,
         "interrupted": profile.interrupted,
-        "int8_time_share": profile.int8_share,
+        "int8_time_share": sums.int8_share,
+        "crossing_bytes": profile.moved[0],
+        "reorder_bytes": profile.moved[1],
         "crossings": asdict(profile.crossings) if profile.crossings else None,
         "groups": [asdict(group) for group in groups(profile.kernels)],
         "kernels": [

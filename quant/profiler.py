@@ -16,13 +16,13 @@ from quant.findings import (
     float_ms_of,
     island_costs,
 )
-from quant.kernel_table import Step, Sums, kind_of, steps_of, sums_of
+from quant.kernel_table import Step, Sums, kind_of, moved, steps_of, sums_of
 from quant.numerics import SIGNED
 from quant.pipeline import data_of, full_of, weight_levels
 from quant.profile import Kernel
 from quant.registry import find
 
-__all__ = ["Profile", "Subject", "is_directory", "profile", "subject_of"]
+__all__ = ["Profile", "Subject", "added_up", "is_directory", "profile", "subject_of"]
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,22 @@ class Profile:
     crossings: Crossings | None = None
 
     @property
-    def int8_share(self) -> float:
-        """The share of INT8 kernels that multiply in the time of all kernels and of ops outside oneDNN."""
-        whole = self.sums.kernel_ms + self.sums.outside_ms
-        return self.sums.kinds["int8"] / whole if whole else 0.0
+    def moved(self) -> tuple[int, int]:
+        """See quant.kernel_table.moved."""
+        return moved(self.kernels, self.batch)
+
+
+def kernels_in(result: Mapping[str, Any]) -> tuple[Kernel, ...]:
+    """The kernels of what quant.profile_jobs.profile_model gave."""
+    return tuple(Kernel(**{**entry, "types": tuple(entry["types"])}) for entry in result["kernels"])
+
+
+def added_up(result: Mapping[str, Any]) -> tuple[tuple[Kernel, ...], tuple[Step, ...], Sums]:
+    """What quant.profile_jobs.profile_model gave: its kernels, the ops that ran them, and where the time goes."""
+    run = kernels_in(result)
+    written = [(type, variable) for type, variable in result["written"]]
+    steps = steps_of(written, result["before"], result["output_ms"], run, result["program"]["writers"])
+    return run, steps, sums_of(run, steps, 1e3 * result["wall_s"], 1e3 * result["logged_s"])
 
 
 def profile(
@@ -102,20 +114,18 @@ def profile(
     """Run a model in a child and add up what it did; its FP32 model, if there is one, in another child."""
     arguments = {"threads": threads, "batch": batch, "shapes": dict(shapes or {}), **subject.feed}
 
-    def measured(model: Path, **how: Any) -> tuple[tuple[Kernel, ...], dict[str, Any]]:
+    def measured(model: Path, **how: Any) -> dict[str, Any]:
         job = "quant.profile_jobs:profile_model"
         given = {"model": str(model), **arguments, **how}
         result: dict[str, Any] = isolate.call(job, given, isa=isa, threads=threads, progress=progress)
-        return tuple(Kernel(**{**entry, "types": tuple(entry["types"])}) for entry in result["kernels"]), result
+        return result
 
-    run, result = measured(subject.model, precision=precision, executor=executor)
+    result = measured(subject.model, precision=precision, executor=executor)
     program = result["program"]
-    written = [(type, variable) for type, variable in result["written"]]
-    steps = steps_of(written, result["before"], result["output_ms"], run, program["writers"])
+    run, steps, sums = added_up(result)
     float_ms: tuple[float | None, ...] = ()
     if subject.fp32 is not None and any(kind_of(kernel) == "int8" for kernel in run):
-        float_ms = float_ms_of(run, measured(subject.fp32, precision="fp32")[0])
-    sums = sums_of(run, steps, 1e3 * result["wall_s"], 1e3 * result["logged_s"])
+        float_ms = float_ms_of(run, kernels_in(measured(subject.fp32, precision="fp32")))
     islands = island_costs(steps, program, float_ms)
     floats = float_kernels(steps, program) if program["islands"] else ()
     return Profile(
@@ -124,7 +134,7 @@ def profile(
         executor=result["executor"],
         isa=cpu.tier_of(isa).name,
         threads=result["threads"],
-        batch=batch,
+        batch=result["samples"],
         runs=result["runs"],
         kernels=run,
         steps=steps,

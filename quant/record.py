@@ -26,7 +26,10 @@ from quant import cpu
 from quant.metrics import metric_of
 from quant.rows import Row
 
-__all__ = ["SCHEMA", "Anatomy", "Failure", "KeptOp", "Kernel", "Layer", "Load", "Machine", "Record", "Run", "columns"]
+__all__ = [
+    *("SCHEMA", "Anatomy", "Between", "Failure", "KeptOp", "Kernel", "Layer", "Load", "Machine", "Record", "Run"),
+    "columns",
+]
 
 SCHEMA = 4
 _EXACT = with_config(ConfigDict(extra="forbid"))  # of what is read back, and of all it holds
@@ -163,18 +166,46 @@ class Layer:
     quant_db: float | None
 
 
+@dataclass(frozen=True)
+class Between:
+    """A float32 op with INT8 ops before and behind it. `bytes`: of activations that it reads and writes in a run."""
+
+    type: str
+    output: str
+    bytes: int
+    reason: str  # "pass: why it didn't take it"
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """The pass, "-" where none takes such an op, and why."""
+        taker, colon, why = self.reason.partition(": ")
+        return (taker, why) if colon else ("-", self.reason)
+
+
 @_EXACT
 @dataclass(frozen=True)
 class Anatomy:
     """What an INT8 model is made of on this machine's own tier.
 
     `int8`: op type -> count; `kernels`: most time first, of the model that is timed; `layers`: worst first.
+    Of a run of that model: `mac_share`, INT8 kernels' share of the multiply-accumulates, but for those of op types
+    `uncounted`; `time_share`, their share of the time of kernels and of ops outside oneDNN, and `outside_share`, these
+    ops' share of it; bytes a sample that reorders read and write: `crossing_bytes` of those between float32 and int8,
+    `reorder_bytes` of the others. `between`: the float32 ops between INT8 ops, most bytes first. None in runs that
+    were measured before this was told.
     """
 
     int8: Mapping[str, int]
     fp32: tuple[KeptOp, ...]
     kernels: tuple[Kernel, ...]
     layers: tuple[Layer, ...]
+    mac_share: float | None = None
+    uncounted: tuple[str, ...] = ()
+    time_share: float | None = None
+    outside_share: float | None = None
+    crossing_bytes: int | None = None
+    reorder_bytes: int | None = None
+    between: tuple[Between, ...] | None = None
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "Anatomy":

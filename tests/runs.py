@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from quant.cpu import TIERS, tier_of
-from quant.record import Anatomy, KeptOp, Kernel, Layer, Load, Machine, Record, Run, columns
+from quant.record import Anatomy, Between, KeptOp, Kernel, Layer, Load, Machine, Record, Run, columns
 from quant.registry import BY_NAME, MODELS
 from quant.rows import Row
 
@@ -134,6 +134,13 @@ def anatomy() -> Anatomy:
             Layer("fc_0.tmp_2", "fc", 34.8, None),
             Layer("conv1.tmp_1", "conv2d", 41.7, 140.0),
         ),
+        mac_share=1.0,
+        uncounted=("custom",),
+        time_share=0.93,
+        outside_share=0.02,
+        crossing_bytes=752_640,
+        reorder_bytes=1_204_224,
+        between=(Between("softmax", "softmax_0.tmp_0", 8000, "no pass takes softmax into an INT8 kernel"),),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from quant import cpu, history, manifest_suite, registry, report, saving, zoo_report, zoo_suite
+from quant import composition, cpu, history, manifest_suite, registry, report, saving, zoo_report, zoo_suite
 from quant import subjects as subjects_of
 from quant.cases import Measured, Subject, journal_of, measure
 from quant.cli.reporting import page
@@ -173,7 +173,8 @@ def suite(
         passed = passed and not found.failed
         judged: dict[str, Any] = {"missed": missed, "passed": passed, "failures": found.failed}
         run = watch.run(plan.rows, [*found.exact, *found.timed], anatomy=found.anatomy, **judged)
-        write_text(output_dir / "report.md", report.markdown(run.machine, tables, missed, found.failed))
+        told = [*tables, *composition.tables(run.anatomy, run.rows)]
+        write_text(output_dir / "report.md", report.markdown(run.machine, told, missed, found.failed))
         write_text(output_dir / "report.json", run.to_json())
         history.append(history_dir, run)
         write_text(output_dir / "report.html", page(run, history_dir))

@@ -35,7 +35,7 @@ FLOORS = {
     "timing": 4, "turns": 4, "instances": 4, "ratios": 4,
     "charts": 5, "sheets": 5, "html_history": 5, "html_values": 5, "html_sections": 5, "html_report": 5,
     "report": 5, "zoo_report": 5, "history": 5, "gate": 5, "cases": 4, "subjects": 4, "journal": 0, "gate_report": 5,
-    "history_report": 5, "saving": 5,
+    "history_report": 5, "saving": 5, "composition": 5,
     "cli": 6, "plugin": 6, "__main__": 6, "__init__": 6,
 }  # fmt: skip
 MAY_IMPORT_PADDLE = {

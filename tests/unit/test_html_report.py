@@ -16,7 +16,7 @@ import pytest
 from quant import analyze_report, charts, html_report, report, tuning_report
 from quant.charts import Bar, Spot, Trend
 from quant.html_values import Part, page_of
-from quant.record import Anatomy, Failure, KeptOp, Kernel, Layer, Run
+from quant.record import Anatomy, Between, Failure, KeptOp, Kernel, Layer, Run
 from quant.rows import Case, Row
 from quant.sheets import Section
 from tests import found, runs
@@ -65,6 +65,13 @@ def hostile_run() -> Run:
             (KeptOp(name, name, name),),
             (Kernel(name, name, name, 1, 1.0, 1.0),),
             (Layer(name, name, 1.0, None),),
+            1.0,
+            (name,),
+            1.0,
+            0.0,
+            1,
+            1,
+            (Between(name, name, 1, name), Between(name, name, 1, f"{name}: {name}")),
         )
         for name in HOSTILE
     }
@@ -160,7 +167,8 @@ def test_figures_are_those_of_the_tables() -> None:
 
 def test_a_part_for_each_model() -> None:
     part = parts_of(runs.suite_run(["resnet50", "gru"]))["resnet50"]
-    assert part.int8 == "55 ops in INT8 (53 conv2d, 1 pool2d, 1 fc); 2 ops could be and stay float32."
+    assert part.int8.startswith("55 ops in INT8 (53 conv2d, 1 pool2d, 1 fc); 2 ops could be and stay float32. INT8 ")
+    assert part.between is not None and part.between.lines[0].cells[1].text == "softmax"
     assert part.kept and part.kept.lines[0].cells[2].text == "has no INT8 kernel"
     assert part.kernels and part.kernels.lines[0].cells[4].text == "5.210"
     assert part.layers and [line.cells[2].text for line in part.layers.lines][:2] == ["24.3", "25.9"]
