@@ -107,7 +107,7 @@ def confirmed(changes: Sequence[Change], before: Run, again: Run) -> list[Change
 
 def _decided(change: Change, p_value: float) -> Change:
     """What a case comes to, given its corrected p-value."""
-    if change.result == "recorded":
+    if change.result in ("recorded", "REGRESSED"):  # there is nothing to compute
         return change
     matters = {"speed": LEAST_LOSS, "INT8 share": LEAST_SHARE}.get(change.key.what, LEAST_DROP)
     result: Result = "same"
@@ -154,7 +154,11 @@ def _accuracy(before: Run | None, after: Run) -> list[Change]:
 
 
 def _shares(before: Run | None, after: Run) -> list[Change]:
-    """The share of multiply-accumulates that INT8 kernels did: a count, so any loss of it is real."""
+    """The share of multiply-accumulates that INT8 kernels did: a count, so any loss of it is real.
+
+    So is a share of less than before: what isn't counted any more may be what became float32. Where other ops
+    aren't counted, but fewer, the shares are of unlike things and say nothing of each other.
+    """
     known = {_share_key(record): record for record in _int8(before)}
     found = []
     for record in _int8(after):
@@ -162,6 +166,15 @@ def _shares(before: Run | None, after: Run) -> list[Change]:
         old = known.get(key)
         if old is None:
             found.append(Change(key, "recorded", share, note="no baseline"))
+            continue
+        fewer = sorted({*record.uncounted} - {*old.uncounted})
+        if not fewer and record.uncounted != old.uncounted:
+            note = f"counted now: {', '.join(sorted({*old.uncounted} - {*record.uncounted}))}"
+            found.append(Change(key, "recorded", share, old.int8_share, note=note))
+            continue
+        if fewer:
+            note = f"not counted any more: {', '.join(fewer)}"
+            found.append(Change(key, "REGRESSED", share, old.int8_share, note=note))
             continue
         loss = (old.int8_share or 0.0) - share
         found.append(

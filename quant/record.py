@@ -104,6 +104,19 @@ class Record:
     note: str = ""  # how an FP32 model or a simulation was run, where not as usual (quant.reference)
     uncounted: tuple[str, ...] = ()  # op types that `int8_share` leaves out: what they multiply isn't known
 
+    def share_fault(self, due: float) -> str:
+        """What is wrong with `int8_share` where at least `due` is expected, in words; "" when nothing is.
+
+        A share beside which something isn't counted holds no limit: nobody knows what the share of all is.
+        """
+        share = self.int8_share or 0.0
+        if share < due:
+            return f"INT8 share {share:.1%}, expected {due:.0%}"
+        if due and self.uncounted:
+            left_out = ", ".join(self.uncounted)
+            return f"INT8 share {share:.1%}, but not counted is what these ops multiply: {left_out}"
+        return ""
+
     def counts(self, metric: str) -> NDArray[Any]:
         """What each sample adds to a metric, [N, k]: int64, or float64 of a user's own metric."""
         return np.stack([_numbers(column) for column in self.outcomes[metric]], axis=1)

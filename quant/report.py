@@ -89,14 +89,10 @@ class Comparison:
             found["engine"] = f"INT8 against simulation {gap:+.2f}, limit {limit:.2f}"
         if self.first and self.fp32.score(self.metric) < row.floor:
             found["floor"] = f"FP32 {self.fp32.score(self.metric):.2%} is below its floor {row.floor:.0%}"
-        share, due = self.int8.int8_share or 0, row.int8_share_due(self.int8.variant)
-        if self.first and not share:
+        if self.first and not self.int8.int8_share:
             found["share"] = "not one INT8 kernel ran"
-        elif self.first and share < due:
-            found["share"] = f"INT8 share {share:.1%}, expected {due:.0%}"
-        elif self.first and due and self.int8.uncounted:
-            left_out = ", ".join(self.int8.uncounted)
-            found["share"] = f"INT8 share {share:.1%}, but not counted is what these ops multiply: {left_out}"
+        elif self.first and (fault := self.int8.share_fault(row.int8_share_due(self.int8.variant))):
+            found["share"] = fault
         return found
 
     def missed(self) -> list[str]:

@@ -60,9 +60,9 @@ class Line:
             found.append(
                 f"{score:.2f}% where the seeds print {min(printed):.2f}%: the data of this model, and as it was made?"
             )
-        share = self.int8.int8_share or 0
-        if self.metric == next(iter(self.row.max_drop)) and share < self.row.min_int8_share:
-            found.append(f"INT8 share {share:.1%}, expected {self.row.min_int8_share:.0%}")
+        first = self.metric == next(iter(self.row.max_drop))
+        if first and (fault := self.int8.share_fault(self.row.min_int8_share)):
+            found.append(fault)
         return found
 
 

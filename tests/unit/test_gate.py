@@ -119,6 +119,20 @@ def test_int8_that_runs_in_fp32_is_a_regression() -> None:
     assert only(gate.compare(after, before), "INT8 share").result == "better"
 
 
+def test_a_share_of_less_than_before_is_no_equal_share() -> None:
+    whole = runs.run(runs.accuracy("resnet50"))
+    partial = replace(
+        whole,
+        records=tuple(replace(r, uncounted=("custom",)) if r.precision == "int8" else r for r in whole.records),
+    )
+    found = only(gate.compare(whole, partial), "INT8 share")
+    assert (found.result, found.note) == ("REGRESSED", "not counted any more: custom")
+    assert gate.suspects([found]) == []
+    found = only(gate.compare(partial, whole), "INT8 share")
+    assert (found.result, found.note) == ("recorded", "counted now: custom")
+    assert only(gate.compare(partial, partial), "INT8 share").result == "same"
+
+
 def test_many_cases_that_changed_are_held_to_more() -> None:
     """A p-value of 0.04 convinces alone, and beside models that answer as before, but not among others that changed."""
     alone = runs.accuracy("resnet50", lost=22, won=14)

@@ -311,6 +311,9 @@ def test_lstm_is_judged_against_fp32_by_both_its_scores() -> None:
 def test_shares_and_scores_that_show_that_something_else_was_measured() -> None:
     assert "INT8 share 60.0%, expected 98%" in told("resnet50", 1500, 1500, 2000, share=0.6)
     assert told("ernie", 80, 80, 100, share=0.93) == ""
+    *others, int8 = exact("resnet50", 1500, 1500, 2000)
+    told_of = "; ".join(zoo_report.misses([*others, replace(int8, uncounted=("custom",))], []))
+    assert "INT8 share 100.0%, but not counted is what these ops multiply: custom" in told_of
     assert "0.10% where the seeds print 76.62%" in told("resnet50", 2, 2, 2000)
     assert not zoo_report.passed(exact("resnet50", 2, 2, 2000), [])
 
