@@ -266,8 +266,8 @@ def convert_model(
 
     A `calibration_file` has thresholds of activations; the model may then be FP32, and its weights get
     `weight_levels`, those of the CPU tier `target`, if the user named one.
-    With `speed` ({"budget_s", "isa", "threads", "batch", "shapes"}) the directory holds what is fastest on this CPU,
-    and `decisions.json` (quant.optimise); `debug` is then not taken.
+    With `speed` ({"budget_s", "isa", "threads", "batch", "shapes", "fp32_model"}) the directory holds what is fastest
+    on this CPU, and `decisions.json` (quant.optimise); `debug` is then not taken.
     With `check` an INT8 model is run once and compared with its simulation (quant.check), which may give a `note`.
     The result: op counts by type, ops that stayed FP32, bytes of both models, what became of the file's entries, and
     the decisions.
@@ -296,7 +296,8 @@ def convert_model(
         staging = stack.enter_context(fresh_dir(Path(output)))
         stack.enter_context(about(quant_model_path))
         if speed is not None:
-            result, coverage, decisions = _fastest(graph, speed, ops_to_quantize, op_ids_to_skip)
+            own = quant_model_path if applied and applied.was_fp32 else speed.get("fp32_model")
+            result, coverage, decisions = _fastest(graph, {**speed, "fp32_model": own}, ops_to_quantize, op_ids_to_skip)
             (staging / DECISIONS).write_text(json.dumps(decisions, indent=1) + "\n", encoding="utf-8")
         else:
             steps = itertools.count(1)
@@ -332,6 +333,7 @@ def _fastest(
         threads=speed["threads"],
         ops_to_quantize=ops_to_quantize,
         op_ids_to_skip=op_ids_to_skip,
+        own=Path(speed["fp32_model"]) if speed["fp32_model"] else None,
     )
     machine = {"tier": cpu.tier_of(speed["isa"]).name, **place}
     return result, coverage, {"schema": SCHEMA, "cpu": machine, "budget_s": speed["budget_s"], **found}

@@ -20,7 +20,7 @@ one without those quantizers (`left_float`).
                     are rough, and leave out the quantize and dequantize ops that went with it
     tried           in order: op_ids, gain_ms (what was expected), ratio, low, high, kept. The ratio is the best model
                     so far / the one without these ops in INT8; low and high are its 95% interval
-    fp32_variant    how FP32 was run: the fastest of quant.pipeline's variants
+    fp32_variant    how FP32 was run: the fastest of quant.baseline's variants
     median_ms       of "fp32", "int8" and "optimised" (absent when nothing was kept), loaded anew at the end and timed
                     in alternation
     ratios          of their times, "fp32/int8", "fp32/optimised", "int8/optimised": ratio, low, high
@@ -38,19 +38,19 @@ from typing import Any
 
 import numpy as np
 
-from quant.chains import RECURRENT, Chain, chains_of, is_move, numbered
+from quant.baseline import fp32_variants, worth_timing
+from quant.chains import Chain, chains_of, is_move, numbered
 from quant.conversion import Coverage, Kept, convert
 from quant.counterparts import stem
 from quant.errors import ConversionError, UnsupportedError
 from quant.evaluation import settings_of
-from quant.graph import Graph, Op, run_passes, save_dir
+from quant.graph import Graph, Op, load_dir, run_passes, save_dir
 from quant.islands import islands
 from quant.isolate import report_progress
 from quant.metrics import ratio_interval
 from quant.op_costs import Clock, Costs, Feed, Runner, both_times
 from quant.passes import PLACE
 from quant.passes.quantizers import without_quantizers
-from quant.pipeline import fp32_variants
 from quant.predictor import Predictor, Settings
 from quant.turns import in_turn
 
@@ -232,28 +232,32 @@ class _Bench:
 
     def __init__(
         self,
-        placed: Graph,
+        given: Graph,
         feed: Feed,
         scratch: Path,
         *,
+        own: Path | None,
         threads: int,
         ops_to_quantize: Collection[str],
         op_ids_to_skip: Collection[int],
     ) -> None:
+        placed = run_passes(given, PLACE)
         self.placed, self.feed, self.scratch, self.threads = placed, feed, scratch, threads
         self.clock: Clock = time.thread_time if threads == 1 else time.perf_counter
         self.types, self.given = tuple(ops_to_quantize), frozenset(op_ids_to_skip)
         self.ids = numbered(placed)
         self.plain = convert(placed, ops_to_quantize=self.types, op_ids_to_skip=self.given)
         self.units = units(placed, set(self.ids.values()) - {entry.op_id for entry in self.plain[1].kept})
-        self.fp32 = without_quantizers(placed)
         self.directories = 0
+        self.fp32 = placed  # the one that `final` finds the fastest, from then on
         self.runners: dict[OpIds, Runner] = {}
         self.predictions: dict[OpIds, float | None] = {}
-        fp32, self.int8 = self.saved(self.fp32), self.saved(self.plain[0])
+        floats = without_quantizers(placed)
+        fp32, self.int8 = self.saved(floats), self.saved(self.plain[0])
         int8_ms, fp32_ms = both_times(self.int8, fp32, feed, threads, self.clock)
         self.costs = Costs.of(placed.vars, self.plain[0], int8_ms, fp32_ms)
-        self.fp32_runs = fp32_variants(fp32)
+        exported = without_quantizers(given)
+        self.fp32s = {fp32: floats, self.saved(exported): exported} if own is None else {own: load_dir(own)}
 
     def saved(self, graph: Graph) -> Path:
         self.directories += 1
@@ -344,9 +348,8 @@ class _Bench:
         for runner in self.runners.values():
             runner.predictor.close()
         self.runners.clear()
-        recurrent = any(op.type in RECURRENT for op in self.fp32.ops)
-        variants = [run for run in self.fp32_runs if recurrent or run.get("optimise", True)]
-        fp32 = _fastest(variants, self.threads, self.feed, self.clock)
+        fp32 = _fastest(list(worth_timing(fp32_variants(*self.fp32s))), self.threads, self.feed, self.clock)
+        self.fp32 = self.fp32s[Path(fp32[0]["model"])]
         contenders = {"fp32": fp32[1], "int8": self.runner(frozenset())}
         if left:
             contenders["optimised"] = self.runner(left)
@@ -395,18 +398,25 @@ def optimise(
     threads: int = 1,
     ops_to_quantize: Collection[str] = (),
     op_ids_to_skip: Collection[int] = (),
+    own: Path | None = None,
 ) -> tuple[Graph, Coverage, Json]:
     """Convert a fake-quantized graph to what is fastest here: INT8, INT8 in parts, or FP32.
 
-    `feed` is the batch to measure on. Returns the graph, what was covered, and `decisions.json` but for what the caller
-    knows. Raises ConversionError as `convert` does.
+    `feed` is the batch to measure on, `own` the user's FP32 model, where that is known (quant.baseline). Returns the
+    graph, what was covered, and `decisions.json` but for what the caller knows. Raises ConversionError as `convert`
+    does.
     """
     start = time.monotonic()
     limits = Limits(budget_s, lambda: time.monotonic() - start)
-    placed = run_passes(graph, PLACE)
     with tempfile.TemporaryDirectory(prefix="quant-optimise-") as scratch:
         bench = _Bench(
-            placed, feed, Path(scratch), threads=threads, ops_to_quantize=ops_to_quantize, op_ids_to_skip=op_ids_to_skip
+            graph,
+            feed,
+            Path(scratch),
+            own=own,
+            threads=threads,
+            ops_to_quantize=ops_to_quantize,
+            op_ids_to_skip=op_ids_to_skip,
         )
         limits = replace(limits, reserved_s=max(_FINAL * budget_s, limits.clock()))
         kept, trials = search(lambda ids: bench.candidates(ids, limits), lambda a, b: bench.race(a, b, limits), limits)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quant import cpu, isolate, turns
+from quant.baseline import fp32_variants, variants
 from quant.cache import cached, giving_up
 from quant.collect import Evaluated, data_digest, evaluate
 from quant.errors import OptionError
@@ -312,10 +313,6 @@ def each(specs: Sequence[S], work: Callable[[S], T]) -> list[T]:
             raise
 
 
-FP32_VARIANTS: tuple[dict[str, Any], ...] = (
-    {"executor": "direct"},
-    *({"onednn": onednn, "optimise": fused} for fused in (True, False) for onednn in (True, False)),
-)
 # Samples of a row that is timed on its data: at batch 1, at larger ones, and where each batch runs several times.
 _TIMED_SAMPLES = (60, 300, 100)
 
@@ -340,19 +337,6 @@ def bench(
         "quant.timing:bench", arguments, isa=isa, threads=threads, progress=progress
     )
     return result
-
-
-def variants(model: Path, precision: str, executor: str = "auto") -> list[dict[str, Any]]:
-    """The ways to run a model by an executor, of which the fastest counts: several for FP32, one otherwise."""
-    if precision != "fp32":
-        return [{"model": str(model), "precision": precision, "executor": executor}]
-    ways = [way for way in FP32_VARIANTS if executor in ("auto", way.get("executor", "paddle"))]
-    return [{"model": str(model), "precision": "fp32", **way} for way in ways]
-
-
-def fp32_variants(model: Path) -> list[dict[str, Any]]:
-    """The ways to run an FP32 model; the fastest of them is the baseline."""
-    return variants(model, "fp32")
 
 
 def int8_of(spec: ModelSpec, isa: str | None = None) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from quant.chains import RECURRENT
+from quant.baseline import worth_timing
 from quant.errors import DataError, OptionError, UnsupportedError
 from quant.evaluation import opened, settings_of
 from quant.graph import load_dir
@@ -210,9 +210,7 @@ def _quickest(variants: Variants, threads: int, feed: Feed) -> _Turn:
     """The fastest of a contender's variants in a short trial."""
     best: _Turn | None = None
     refused: UnsupportedError | None = None
-    for number, run in enumerate(variants):
-        if not run.get("optimise", True) and not _recurrent(run["model"]):
-            continue  # without graph fusion only recurrent layers are ever faster
+    for number, run in enumerate(worth_timing(variants)):
         report_progress("trial", number, len(variants))
         try:
             turn = _Turn(run, threads, feed)
@@ -234,7 +232,3 @@ def _quickest(variants: Variants, threads: int, feed: Feed) -> _Turn:
     if best is None:
         raise refused or OptionError("no way to run the model was given")
     return best
-
-
-def _recurrent(model: str) -> bool:
-    return any(op.type in RECURRENT for op in load_dir(Path(model)).ops)

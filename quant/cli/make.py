@@ -236,6 +236,9 @@ def convert(
     input_shape: Annotated[
         list[str] | None, typer.Option(help="For --optimize: name=1,3,224,224 for an input with open dimensions.")
     ] = None,
+    fp32_model: Annotated[
+        Path | None, typer.Option(help="For --optimize: your own FP32 model, which INT8 has to be faster than.")
+    ] = None,
     isa: Isa = None,
     check: Check = True,
     as_json: Json = False,
@@ -256,7 +259,7 @@ def convert(
         "weight_levels": pipeline.weight_levels(target),
         "target": target,
         "check": check,
-        "speed": _speed(optimize, time_budget, isa, threads, batch_size, input_shape),
+        "speed": _speed(optimize, time_budget, isa, threads, batch_size, input_shape, fp32_model),
     }
     with bar() as tell:
         result = isolate.call("quant.jobs:convert_model", arguments, isa=isa, threads=threads or 1, progress=tell)
@@ -301,6 +304,7 @@ def _speed(
     threads: int | None,
     batch_size: int | None,
     input_shape: Sequence[str] | None,
+    fp32_model: Path | None,
 ) -> dict[str, Any] | None:
     """What --optimize measures with, as the job takes it; None without that option."""
     if optimize is None:
@@ -313,6 +317,7 @@ def _speed(
         "threads": threads or 1,
         "batch": batch_size or 1,
         "shapes": shapes,
+        "fp32_model": None if fp32_model is None else str(fp32_model),
     }
 
 

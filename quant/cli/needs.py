@@ -62,7 +62,7 @@ NEEDS: dict[str, tuple[Need, ...]] = {
     ),
     "convert": (
         Need(
-            ("time_budget", "isa", "threads", "batch_size", "input_shape"),
+            ("time_budget", "isa", "threads", "batch_size", "input_shape", "fp32_model"),
             only_with=("optimize",),
             because=", which measures",
         ),

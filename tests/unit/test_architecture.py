@@ -27,7 +27,7 @@ FLOORS = {
     "toml_lines": 0, "manifest": 3, "manifest_text": 3, "preprocess": 3, "registry": 3, "zoo": 3, "fetch": 3,
     "gaps": 0, "counterparts": 2, "analyze_jobs": 4, "analyze": 4, "anatomy_jobs": 4, "anatomy": 4,
     "analyze_report": 5,
-    "optimise": 4, "op_costs": 4, "decisions": 5,
+    "optimise": 4, "baseline": 4, "op_costs": 4, "decisions": 5,
     "tuning": 4, "tuning_jobs": 4, "tuning_state": 4, "tuning_run": 4, "tuning_entry": 4, "tuning_report": 5,
     "models": 4, "manifest_suite": 4, "benchmark_files": 5,
     "data_check": 4, "check": 4, "inspection": 4,
