@@ -377,7 +377,7 @@ class _Emitter:
         inputs = {
             "X": data.name,
             "WeightX": self.weights.packed(f"{chain.weight}.scaled", scaled, scales, 1),
-            "WeightH": self.weights.of_state(cell, data, scales),
+            "WeightH": self.weights.of_state(cell, scales),
             "Bias": bias,
         }
         self.emit(f"fusion_{cell.type}", inputs, outputs, recurrent_attrs(cell, stored))

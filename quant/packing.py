@@ -4,13 +4,11 @@ Paddle's constant_folding_pass runs those ops once, on loading the model. (It le
 be one op, so that would run each time.) Kernels take int8 weights too, but Paddle's convolution then reads its bias as
 unscaled int32 (docs/paddle-faults.md).
 
-What ops share is stored once. But Paddle's kernels keep what they made of a weight under the names of the variables
-that they read, whatever else they are told: a recurrent layer under those of its input and its state's weight, `fc`
-under that of its weight (fusion_gru_kernel.cc, fc_kernel.cc). So where a name would then stand for two things, the same
-integers come back as two variables. (Convolutions have weights of their own by then: quant.passes.own_weights.)
+What ops share is stored once. But Paddle's `fc` keeps what it made of a weight under the name of its variable, be it
+for an input of uint8 or of int8 (fc_kernel.cc). So a weight that is read beside both comes back as two variables of the
+same integers. (Ops that share an input, too, have weights of their own by then: quant.passes.own_weights.)
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +31,6 @@ class Weights:
     def __init__(self, graph: Graph, names: Names, ops: list[Op], vars: dict[str, Var]) -> None:
         self.graph, self.names, self.ops, self.vars = graph, names, ops, vars
         self._restored: dict[tuple[str, str, str], str] = {}  # integers, step, mark -> their variable
-        self._layers: Counter[tuple[str, str]] = Counter()  # state's weight, input -> how many layers read both
 
     def packed(
         self,
@@ -76,14 +73,12 @@ class Weights:
         mark = "unsigned" if data.unsigned and op.type not in CONVS else ""
         return self.packed(name, self.graph.params[name], scales, axis, mark=mark)
 
-    def of_state(self, cell: Op, data: Int8, scales: NDArray[np.float64]) -> str:
-        """Of the state of a recurrent layer whose input is `data`; gru's is put together from its two parts, anew for
-        each layer."""
+    def of_state(self, cell: Op, scales: NDArray[np.float64]) -> str:
+        """Of the state of a recurrent layer; gru's is put together from its two parts."""
         name = cell.input("Weight")
         values = self.graph.params[name]
         if cell.type != "gru":
-            self._layers[name, data.name] += 1
-            return self.packed(name, values, scales, 1, mark=str(self._layers[name, data.name]))
+            return self.packed(name, values, scales, 1)
         hidden = values.shape[0]
         matrix, cut = state_matrix(cell, values), 2 * hidden
         parts = []

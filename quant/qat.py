@@ -228,7 +228,8 @@ class _Insertion:
         places = [place for place, op in enumerate(self.block.ops) if is_forward(op.type, op.attr("op_role"))]
         self.index = {op.writes[0]: place for op, place in zip(graph.ops, places, strict=True)}
         self.forward = {op.writes[0]: op for op in graph.ops}
-        self.twins: set[str] = set()
+        self.names = graph.names()
+        self.twins: dict[tuple[str, str], str] = {}  # tensor, what it is rounded by -> its rounded twin
         self.inserts: list[tuple[int, dict[str, Any]]] = []  # (place, op), in the order of writing
 
     def run(self, thresholds: Mapping[str, float]) -> None:
@@ -267,7 +268,7 @@ class _Insertion:
         grads = {name: op for op in ops if op.type.endswith("_grad") for name in op.input_arg_names}
         for out, names in renames.items():
             op = ops[self.index[out]]
-            grad = grads.get(f"{out}@GRAD")
+            grad = next((grads[of] for of in (f"{name}@GRAD" for name in op.output_arg_names) if of in grads), None)
             for old, new in names.items():
                 op._rename_input(old, new)
                 if grad is not None and grad.type == f"{op.type}_grad":
@@ -296,7 +297,7 @@ class _Insertion:
 
     def like(self, name: str, suffix: str = "") -> str:
         """A new variable described as `name`; the name of it."""
-        var, twin = self.block.var(name), f"{name}{_MARK}{suffix}"
+        var, twin = self.block.var(name), self.names.fresh(f"{name}{_MARK}{suffix}")
         self.block.create_var(name=twin, shape=var.shape, dtype=var.dtype, lod_level=var.lod_level)
         return twin
 
@@ -314,10 +315,9 @@ class _Insertion:
 
     def activation(self, name: str, group: str) -> str:
         """The rounded twin of an activation, made behind the op that writes it."""
-        twin = f"{name}{_MARK}"
-        if twin in self.twins:
-            return twin
-        self.twins.add(self.like(name))
+        if (name, group) in self.twins:
+            return self.twins[name, group]
+        twin = self.twins[name, group] = self.like(name)
         names, levels = _state_names(group), self.scheme.plan.levels[group]
         writer = self.writers.get(name)
         place = 0 if writer is None else self.index[writer.writes[0]] + 1
@@ -359,10 +359,9 @@ class _Insertion:
 
     def weight(self, name: str, axis: int, place: int = 0) -> str:
         """The rounded twin of a parameter; its thresholds follow it as it is trained."""
-        twin = f"{name}{_MARK}"
-        if twin in self.twins:
-            return twin
-        self.twins.add(self.like(name))
+        if (name, f"axis {axis}") in self.twins:
+            return self.twins[name, f"axis {axis}"]
+        twin = self.twins[name, f"axis {axis}"] = self.like(name)
         channels = self.block.var(name).shape[axis]
         attrs = {"bit_length": self.config.weight_bits, "round_type": 0}
         if self.config.per_channel:
@@ -386,7 +385,7 @@ class _Insertion:
         rows, columns = self.block.var(wide).shape
         hidden = self.block.var(state).shape[0]
         scale = _state_names(self.scheme.plan.group[chain.data])["scale"]
-        stem = f"{state}{_MARK}"
+        stem = self.names.fresh(f"{state}{_MARK}")
 
         def step(part: str, size: Sequence[int], kind: str, inputs: Mapping[str, Any], **attrs: Any) -> str:
             out = self.made(f"{stem}.{part}", size)
@@ -468,11 +467,7 @@ def without_rounding(graph: Graph, value: ValueOf) -> Graph:
     inserted = {
         name for op in graph.ops for name in op.writes if _MARK in name and all(_MARK in other for other in op.writes)
     }
-    names = {name: name.removesuffix(_MARK) for name in inserted if name.endswith(_MARK)}
-    for cell in graph.ops:  # a recurrent layer's weight comes back as a part of a joint one
-        state = cell.input("Weight") if cell.type in ("gru", "lstm") else ""
-        if state in inserted:
-            names[state] = state.partition(_MARK)[0]
+    names = {name: name.partition(_MARK)[0] for name in inserted}
     ops = [op.rewired(names) for op in graph.ops if not inserted.issuperset(op.writes)]
     params = {}
     for name in {name for op in ops for name in op.reads if name in graph.params}:

@@ -417,6 +417,69 @@ def test_a_recurrent_layer_trains_on_the_joint_grid_of_its_kernel(
     assert sqnr(simulated.values, exact.values) > 35
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_layers_that_share_their_weights_train_on_a_grid_each(kind: str, tmp_path: Path) -> None:
+    """As their twin does, in which each layer has weights of its own: the inputs of the two are of unlike ranges."""
+    graph = recurrent(kind)
+    shared, twin = twice(graph, apart=False), twice(graph, apart=True)
+    assert len(shared.params) < len(twin.params)
+    rows = [random.standard_normal((length, 6)).astype(np.float32) for length in (5, 3, 7, 4)]
+    data = Dataset(Path("rows"), {"x": Ragged.of(rows)}, None)
+    standing = Training(steps=3, batch=4, rate=1e-12)
+    (one, losses), (other, due) = (fine_tune(graph, data, training=standing) for graph in (shared, twin))
+    np.testing.assert_allclose(losses, due, rtol=1e-4)
+    for mine, its in zip(one.ops, other.ops, strict=True):
+        assert mine.type == its.type
+        if mine.attr("weight_thresholds"):
+            np.testing.assert_allclose(mine.attr("weight_thresholds"), its.attr("weight_thresholds"), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_a_shared_weight_learns_from_each_layer_what_its_own_would(kind: str) -> None:
+    graph = recurrent(kind)
+    rows = Ragged.of([random.standard_normal((length, 6)).astype(np.float32) for length in (5, 3, 7, 4)])
+    learnt = [one_step(twice(graph, apart), {"x": rows}) for apart in (False, True)]
+    for name in graph.params:
+        before, both = graph.params[name], (learnt[1][name], learnt[1][f"{name}.again"])
+        assert np.abs(learnt[0][name] - before).max() > 0
+        due = sum(own - before for own in both)
+        np.testing.assert_allclose(learnt[0][name] - before, due, rtol=1e-3, atol=1e-3 * np.abs(due).max())
+
+
+def one_step(graph: Graph, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The parameters after one step of gradient descent of the quantised training program, towards outputs of 1."""
+    paddle.enable_static()
+    scope, program, start = paddle.static.Scope(), finetune._trainable(graph), paddle.static.Program()
+    with paddle.static.scope_guard(scope), paddle.static.program_guard(program, start):
+        loss, targets = finetune._loss(program, graph, graph.fetches, False)
+        paddle.optimizer.SGD(1.0).minimize(loss)
+        program = quant_aware(program, Config(weight_bits=3), scope=scope)  # coarse, so that each layer's grid counts
+        executor = paddle.static.Executor(paddle.CPUPlace())
+        executor.run(start)
+        for name, value in graph.params.items():
+            scope.var(name).get_tensor().set(np.ascontiguousarray(value), paddle.CPUPlace())
+        feed = {name: finetune._tensor(column) for name, column in batch.items()}
+        wanted = Ragged(np.ones((len(batch["x"].values), 3), np.float32), batch["x"].offsets)
+        executor.run(program, feed=feed | {name: finetune._tensor(wanted) for name in targets})
+    return {name: np.array(scope.find_var(name).get_tensor()) for name in graph.params}
+
+
+def twice(graph: Graph, apart: bool) -> Graph:
+    """A graph with one input, and again of that input's square."""
+    ops = [Op.make("square", {"X": "x"}, {"Out": "large"}), *graph.ops]
+    kept = () if apart else graph.params
+    described, params = {**graph.vars, "large": graph.vars["x"]}, dict(graph.params)
+    names = {name: f"{name}.again" for name in graph.vars if name not in kept} | {"x": "large"}
+    for name, new in names.items():
+        described[new] = graph.vars[name]
+        if name in params:
+            params[new] = params[name]
+    for op in graph.ops:
+        outputs = {slot: tuple(names[name] for name in written) for slot, written in op.outputs.items()}
+        ops.append(dataclasses.replace(op.rewired(names), outputs=outputs))
+    return Graph(tuple(ops), described, params, ("x",), ("y", "y.again"))
+
+
 def recurrent(kind: str) -> Graph:
     """mul, bias, gru or lstm, mul over sequences of 6 features."""
     gates = {"gru": 3, "lstm": 4}[kind]

@@ -4,6 +4,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,10 @@ from quant.metrics import sqnr
 from quant.passes import NORMALISE, lower_quantizers, own_weights
 from quant.predictor import Predictor, Settings
 from quant.reference import Reference, agreement_db
+from quant.sequences import values_of
 from tests.nets import NATIVE, Net, residual_net, run
+from tests.sharing import inputs
+from tests.unit.test_sharing import layers
 
 
 def twice(first: str, **other: object) -> Graph:
@@ -198,3 +202,20 @@ def test_large_images_calibrate_convert_and_run(tmp_path: Path) -> None:
     found = run(convert(simulated)[0], batch, tmp_path, Settings("int8"))
     assert min(sqnr(a, b) for a, b in zip(due.values(), found, strict=True)) > 30
     assert load_dir(place).op_counts()["quantize_linear"] >= 5
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_layers_of_one_input_and_states_weight_get_one_each(kind: str, tmp_path: Path) -> None:
+    """In float32, too: Paddle's fused kernels of both would share what they made of the first one's weights."""
+    graph = run_passes(layers(kind), [rewrite for rewrite in NORMALISE if rewrite is not own_weights])
+    batch = inputs(graph, np.random.default_rng(0), (5, 3))
+    due, now = (values_in(one, batch, tmp_path, NATIVE) for one in (graph, own_weights(graph)))
+    fused = values_in(own_weights(graph), batch, tmp_path, Settings())
+    for expected, plain, found in zip(due, now, fused, strict=True):
+        np.testing.assert_array_equal(plain, expected)
+        assert sqnr(expected, found) > 80
+
+
+def values_in(graph: Graph, batch: dict[str, Any], place: Path, how: Settings) -> list[np.ndarray]:
+    with Predictor(saved(graph, place / f"{len(list(place.iterdir()))}"), how) as predictor:
+        return [values_of(column) for column in predictor(batch).values()]
