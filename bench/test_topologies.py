@@ -63,7 +63,9 @@ def made(topology: str, isa: str | None) -> Path:
         isolate.call("quant.jobs:convert_model", {**places, "speed": speed}, isa=isa, threads=1)
 
     return cached(
-        f"other-{topology}", [*pipeline.sources("fixtures.others:export"), str((levels, isa, BUDGET_S))], build
+        f"other-{topology}",
+        [*pipeline.sources("quant.jobs:prepare", "fixtures.others:export"), str((levels, isa, BUDGET_S))],
+        build,
     )
 
 

@@ -121,7 +121,9 @@ def made_of(given: Given, *, isa: str | None = None, progress: Progress | None =
 
     settings = [levels, given.quantized, given.int8 is None, given.algo, given.format, _chosen(given)]
     parts = [part for file in files for part in (file.name, file)]
-    made = cached(given.name, [*pipeline.sources(), json.dumps(settings), *parts], build)
+    made = cached(
+        given.name, [*pipeline.sources("quant.zoo_jobs:split", "quant.jobs:ptq"), json.dumps(settings), *parts], build
+    )
     quantized = json.loads((made / "about.json").read_text(encoding="utf-8"))["quantized"]
     calibrated = not quantized and given.int8 is None
     if calibrated and not fresh:

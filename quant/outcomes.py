@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from quant.cache import cache_root
+from quant.cache import cache_root, held, limit_bytes, trim
 from quant.digests import full_digest, sha256_of
 from quant.errors import DataError, ModelError, OutputError, unwritable
 from quant.imports import code_of
@@ -229,18 +229,22 @@ class Store:
 
     def shelf(self, key: Key, about: Mapping[str, Any]) -> "Shelf":
         """The place of a key's parts, which can be written. Raises OutputError when it can't."""
-        directory = self.root / key.name
+        directory, limit = self.root / key.name, limit_bytes()
         try:
             with self._asking:
                 if self.fresh and key.name not in self._asked and directory.exists():
                     shutil.rmtree(directory)
                 self._asked.add(key.name)
-            directory.mkdir(parents=True, exist_ok=True)
+            added = not directory.exists()
+            while not held(directory):  # this process uses it now; another one may take it away just before
+                directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _elsewhere(unwritable(directory, error)) from error
         told = directory / "about.json"
         if not told.exists():
             _write(told, json.dumps({**about, **asdict(key)}, indent=1).encode())
+        if added and self.root == default_root():
+            trim(limit)
         return Shelf(directory)
 
 

@@ -1,6 +1,5 @@
 """The order of steps: what is built from what, which job runs under which ISA, which records come out."""
 
-import importlib.util
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from quant.baseline import fp32_variants, variants
 from quant.cache import cached, giving_up
 from quant.collect import Evaluated, data_digest, evaluate
 from quant.errors import OptionError
+from quant.imports import code_of, package_of
 from quant.metrics import agreement, cosine, same_rows, sqnr
 from quant.numerics import REDUCED, SIGNED, bits_of
 from quant.outcomes import Store
@@ -74,25 +74,20 @@ _CHECKOUT = Path(__file__).parents[1]
 
 
 def sources(*functions: str) -> list[str | bytes | Path]:
-    """What an artefact depends on: the sources of this package and of the packages that a row names.
+    """What an artefact of these functions depends on, beside its arguments: their code, and all that this imports.
 
-    Those of the embedded rows lie beside this one in a checkout, and aren't installed.
+    A function is "package.module:function"; a row's package has data, too. Those of the embedded rows lie beside this
+    package in a checkout, and aren't installed. Raises OptionError where they aren't there.
     """
     if (_CHECKOUT / "pyproject.toml").exists() and str(_CHECKOUT) not in sys.path:
         sys.path.insert(0, str(_CHECKOUT))  # before any package of such a name that is installed
-    parts: list[str | bytes | Path] = [version("paddlepaddle")]
-    packages = {"quant", *(function.partition(".")[0] for function in functions)}
-    for package in sorted(packages):
-        found = importlib.util.find_spec(package)
-        if found is None or not found.submodule_search_locations:
-            raise OptionError(
-                f"the embedded models need the package {package!r}: run `make suite` in a checkout of the project"
-            )
-        for place in found.submodule_search_locations:
-            parts.extend(sorted(Path(place).rglob("*.py")))
-            parts.extend(sorted(Path(place).rglob("*.npz")))
-            parts.extend(sorted(Path(place).rglob("*.tsv")))
-    return parts
+    packages = {function.partition(".")[0] for function in functions} - {"quant"}
+    data = [path for package in sorted(packages) for end in ("npz", "tsv") for path in _data_files(package, end)]
+    return [version("paddlepaddle"), code_of(*functions), *data]
+
+
+def _data_files(package: str, ending: str) -> list[Path]:
+    return sorted(package_of(package).rglob(f"*.{ending}"))
 
 
 def data_of(spec: ModelSpec, which: tuple[str, int], progress: Progress | None = None) -> Path:
@@ -103,7 +98,8 @@ def data_of(spec: ModelSpec, which: tuple[str, int], progress: Progress | None =
         arguments = {"function": spec.data, "split": split, "count": count, "output": str(staging / "data")}
         isolate.call("quant.jobs:write_data", arguments, progress=progress)
 
-    return cached(f"{spec.format}-{split}-{count}", [*sources(spec.data), split, str(count)], build) / "data"
+    parts = [*sources("quant.jobs:write_data", spec.data), split, str(count)]
+    return cached(f"{spec.format}-{split}-{count}", parts, build) / "data"
 
 
 def small_of(spec: ModelSpec, progress: Progress | None = None) -> Path:
@@ -141,7 +137,7 @@ def _prepared(name: str, function: str, arguments: Mapping[str, Any], progress: 
     def build(staging: Path) -> None:
         isolate.call("quant.jobs:prepare", {**arguments, "output": str(staging)}, progress=progress)
 
-    return cached(name, [*sources(function), repr(sorted(arguments.items()))], build)
+    return cached(name, [*sources("quant.jobs:prepare", function), repr(sorted(arguments.items()))], build)
 
 
 # --- measuring
@@ -271,7 +267,7 @@ def tuned_of(spec: ModelSpec, progress: Progress | None = None) -> Path:
         arguments = {"quant_model_path": str(staging / "quant"), "output": str(staging / "int8")}
         isolate.call("quant.jobs:convert_model", arguments, progress=progress)
 
-    return cached(f"{spec.name}-trained", [*sources(spec.small, spec.data), repr(spec.tuning)], build)
+    return cached(f"{spec.name}-trained", [*sources("quant.jobs:qat", spec.small, spec.data), repr(spec.tuning)], build)
 
 
 def judge_tuned(

@@ -14,13 +14,25 @@ from pathlib import Path
 
 import typer
 
-from quant.cli import analysis, gating, make, manifest, measure, profiling, reporting, suites, tuning
+from quant.cli import analysis, caching, gating, make, manifest, measure, profiling, reporting, suites, tuning
 from quant.cli.shared import app, err
 from quant.errors import QuantError, file_error
 from quant.places import write_text
 
 # The commands add themselves to the app.
-__all__ = ["analysis", "gating", "main", "make", "manifest", "measure", "profiling", "reporting", "suites", "tuning"]
+__all__ = [
+    "analysis",
+    "caching",
+    "gating",
+    "main",
+    "make",
+    "manifest",
+    "measure",
+    "profiling",
+    "reporting",
+    "suites",
+    "tuning",
+]
 
 
 def _spelled(argv: Sequence[str]) -> list[str]:

@@ -199,7 +199,8 @@ def check_save(save: Path | None, manifest_path: Path | None) -> None:
 
 def given_by_rows(specs: Sequence[ModelSpec]) -> dict[str, Any]:
     """What decides what the models of rows are, and their data: a journal is gone on with only where it is the same."""
-    return {"models": digest(pipeline.sources(*(spec.small for spec in specs)))}
+    functions = {function for spec in specs for function in (spec.small, spec.full, spec.data) if function}
+    return {"models": digest(pipeline.sources("quant.jobs:prepare", *sorted(functions)))}
 
 
 def given_by(entries: Sequence[Entry]) -> dict[str, Any]:
