@@ -10,10 +10,10 @@ os.environ.setdefault("FLAGS_enable_pir_api", "0")  # before any test imports Pa
 
 from quant import cpu
 from quant.errors import QuantError
-from quant.registry import MODELS, find
-from quant.rows import Case
-from quant.zoo import Timing, ZooRow, row_of
-from quant.zoo_suite import cases_of, missing
+from quant.results.target import Case
+from quant.suites.published.catalogue import Timing, ZooRow, row_of
+from quant.suites.published.located import cases_of, missing
+from quant.suites.registry import MODELS, find
 
 ZOO_CASES = "test_published.py"
 

@@ -34,6 +34,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("quant_manifest") is not None:
-        from quant.plugin import Plugin
+        from quant.pytest_plugin import Plugin
 
         config.pluginmanager.register(Plugin(config), "quant-manifest")

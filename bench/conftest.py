@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from quant import benchmark_files, pipeline
 from quant.errors import QuantError
-from quant.registry import ModelSpec
+from quant.results import benchmark_files
+from quant.suites import embedded
+from quant.suites.registry import ModelSpec
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,12 +17,12 @@ def models(request: pytest.FixtureRequest) -> None:
 
     def build(spec: ModelSpec) -> None:
         with suppress(QuantError):
-            pipeline.full_of(spec)
+            embedded.full_of(spec)
 
     params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     named = [found[key] for found in params for key in ("spec", "measured") if key in found]
     specs = [*named, *(found["timing"][0] for found in params if "timing" in found)]
-    pipeline.each(list(dict.fromkeys(specs)), build)
+    embedded.each(list(dict.fromkeys(specs)), build)
 
 
 @pytest.hookimpl(optionalhook=True)

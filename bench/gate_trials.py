@@ -1,7 +1,8 @@
 """How often the gate is wrong: false alarms on the same code, and planted losses that it finds. `make gate-trials`.
 
 Speed: in each session FP32, INT8, its twin, and INT8 slowed down, with a twin as slow, run in fresh processes and take
-turns (quant.turns.in_fresh_processes). Of a session come two runs: the model as it is, and the slowed one. The first
+turns (quant.timing.rounds.in_fresh_processes). Of a session come two runs: the model as it is, and the slowed one. The
+first
 session is the baseline. A trial compares a later session with it as `quant gate` does, and a loss that it finds is
 confirmed by the session that came after. The slowed model's process waits in a loop after each inference for a tenth
 of what that took.
@@ -23,16 +24,20 @@ from typing import Any
 
 import numpy as np
 
-from quant import cpu, gate, history, isolate, pipeline, timing, turns
-from quant.gate import Change
-from quant.graph import load_dir, save_dir
-from quant.places import write_text
-from quant.predictor import Predictor
-from quant.record import Machine, Record, Run
-from quant.registry import ModelSpec, find
-from quant.report import Table, plain, section
-from quant.rows import Row
-from quant.surroundings import Watch
+from quant import cpu
+from quant.ir.graph import load_dir, save_dir
+from quant.process import isolate
+from quant.reports.tables import Table, plain, section
+from quant.results import gate, history
+from quant.results.environment import Watch
+from quant.results.gate import Change
+from quant.results.record import Machine, Record, Run
+from quant.results.target import Row
+from quant.runtime.predictor import Predictor
+from quant.storage.files import write_text
+from quant.suites import embedded
+from quant.suites.registry import ModelSpec, find
+from quant.timing import rounds, worker
 
 SLOWER = 0.10
 POINTS = 0.01
@@ -43,7 +48,7 @@ _NEAR = 0.0015  # what a planted drop may differ from POINTS by
 
 
 def take_turns(contenders: Sequence[Sequence[Mapping[str, Any]]], **more: Any) -> None:
-    """quant.timing.take_turns of one contender; every run of it takes longer by the share "slower"."""
+    """quant.timing.worker.take_turns of one contender; every run of it takes longer by the share "slower"."""
     share = contenders[0][0].get("slower", 0.0)
     if share:
         run = Predictor.run
@@ -56,7 +61,7 @@ def take_turns(contenders: Sequence[Sequence[Mapping[str, Any]]], **more: Any) -
                 pass
 
         Predictor.run = slowed  # type: ignore[method-assign,assignment]
-    timing.take_turns(contenders, **more)
+    worker.take_turns(contenders, **more)
 
 
 def damage(model: str, output: str, seed: int, amount: float) -> str:
@@ -78,22 +83,22 @@ def damage(model: str, output: str, seed: int, amount: float) -> str:
 def session(spec: ModelSpec, planted: bool) -> list[Run]:
     """The row as it is and, if `planted`, slowed down, measured together."""
     isa, case = cpu.detect().cap.lower(), spec.cases[0]
-    int8 = {"model": str(pipeline.int8_of(spec, isa)), "precision": "int8"}
+    int8 = {"model": str(embedded.int8_of(spec, isa)), "precision": "int8"}
     slow = {**int8, "slower": SLOWER}
     contenders = [
-        pipeline.fp32_variants(pipeline.full_of(spec) / "fp32"),
+        embedded.fp32_variants(embedded.full_of(spec) / "fp32"),
         [int8],
         [int8],
         *([[slow], [slow]] if planted else []),
     ]
     watch = Watch("gate", "python -m bench.gate_trials")
-    timed = turns.in_fresh_processes(
-        contenders, isa=isa, job="bench.gate_trials:take_turns", **pipeline.feed_of(spec, case)
+    timed = rounds.in_fresh_processes(
+        contenders, isa=isa, job="bench.gate_trials:take_turns", **embedded.feed_of(spec, case)
     )
-    fp32, *others = pipeline.timed_records(spec.name, timed, case, cpu.detect(), 1)
+    fp32, *others = embedded.timed_records(spec.name, timed, case, cpu.detect(), 1)
 
     def run(one: Record, twin: Record) -> Run:
-        pair = [replace(record, processes=turns.ROUNDS) for record in (fp32, one)]
+        pair = [replace(record, processes=rounds.ROUNDS) for record in (fp32, one)]
         return watch.run([spec], [pair[0], replace(pair[1], twin_s=twin.latency_s)])
 
     return [run(*others[place : place + 2]) for place in range(0, len(others), 2)]
@@ -140,7 +145,7 @@ def regressed(changes: Sequence[Change]) -> bool:
 def damaged(spec: ModelSpec, seed: int, evaluate: Callable[[Path], Record], sound: Record) -> Record:
     """A model damaged so much that its score is POINTS below the sound one's, as near as bisection goes."""
     low, high, best = 0.0, 8.0, None
-    model = pipeline.small_of(spec) / "int8"
+    model = embedded.small_of(spec) / "int8"
     for _ in range(12):
         amount = (low + high) / 2
         with tempfile.TemporaryDirectory(prefix="quant-damaged-") as place:
@@ -162,12 +167,12 @@ def damaged(spec: ModelSpec, seed: int, evaluate: Callable[[Path], Record], soun
 
 def accuracy_trials(spec: ModelSpec, count: int, samples: int) -> tuple[int, list[Change]]:
     """(false alarms of as many runs of the sound model, what each planted drop is found as)."""
-    data = pipeline.data_of(spec, (spec.test[0], samples))
-    sound_model = pipeline.small_of(spec) / "int8"
+    data = embedded.data_of(spec, (spec.test[0], samples))
+    sound_model = embedded.small_of(spec) / "int8"
 
     def evaluate(model: Path) -> Record:
-        [run] = pipeline.evaluate([{"model": str(model), "precision": "int8"}], data, format=spec.format)
-        return pipeline.record_of(spec, cpu.detect(), run, {}, tuple(spec.max_drop), "")
+        [run] = embedded.evaluate([{"model": str(model), "precision": "int8"}], data, format=spec.format)
+        return embedded.record_of(spec, cpu.detect(), run, {}, tuple(spec.max_drop), "")
 
     def change(record: Record) -> Change:
         before, after = (Run(Machine.here(), {spec.name: Row.of(spec)}, (one,)) for one in (sound, record))

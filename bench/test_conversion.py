@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from quant import isolate, pipeline
-from quant.metrics import ratio_interval
-from quant.ratios import confirmed
-from quant.registry import ModelSpec
+from quant.metrics.scores import ratio_interval
+from quant.process import isolate
+from quant.results.speed_ratio import confirmed
+from quant.suites import embedded
+from quant.suites.registry import ModelSpec
 
 _HOPELESS = 2.0
 ROUNDS = 5  # of two processes each, which take a second to import Paddle
@@ -20,10 +21,10 @@ ROUNDS = 5  # of two processes each, which take a second to import Paddle
 
 def simulate(model: str, output: str, **feed: str | int | None) -> None:
     """A job: the fake-quantized model of a full-size one, calibrated on what that is timed on."""
-    from quant.calibration import calibrate
-    from quant.graph import load_dir, save_dir
-    from quant.passes import lower_quantizers
-    from quant.timing import Feed
+    from quant.ir.graph import load_dir, save_dir
+    from quant.ir.passes import lower_quantizers
+    from quant.quantization.calibration import calibrate
+    from quant.timing.worker import Feed
 
     given = Feed(**feed).batches(model)
     save_dir(lower_quantizers(calibrate(load_dir(Path(model)), given, algo="abs_max")), Path(output))
@@ -34,11 +35,11 @@ def test_converting_takes_seconds(measured: ModelSpec, tmp_path: Path) -> None:
     simulated = tmp_path / "quant"
     if measured.full:
         simulated.mkdir()
-        feed = pipeline.feed_of(measured, measured.cases[0])
-        fp32 = pipeline.timed_of(measured, "fp32")
+        feed = embedded.feed_of(measured, measured.cases[0])
+        fp32 = embedded.timed_of(measured, "fp32")
         isolate.call("bench.test_conversion:simulate", {"model": str(fp32), "output": str(simulated), **feed})
     else:
-        simulated = pipeline.full_of(measured) / "quant"
+        simulated = embedded.full_of(measured) / "quant"
 
     def convert(number: float) -> float:
         places = ["--quant-model-path", str(simulated), "--int8-model-save-path", str(tmp_path / f"int8-{number}")]
@@ -65,7 +66,7 @@ def test_int8_is_loaded_as_fast_as_fp32(
         pytest.skip("loaded by Paddle's executor with --full only")
 
     def measure(rounds: float) -> list[list[dict[str, float]]]:
-        return pipeline.loads(measured, int(rounds), isa=isa, executor=executor)
+        return embedded.loads(measured, int(rounds), isa=isa, executor=executor)
 
     def ratio(found: list[list[dict[str, float]]]) -> tuple[float, float, float]:
         fp32, int8 = (np.array([sum(one.values()) for one in entries]) for entries in found)

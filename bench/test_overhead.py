@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from quant import profiler
-from quant.kernel_table import Sums
-from quant.ratios import confirmed
-from quant.registry import ModelSpec
+from quant.diagnosis import profile
+from quant.diagnosis.kernel_table import Sums
+from quant.results.speed_ratio import confirmed
+from quant.suites.registry import ModelSpec
 
 _SHORT_MS = 5.0
 _DUE_LONG, _DUE_SHORT = 1.15, 1.5
@@ -26,11 +26,11 @@ def test_framework_overhead(benchmark: BenchmarkFixture, measured: ModelSpec, re
     A miss is measured twice; then it is an expected failure, with its figures.
     """
     isa = request.config.getoption("--isa")
-    subject = replace(profiler.subject_of(measured.name, isa), fp32=None)
+    subject = replace(profile.subject_of(measured.name, isa), fp32=None)
     batch = max(case.batch for case in measured.cases)
 
-    def measure(_: float) -> profiler.Profile:
-        return profiler.profile(subject, isa=isa, batch=batch)
+    def measure(_: float) -> profile.Profile:
+        return profile.profile(subject, isa=isa, batch=batch)
 
     found = benchmark.pedantic(confirmed, (measure, lambda one: one.sums.ratio <= due(one.sums), 1), rounds=1)
     sums, limit = found.sums, due(found.sums)

@@ -6,8 +6,8 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.test_speed import check_ratio
-from quant import zoo_suite
-from quant.zoo import Timing, ZooRow
+from quant.suites.published import located
+from quant.suites.published.catalogue import Timing, ZooRow
 
 
 def test_published_int8_against_fp32(
@@ -15,6 +15,6 @@ def test_published_int8_against_fp32(
 ) -> None:
     """FP32 (its fastest variant) and INT8 alternate in a child; the ratio against what is due."""
     (row, timing), isa = zoo_timing, request.config.getoption("--isa")
-    found = zoo_suite.located(row, request.config.getoption("--zoo"))
-    models = zoo_suite.models_of(found, isa=isa)
-    check_ratio(benchmark, found.spec, partial(zoo_suite.speed, found, models, timing, isa=isa))
+    found = located.located(row, request.config.getoption("--zoo"))
+    models = located.models_of(found, isa=isa)
+    check_ratio(benchmark, found.spec, partial(located.speed, found, models, timing, isa=isa))

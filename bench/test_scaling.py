@@ -5,12 +5,14 @@ import pytest
 from numpy.typing import NDArray
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from quant import cpu, instances, pipeline
-from quant.metrics import ratio_interval
-from quant.ratios import confirmed
-from quant.record import Record
-from quant.registry import ModelSpec
-from quant.rows import Case
+from quant import cpu
+from quant.metrics.scores import ratio_interval
+from quant.results.record import Record
+from quant.results.speed_ratio import confirmed
+from quant.results.target import Case
+from quant.suites import embedded
+from quant.suites.registry import ModelSpec
+from quant.timing import instances
 
 CORES = len(cpu.physical_cores())
 needs_two_cores = pytest.mark.skipif(CORES < 2, reason="two threads or instances, but only one physical core")
@@ -36,10 +38,10 @@ def test_two_threads_are_not_slower_than_one(
     isa = request.config.getoption("--isa")
 
     def measure() -> tuple[list[Record], bool]:
-        records = pipeline.scaling(measured, size, isa=isa, budget_s=3.0)
+        records = embedded.scaling(measured, size, isa=isa, budget_s=3.0)
         if ratio_interval(*(np.array(record.latency_s) for record in records))[2] >= 1.0:
             return records, False
-        records = pipeline.scaling(measured, size, isa=isa)
+        records = embedded.scaling(measured, size, isa=isa)
         return records, bool(gains(records).max() < 1.0)
 
     records, lost = benchmark.pedantic(measure, rounds=1)
@@ -55,10 +57,10 @@ def test_instances_on_all_cores_do_more_than_one(
 ) -> None:
     """An instance a core against one alone: throughput; half of what the cores could do at best is the least."""
     isa = request.config.getoption("--isa")
-    runs = [{"model": str(pipeline.int8_of(measured, isa)), "precision": "int8"}]
+    runs = [{"model": str(embedded.int8_of(measured, isa)), "precision": "int8"}]
 
     def measure(seconds: float) -> instances.Throughput:
-        feed = pipeline.feed_of(measured, Case())
+        feed = embedded.feed_of(measured, Case())
         return instances.measure(runs, CORES, seconds=seconds, isa=isa, **feed)
 
     found = benchmark.pedantic(confirmed, (measure, lambda one: one.scaling()[2] >= CORES / 2, 4.0), rounds=1)

@@ -9,32 +9,33 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from quant import cpu, pipeline
-from quant.benchmark_files import extra_info
-from quant.evaluation import signature
-from quant.graph import load_dir, model_size
-from quant.jobs import sample_input
-from quant.predictor import Arrays, Precision, Predictor, Settings
-from quant.ratios import pairs, settled
-from quant.readers import open_data
-from quant.record import Record
-from quant.registry import ModelSpec
-from quant.rows import Case, Row
-from quant.sequences import values_of
+from quant import cpu
+from quant.datasets.columns import values_of
+from quant.datasets.readers import open_data
+from quant.evaluation.worker import signature
+from quant.ir.graph import load_dir, model_size
+from quant.results.benchmark_files import extra_info
+from quant.results.record import Record
+from quant.results.speed_ratio import pairs, settled
+from quant.results.target import Case, Row
+from quant.runtime.predictor import Arrays, Precision, Predictor, Settings
+from quant.suites import embedded
+from quant.suites.commands import sample_input
+from quant.suites.registry import ModelSpec
 
 ROUNDS = 8
 
 
 def test_int8_takes_little_room(spec: ModelSpec) -> None:
     """Bytes of program and parameters, INT8 against FP32."""
-    built = pipeline.full_of(spec)
+    built = embedded.full_of(spec)
     assert model_size(built / "int8") <= spec.max_size * model_size(built / "fp32")
 
 
 def one_batch(spec: ModelSpec, directory: Path, batch: int) -> Arrays:
     """What a row is timed on: its data's first samples, its own input, or generated images."""
     if not spec.full:
-        data = open_data(pipeline.data_of(spec, spec.test), signature(load_dir(directory)), spec.format)
+        data = open_data(embedded.data_of(spec, spec.test), signature(load_dir(directory)), spec.format)
         return {name: column[:batch] for name, column in data.inputs.items()}
     if spec.full_input:
         made: Arrays = pkgutil.resolve_name(spec.full_input)(batch)
@@ -52,7 +53,7 @@ def test_latency(
     """
     if precision == "bf16" and "avx512_bf16" not in cpu.flags():
         pytest.skip("this CPU lacks avx512_bf16")
-    directory: Path = pipeline.full_of(measured) / ("int8" if precision == "int8" else "fp32")
+    directory: Path = embedded.full_of(measured) / ("int8" if precision == "int8" else "fp32")
     with Predictor(directory, Settings(precision, threads=threads)) as predictor:
         predictor.feed(one_batch(measured, directory, batch))
         benchmark.extra_info.update(model=measured.name, precision=precision, threads=threads, batch=batch)
@@ -64,11 +65,11 @@ def test_latency(
 def test_int8_against_fp32(benchmark: BenchmarkFixture, timing: tuple[ModelSpec, Case, cpu.Tier]) -> None:
     """FP32 (its fastest variant) and INT8 alternate in a child capped to the tier; the ratio against what is due."""
     spec, case, tier = timing
-    check_ratio(benchmark, spec, partial(pipeline.speed, spec, case, isa=tier.cap.lower()))
+    check_ratio(benchmark, spec, partial(embedded.speed, spec, case, isa=tier.cap.lower()))
 
 
 def check_ratio(benchmark: BenchmarkFixture, row: Row, measure: Callable[..., list[Record]]) -> None:
-    """Judge the ratio of what `measure` (`budget_s` in seconds -> FP32 and INT8 records) times; see quant.ratios.
+    """Judge the ratio of what `measure` (`budget_s` in seconds -> FP32 and INT8 records) times; see results.speed_ratio.
 
     One that isn't reached is an expected failure, with its figures in the summary, when it comes close, and a failure
     when it doesn't (see Pair.result) or INT8 is slower.

@@ -15,18 +15,19 @@ from numpy.typing import NDArray
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from fixtures.others import OTHERS
-from quant import isolate, pipeline
-from quant.arithmetic import Sizes, arithmetic_of
-from quant.cache import cached
-from quant.chains import numbered
-from quant.conversion import convert
-from quant.graph import Graph, load_dir, run_passes, save_dir
-from quant.islands import int8_op
-from quant.metrics import ratio_interval, sqnr
-from quant.optimise import DECISIONS, left_float, units
-from quant.passes import PLACE, lower_quantizers
-from quant.predictor import Predictor, Settings
-from quant.sequences import values_of
+from quant.datasets.columns import values_of
+from quant.ir.fusion import numbered
+from quant.ir.graph import Graph, load_dir, run_passes, save_dir
+from quant.ir.int8_regions import int8_op
+from quant.ir.ops.arithmetic import Sizes, arithmetic_of
+from quant.ir.passes import PLACE, lower_quantizers
+from quant.metrics.scores import ratio_interval, sqnr
+from quant.process import isolate
+from quant.quantization.conversion import convert
+from quant.runtime.predictor import Predictor, Settings
+from quant.search.for_speed import DECISIONS, left_float, units
+from quant.storage.cache import cached
+from quant.suites import embedded
 
 SMALL = ("encoder", "unet", "mobilenet_v3_small", "shufflenet_v2_x0_25")
 BUDGET_S = 12.0
@@ -47,7 +48,7 @@ def isa(request: pytest.FixtureRequest) -> str | None:
 @pytest.fixture(scope="module")
 def made(topology: str, isa: str | None) -> Path:
     """A directory with a topology's `fp32` and calibrated `quant` model, and `int8` as --optimize speed makes it."""
-    levels = pipeline.weight_levels(isa)
+    levels = embedded.weight_levels(isa)
 
     def build(staging: Path) -> None:
         shape = OTHERS[topology][1]
@@ -55,16 +56,16 @@ def made(topology: str, isa: str | None) -> Path:
         np.savez(staging / "data.npz", x=samples)
         exported = {"function": "fixtures.others:export", "name": topology, "output": str(staging), "data": None}
         none = {"format": "npz", "full_input": "", "algo": "abs_max", "weight_levels": {}}
-        isolate.call("quant.jobs:prepare", {**exported, **none})
+        isolate.call("quant.suites.commands:prepare", {**exported, **none})
         places = {"model": str(staging / "fp32"), "data": str(staging / "data.npz"), "output": str(staging / "quant")}
-        isolate.call("quant.jobs:ptq", {**places, "weight_levels": levels, "batch_size": 2})
+        isolate.call("quant.suites.commands:ptq", {**places, "weight_levels": levels, "batch_size": 2})
         speed = {"budget_s": BUDGET_S, "isa": isa, "threads": 1, "batch": 1, "shapes": {}}
         places = {"quant_model_path": str(staging / "quant"), "output": str(staging / "int8")}
-        isolate.call("quant.jobs:convert_model", {**places, "speed": speed}, isa=isa, threads=1)
+        isolate.call("quant.suites.commands:convert_model", {**places, "speed": speed}, isa=isa, threads=1)
 
     return cached(
         f"other-{topology}",
-        [*pipeline.sources("quant.jobs:prepare", "fixtures.others:export"), str((levels, isa, BUDGET_S))],
+        [*embedded.sources("quant.suites.commands:prepare", "fixtures.others:export"), str((levels, isa, BUDGET_S))],
         build,
     )
 
@@ -83,12 +84,12 @@ def test_int8_is_not_slower_than_fp32(benchmark: BenchmarkFixture, topology: str
     """Whatever was decided is timed anew, against the fastest FP32. A miss is measured twice before it counts."""
     precision = "fp32" if decisions_of(made)["choice"] == "fp32" else "int8"
     chosen = {"model": str(made / "int8"), "precision": precision}
-    contenders = [pipeline.fp32_variants(made / "fp32"), [chosen]]
+    contenders = [embedded.fp32_variants(made / "fp32"), [chosen]]
     if precision == "fp32":
-        contenders[1] = pipeline.fp32_variants(made / "int8")
+        contenders[1] = embedded.fp32_variants(made / "int8")
 
     def measure(budget_s: float) -> tuple[float, float, float]:
-        fp32, int8 = (np.array(entry["seconds"]) for entry in pipeline.bench(contenders, isa=isa, budget_s=budget_s))
+        fp32, int8 = (np.array(entry["seconds"]) for entry in embedded.bench(contenders, isa=isa, budget_s=budget_s))
         return ratio_interval(fp32, int8)
 
     ratio, low, high = benchmark.pedantic(measure, (2.5,), rounds=1)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from quant.sequences import Ragged
+from quant.datasets.columns import Ragged
 
 
 def ragged(sizes: list[int], *inner: int) -> Ragged:

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from quant import jobs
 from quant.errors import OutputError
+from quant.suites import commands
 
 
 def qat(**arguments: Any) -> None:
-    """In a child: quant.jobs.qat, on a disk that is full when all steps are done."""
+    """In a child: quant.suites.commands.qat, on a disk that is full when all steps are done."""
 
     def full(*_: object) -> None:
         raise OutputError("no space left")
 
-    jobs.save_dir = full  # type: ignore[assignment]
-    jobs.qat(**arguments)
+    commands.save_dir = full  # type: ignore[assignment]
+    commands.qat(**arguments)

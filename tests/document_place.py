@@ -11,10 +11,10 @@ import paddle
 from paddle import nn
 from PIL import Image
 
-from quant.graph import load_dir, run_passes, save_dir
-from quant.passes import NORMALISE
-from quant.predictor import Predictor
-from quant.readers import write_bin
+from quant.datasets.readers import write_bin
+from quant.ir.graph import load_dir, run_passes, save_dir
+from quant.ir.passes import NORMALISE
+from quant.runtime.predictor import Predictor
 
 __all__ = ["VALUES", "Small", "write_images", "write_model", "write_place"]
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from quant.analyze import Analysis, OpError, Scale
-from quant.analyze_report import as_json
+from quant.diagnosis.drift import Analysis, OpError, Scale
+from quant.reports.drift import as_json
 
 __all__ = ["analysis", "analysis_json", "tuning_json"]
 

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from quant.evaluation import evaluate
+from quant.evaluation.worker import evaluate
 
 
 def loaded_by(runs: list[dict[str, Any]], data: str, outputs: str) -> list[str]:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from quant.calibration import calibrate
-from quant.conversion import convert
-from quant.graph import save_dir
-from quant.passes import lower_quantizers
-from quant.predictor import Predictor
+from quant.ir.graph import save_dir
+from quant.ir.passes import lower_quantizers
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.runtime.predictor import Predictor
 from tests.nets import inverted_net, residual_net
 
 SAMPLES = 4500

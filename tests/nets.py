@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from quant.graph import Graph, Op, Var, save_dir
-from quant.predictor import Predictor, Settings
+from quant.ir.graph import Graph, Op, Var, save_dir
+from quant.runtime.predictor import Predictor, Settings
 
 CONV = {
     "strides": [1, 1],

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from quant.graph import Graph, Op, Var, run_passes
-from quant.passes import NORMALISE
+from quant.ir.graph import Graph, Op, Var, run_passes
+from quant.ir.passes import NORMALISE
 from tests.nets import Net
 
 __all__ = ["plant", "plant_conv", "plantable", "planted_net"]

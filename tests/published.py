@@ -5,16 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from fixtures import digits, ernie, handwriting_model, lac
-from quant import pipeline
-from quant.chains import RECURRENT
-from quant.formats import write_lac_bin
-from quant.graph import Graph, load_dir, save_dir
-from quant.numerics import STATE_THRESHOLD
-from quant.passes import lift_quantizers, lower_quantizers
-from quant.readers import open_data
-from quant.registry import find
-from quant.sequences import Ragged
-from quant.zoo import find_artefact
+from quant.datasets.columns import Ragged
+from quant.datasets.formats import write_lac_bin
+from quant.datasets.readers import open_data
+from quant.ir.fusion import RECURRENT
+from quant.ir.graph import Graph, load_dir, save_dir
+from quant.ir.numerics import STATE_THRESHOLD
+from quant.ir.passes import lift_quantizers, lower_quantizers
+from quant.suites import embedded
+from quant.suites.published.catalogue import find_artefact
+from quant.suites.registry import find
 from tests.http_server import Server, tarred
 
 IMAGE_ROW = "mobilenet_v1"  # the smallest
@@ -79,7 +79,7 @@ def archives_of_models(scratch: Path) -> dict[str, dict[str, bytes]]:
     """Artefact -> the files of its archive, of the embedded rows' trained models; LAC's as Paddle trains it."""
     made = {}
     for artefact, (row, which, prefix, layout) in MODELS.items():
-        small = pipeline.small_of(find(row))
+        small = embedded.small_of(find(row))
         graph = load_dir(small / which)
         if artefact == "gru-quant":
             graph = with_plain_cells(graph, load_dir(small / "fp32"))

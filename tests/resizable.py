@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from quant.graph import Graph
+from quant.ir.graph import Graph
 from tests.nets import Net
 
 CHANNELS, SIDE, CLASSES = 4, 16, 3

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from quant.cpu import TIERS, tier_of
-from quant.record import Anatomy, Between, KeptOp, Kernel, Layer, Load, Machine, Record, Run, columns
-from quant.registry import BY_NAME, MODELS
-from quant.rows import Row
+from quant.results.record import Anatomy, Between, KeptOp, Kernel, Layer, Load, Machine, Record, Run, columns
+from quant.results.target import Row
+from quant.suites.registry import BY_NAME, MODELS
 
 __all__ = ["accuracy", "anatomy", "machine", "run", "speed", "suite_run"]
 
@@ -60,7 +60,7 @@ def accuracy(
     data: str = "d0",
     **more: Any,
 ) -> list[Record]:
-    """FP32, the simulations and INT8 on each ISA, best first, as `quant.pipeline.accuracy` orders them.
+    """FP32, the simulations and INT8 on each ISA, best first, as `quant.suites.embedded.accuracy` orders them.
 
     FP32 is right on `score` of the samples; the simulation loses `lost` of these and wins `won` of the others; INT8
     loses `gap` more. `metrics`: by default those of the registry's row, or top1.
@@ -151,7 +151,7 @@ def run(
     rows: Mapping[str, Row] = BY_NAME,
     **more: Any,
 ) -> Run:
-    """A run of these records; `more` are fields of `quant.record.Run`. A row that isn't in `rows` is its name alone."""
+    """A run of these records; `more` are fields of `record.Run`. A row that isn't in `rows` is its name alone."""
     records = (*exact, *timed)
     known = {name: Row.of(rows[name]) if name in rows else Row(name, name, ()) for name in _names(records, more)}
     values: dict[str, Any] = {

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fixtures.programs import Program
-from quant.constants import computed
-from quant.graph import Graph, Op, Var
-from quant.sequences import Ragged
+from quant.datasets.columns import Ragged
+from quant.ir.constants import computed
+from quant.ir.graph import Graph, Op, Var
 from tests.nets import Net
 
 Array = NDArray[Any]

@@ -11,12 +11,13 @@ import typer
 from bench.peers import results
 from bench.peers.compare import compare
 from bench.peers.contenders import CONTENDERS
-from quant import cpu, registry
+from quant import cpu
 from quant.cli.shared import err, out
 from quant.errors import OptionError, QuantError
-from quant.places import writable_dir
-from quant.record import Machine
-from quant.report import rich_table
+from quant.reports.tables import rich_table
+from quant.results.record import Machine
+from quant.storage.files import writable_dir
+from quant.suites import registry
 
 _VNNI = "avx512_core_vnni"
 

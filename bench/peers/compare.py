@@ -13,13 +13,14 @@ import numpy as np
 from bench.peers.contenders import Contender, engine_of
 from bench.peers.models import Artefacts, Built, artefacts_of, case_of
 from bench.peers.protocol import Worker, WorkerError, opened, thread_environment
-from quant import cpu, pipeline
-from quant.collect import counts_of
+from quant import cpu
 from quant.errors import OptionError, QuantError
-from quant.outcomes import unpack
-from quant.record import columns
-from quant.registry import ModelSpec
-from quant.turns import cycle, in_turn
+from quant.evaluation.collect import counts_of
+from quant.evaluation.parts import unpack
+from quant.results.record import columns
+from quant.suites import embedded
+from quant.suites.registry import ModelSpec
+from quant.timing.rounds import cycle, in_turn
 
 __all__ = ["Cell", "Load", "Row", "compare", "judge", "measure", "take_turns"]
 
@@ -38,7 +39,7 @@ class Cell:
     """What a contender gave on a row, or why nothing.
 
     `seconds`: a batch, one value a round; round i of all cells that were timed together ran in a row, so long as none
-    of them failed. `outcomes`: metric -> columns of counts, as of quant.record.Record.
+    of them failed. `outcomes`: metric -> columns of counts, as of quant.results.record.Record.
     """
 
     seconds: tuple[float, ...] = ()
@@ -105,7 +106,7 @@ def load_of(
 def take_turns(loads: Sequence[Load], *, budget_s: float, repeat: int | None, parallel: int = 1) -> dict[str, Cell]:
     """Time workers against each other: key -> Cell.
 
-    Round by round each has a turn, everyone behind each other equally often (`quant.turns.in_turn`). In its turn it
+    Round by round each has a turn, everyone behind each other equally often (`rounds.in_turn`). In its turn it
     runs once untimed, because the others have emptied the caches (unless it takes long), and then a few times in a row,
     as a served model does: `repeat` times, or as many as fit a turn. The number of rounds follows from the budget: 8 to
     60, in whole cycles of that order. A worker that fails leaves the others alone. Models load `parallel` at a time,
@@ -185,12 +186,12 @@ def _lacks(contender: Contender, isa: str | None) -> str:
 
 
 def _fastest(artefacts: Artefacts, isa: str | None, threads: int) -> dict[str, Any]:
-    """The settings of quant.predictor.Settings with which Paddle runs our FP32 model fastest."""
+    """The settings of quant.runtime.predictor.Settings with which Paddle runs our FP32 model fastest."""
     assert artefacts.timing
     given = {"data": artefacts.timing["path"], "format": artefacts.timing["format"]}
     feed = {**given, "samples": artefacts.timing.get("samples", 0), "batch": artefacts.batch}
-    ways = pipeline.fp32_variants(artefacts.fp32)
-    [timed] = pipeline.bench([ways], isa=isa, threads=threads, budget_s=0.1, **feed)
+    ways = embedded.fp32_variants(artefacts.fp32)
+    [timed] = embedded.bench([ways], isa=isa, threads=threads, budget_s=0.1, **feed)
     return {name: value for name, value in timed["run"].items() if name not in ("model", "precision")}
 
 
@@ -292,4 +293,4 @@ def _each(items: Sequence[S], work: Callable[[S], T]) -> dict[S, T | str]:
         except QuantError as error:
             return " ".join(str(error).split())
 
-    return dict(zip(items, pipeline.each(items, tried), strict=True))
+    return dict(zip(items, embedded.each(items, tried), strict=True))

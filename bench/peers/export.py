@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from bench.peers.recurrent import export_recurrent
-from quant.chains import RECURRENT
+from quant.datasets.columns import values_of
 from quant.errors import ModelError
-from quant.evaluation import signature
-from quant.graph import files_of, load_dir
-from quant.jobs import sample_input
-from quant.sequences import values_of
+from quant.evaluation.worker import signature
+from quant.ir.fusion import RECURRENT
+from quant.ir.graph import files_of, load_dir
+from quant.suites.commands import sample_input
 
 __all__ = ["describe", "export_onnx"]
 
@@ -24,7 +24,7 @@ def describe(model: str, output: str, *, generated: bool, full_input: str) -> No
     """Write what is to be known of a model to quantize and feed it: about.json.
 
     With `generated`, also the input that a full-size model is timed on (timing.npz, one sample) and the one that
-    quant.jobs.prepare calibrates it on (calibration.npz, two samples).
+    quant.suites.commands.prepare calibrates it on (calibration.npz, two samples).
     """
     graph = load_dir(Path(model))
     types = {op.type for op in graph.ops}

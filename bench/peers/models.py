@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers.contenders import Contender, engine_of
-from quant import cpu, isolate, pipeline
-from quant.cache import cached
+from quant import cpu
 from quant.errors import QuantError
-from quant.numerics import SIGNED
-from quant.registry import ModelSpec
-from quant.rows import Case
+from quant.ir.numerics import SIGNED
+from quant.process import isolate
+from quant.results.target import Case
+from quant.storage.cache import cached
+from quant.suites import embedded
+from quant.suites.registry import ModelSpec
 
 __all__ = ["Artefacts", "Built", "artefacts_of", "case_of"]
 
 _TEXT_BATCH = 50
-_TIMED_SAMPLES = 300  # of a row that is timed on its data, as quant.pipeline.speed does it
+_TIMED_SAMPLES = 300  # of a row that is timed on its data, as quant.suites.embedded.speed does it
 _HERE = Path(__file__).parent
 _PACKAGES = {"openvino": ("openvino", "nncf"), "onnxruntime": ("onnxruntime",)}
 
@@ -60,7 +62,7 @@ def artefacts_of(spec: ModelSpec, contenders: Sequence[Contender], isa: str | No
     What can't be built is told in its `Built`. Raises QuantError when our own models can't be built.
     """
     generated = full and bool(spec.full)
-    base = pipeline.full_of(spec) if full else pipeline.small_of(spec)
+    base = embedded.full_of(spec) if full else embedded.small_of(spec)
     about_dir = _described(spec, base, generated)
     about = json.loads((about_dir / "about.json").read_text(encoding="utf-8"))
 
@@ -71,8 +73,8 @@ def artefacts_of(spec: ModelSpec, contenders: Sequence[Contender], isa: str | No
         calibration, test = data(about_dir / "calibration.npz", "npz"), None
         timing = data(about_dir / "timing.npz", "npz")
     else:
-        calibration = data(pipeline.data_of(spec, spec.calibration), spec.format)
-        test = data(pipeline.data_of(spec, spec.test), spec.format)
+        calibration = data(embedded.data_of(spec, spec.calibration), spec.format)
+        test = data(embedded.data_of(spec, spec.test), spec.format)
         timing = {**test, "samples": _TIMED_SAMPLES}
     maker = _Maker(spec, base, calibration, about, isa, generated)
     models = {contender.key: maker.of(contender) for contender in contenders}
@@ -114,7 +116,7 @@ class _Maker:
 
     @property
     def levels(self) -> int:
-        return pipeline.weight_levels(self.isa)
+        return embedded.weight_levels(self.isa)
 
     @property
     def suffix(self) -> str:
@@ -141,11 +143,11 @@ class _Maker:
         return self.base / f"int8{self.suffix}"
 
     def qdq(self) -> Path:
-        """Our simulation, which for a full-size row is calibrated as quant.jobs.prepare does it."""
+        """Our simulation, which for a full-size row is calibrated as quant.suites.commands.prepare does it."""
         simulated = self.base / f"quant{'' if self.levels == SIGNED else '-7bit'}"
         if self.generated:
             given = {"model": str(self.fp32()), "data": self.calibration["path"], "format": "npz"}
-            step = ("quant.jobs:ptq", {**given, "algo": "abs_max", "weight_levels": self.levels})
+            step = ("quant.suites.commands:ptq", {**given, "algo": "abs_max", "weight_levels": self.levels})
             simulated = self.kept("quant", [], step)
         narrow = ("bench.peers.paddle_engine:write_as_8_bits", {"model": str(simulated)})
         return self.kept("quant-8-bits", _sources("paddle_engine"), narrow)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.peers.recurrent import LENGTHS, Decoder
-from quant.sequences import Array, Column, Padded, Ragged, values_of
+from quant.datasets.columns import Array, Column, Padded, Ragged, values_of
 
 __all__ = ["arrays_of", "copy_decoder", "decoder_in", "outputs_of"]
 

@@ -13,8 +13,8 @@ import openvino as ov
 from bench.peers.onnx_inputs import arrays_of, copy_decoder, decoder_in, outputs_of
 from bench.peers.protocol import Feed, Session, opened
 from bench.peers.recurrent import Decoder
-from quant.readers import batches as batches_of
-from quant.sequences import Array, Column
+from quant.datasets.columns import Array, Column
+from quant.datasets.readers import batches as batches_of
 
 __all__ = ["build_int8", "load"]
 

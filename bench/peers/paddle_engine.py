@@ -12,27 +12,27 @@ from paddle import CPUPlace
 from paddle.base.core import DenseTensor
 
 from bench.peers.protocol import Feed, Session, opened
-from quant.chains import CONVS, PRODUCTS, RECURRENT
+from quant.datasets.columns import Column, Ragged, values_of
+from quant.datasets.readers import batches
 from quant.errors import ModelError
-from quant.graph import Graph, files_of, forward_of, load_dir, save_dir
-from quant.numerics import SIGNED, bits_of
-from quant.predictor import RECURRENT as RECURRENT_KERNELS
-from quant.predictor import Predictor, Settings
-from quant.readers import batches
-from quant.sequences import Column, Ragged, values_of
+from quant.ir.fusion import CONVS, PRODUCTS, RECURRENT
+from quant.ir.graph import Graph, files_of, forward_of, load_dir, save_dir
+from quant.ir.numerics import SIGNED, bits_of
+from quant.runtime.predictor import RECURRENT as RECURRENT_KERNELS
+from quant.runtime.predictor import Predictor, Settings
 
 __all__ = ["as_8_bits", "build_own", "int8_layers", "load", "write_as_8_bits"]
 
 _WEIGHTED = {*CONVS, *PRODUCTS, *RECURRENT, *RECURRENT_KERNELS, "fused_conv2d", "fused_matmul"}
-_CALIBRATION_BATCH = 50  # as quant.jobs.prepare
+_CALIBRATION_BATCH = 50  # as quant.suites.commands.prepare
 
 
 def load(
     model: str, precision: str, threads: int, form: str, batches: Sequence[Mapping[str, Column]], **settings: Any
 ) -> Session:
-    """A model directory; fake-quantized ones at int8 are Paddle's own to run, all else goes through quant.predictor.
+    """A model directory; fake-quantized ones at int8 are Paddle's own to run, all else goes through runtime.predictor.
 
-    `settings` are fields of quant.predictor.Settings.
+    `settings` are fields of quant.runtime.predictor.Settings.
     """
     if form in ("qdq", "own") and precision == "int8":
         return _AsItComes(Path(model), threads)

@@ -26,10 +26,10 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from quant.datasets.columns import Column, joined
+from quant.datasets.readers import Dataset, batches, head, open_data
 from quant.errors import QuantError
-from quant.outcomes import pack
-from quant.readers import Dataset, batches, head, open_data
-from quant.sequences import Column, joined
+from quant.evaluation.parts import pack
 
 __all__ = ["Feed", "Session", "Worker", "WorkerError", "opened", "thread_environment"]
 
@@ -186,7 +186,7 @@ class _Holder:
         return {"seconds": total / len(self.feeds)}
 
     def outputs(self, data: Json, file: str) -> Json:
-        """Run a whole dataset; its outputs go to a file as quant.outcomes.pack writes them."""
+        """Run a whole dataset; its outputs go to a file as quant.evaluation.parts.pack writes them."""
         collected: list[list[Column]] = []
         for batch in batches(opened(data), _BATCH):
             feed = self.session.batch(batch)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.sequences import Array, Column, Ragged
+from quant.datasets.columns import Array, Column, Ragged
 
 __all__ = ["LENGTHS", "Decoder", "aligned", "export_recurrent", "viterbi"]
 
@@ -94,7 +94,7 @@ class Decoder:
 
 
 def export_recurrent(graph: Any, output: Path, *, masked: bool) -> None:
-    """quant.graph.Graph -> model.onnx and decoder.npz. Raises ModelError for an op that no row has."""
+    """quant.ir.graph.Graph -> model.onnx and decoder.npz. Raises ModelError for an op that no row has."""
     writer = _Writer(graph, masked)
     for op in graph.ops:
         writer.visit(op)

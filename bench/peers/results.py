@@ -11,10 +11,10 @@ import numpy as np
 from bench.peers.compare import Cell, Row
 from bench.peers.contenders import CONTENDERS, ENGINES, GOALS, Contender, Goal, contenders_of, ours, twins_of
 from quant import cpu
-from quant.metrics import METRICS, paired, ratio_interval
-from quant.record import Machine
-from quant.registry import find
-from quant.report import Table
+from quant.metrics.scores import METRICS, paired, ratio_interval
+from quant.reports.tables import Table
+from quant.results.record import Machine
+from quant.suites.registry import find
 
 __all__ = ["Judged", "complete", "judged", "markdown", "tables", "to_json"]
 

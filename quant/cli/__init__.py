@@ -17,7 +17,7 @@ import typer
 from quant.cli import analysis, caching, gating, make, manifest, measure, profiling, reporting, suites, tuning
 from quant.cli.shared import app, err
 from quant.errors import QuantError, file_error
-from quant.places import write_text
+from quant.storage.files import write_text
 
 # The commands add themselves to the app.
 __all__ = [

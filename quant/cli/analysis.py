@@ -7,10 +7,6 @@ from typing import Annotated
 
 import typer
 
-from quant import charts, manifest_suite, report
-from quant.analyze import Subject, subject_of
-from quant.analyze import analyze as analyzed
-from quant.analyze_report import as_json, chart, tables
 from quant.cli.shared import (
     AnyModel,
     Executor,
@@ -26,8 +22,14 @@ from quant.cli.shared import (
     print_json,
     sole_entry,
 )
+from quant.diagnosis.drift import Subject, subject_of
+from quant.diagnosis.drift import analyze as analyzed
 from quant.errors import OptionError
-from quant.places import write_text
+from quant.reports import tables as report
+from quant.reports.drift import as_json, chart, tables
+from quant.reports.page import charts
+from quant.storage.files import write_text
+from quant.suites import entries
 
 __all__ = ["analyze"]
 
@@ -65,7 +67,7 @@ def analyze(
     with bar() as tell, ExitStack() as stack:
         if manifest_path is not None:
             entry = sole_entry(manifest_path, model, {**given, "--format": format})
-            made = stack.enter_context(manifest_suite.ready(entry, isa=isa, progress=tell))
+            made = stack.enter_context(entries.ready(entry, isa=isa, progress=tell))
             sources = made.int8, made.fp32, made.quant, entry.data, entry.format, entry.labels
             subject = Subject(*sources, title=entry.title)
         elif fp32_model is not None and data is not None:

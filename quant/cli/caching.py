@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from quant import cache, report
-from quant.cache import Entry
 from quant.cli.needs import App
 from quant.cli.shared import Json, app, out, print_json
 from quant.errors import check_choice
+from quant.reports import tables
+from quant.storage import cache
+from quant.storage.cache import Entry
 
 __all__ = ["cache_clear", "cache_command"]
 
@@ -46,7 +47,7 @@ def cache_command(context: typer.Context, as_json: Json = False) -> None:
         for kind, found in kinds.items()
     ]
     if rows:
-        out.print(report.rich_table(report.Table("Cache", ("Name", "Entries", "MB", "Last use, UTC"), tuple(rows))))
+        out.print(tables.rich_table(tables.Table("Cache", ("Name", "Entries", "MB", "Last use, UTC"), tuple(rows))))
     out.print(f"{cache.cache_root()}: {_megabytes(total)} MB; least recently used goes beyond {_megabytes(limit)} MB")
 
 

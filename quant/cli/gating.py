@@ -11,9 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from quant import cpu, gate, gate_report, history, history_report, manifest_suite, report, saving
-from quant import subjects as subjects_of
-from quant.cases import Subject, Timing, journal_of, measure
+from quant import cpu
 from quant.cli.shared import (
     Fresh,
     HistoryDir,
@@ -33,13 +31,21 @@ from quant.cli.shared import (
     specs_of,
 )
 from quant.errors import OptionError, OutputError, check_choice, unwritable
-from quant.gate import Key
-from quant.journal import Journal
-from quant.manifest import Entry
-from quant.outcomes import Store, default_root
-from quant.places import writable_dir, write_text
-from quant.record import Record, Run
-from quant.surroundings import Watch
+from quant.evaluation.parts import Store, default_root
+from quant.reports import gate as gate_report
+from quant.reports import history as history_report
+from quant.reports import tables
+from quant.results import gate, history
+from quant.results.environment import Watch
+from quant.results.gate import Key
+from quant.results.record import Record, Run
+from quant.storage.checkpoint import Journal
+from quant.storage.files import writable_dir, write_text
+from quant.suites import embedded_suite as subjects_of
+from quant.suites import entries as manifest_suite
+from quant.suites import saving
+from quant.suites.manifest.schema import Entry
+from quant.suites.measure import Subject, Timing, journal_of, measure
 
 __all__ = ["gate_command", "history_command"]
 
@@ -104,9 +110,9 @@ def gate_command(
             run, found, changes = _measured(
                 subjects, watch, history_dir, baseline, journal, at_once=manifest_path is None
             )
-        missed = report.misses(run.exact, run.timed, run.rows)
+        missed = tables.misses(run.exact, run.timed, run.rows)
         regressed = any(change.result == "REGRESSED" for change in changes)
-        passed = report.passed(run.exact, run.timed, run.rows) and not run.failures and (accept or not regressed)
+        passed = tables.passed(run.exact, run.timed, run.rows) and not run.failures and (accept or not regressed)
         lines = [*gate_report.verdict(changes, missed, found), *gate_report.next_steps(run, changes)]
         if stored is None:
             file = history.append(history_dir, replace(run, missed=tuple(missed), passed=passed))
@@ -116,8 +122,8 @@ def gate_command(
     if as_json:
         print_json(gate_report.as_json(passed, found, missed, changes, run.failures))
     else:
-        out.print(report.rich_table(gate_report.table(changes)))
-        for line in (*lines, *report.failed_lines(run.failures)):
+        out.print(tables.rich_table(gate_report.table(changes)))
+        for line in (*lines, *tables.failed_lines(run.failures)):
             out.print(line, soft_wrap=True)
         out.print(gate_report.outcome(passed, changes))
     if save is not None:
@@ -145,7 +151,7 @@ def history_command(
     if as_json:
         print_json([dict(zip(shown.columns, row, strict=True)) for row in shown.rows])
     else:
-        out.print(report.rich_table(shown))
+        out.print(tables.rich_table(shown))
 
 
 def _wanted(

@@ -11,7 +11,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from quant import cpu, decisions, download, fetch, graphviz, isolate, pipeline, preprocess, registry, report, zoo
+from quant import cpu
 from quant.cli.shared import (
     AllThreads,
     BatchNum,
@@ -33,10 +33,17 @@ from quant.cli.shared import (
     print_json,
     shapes_of,
 )
+from quant.datasets import preprocess
 from quant.errors import OptionError, check_choice
-from quant.numerics import bits_of
-from quant.observers import ALGORITHMS, BATCH_SIZE, BEST, DEFAULT
-from quant.places import scratch_dir
+from quant.ir import drawing
+from quant.ir.numerics import bits_of
+from quant.process import isolate
+from quant.quantization.observers import ALGORITHMS, BATCH_SIZE, BEST, DEFAULT
+from quant.reports import decisions, tables
+from quant.storage import download
+from quant.storage.files import scratch_dir
+from quant.suites import embedded, registry
+from quant.suites.published import catalogue, fetch
 
 __all__ = ["convert", "fetch_command", "preprocess_command", "ptq", "qat"]
 
@@ -73,7 +80,7 @@ def ptq(
         "format": format,
         "batch_size": batch_size,
         "batch_num": batch_num,
-        "weight_levels": pipeline.weight_levels(target),
+        "weight_levels": embedded.weight_levels(target),
         "ops_to_quantize": listed(ops_to_quantize),
         "op_ids_to_skip": ids(op_ids_to_skip),
         "save_table": None if save_calibration_table is None else str(save_calibration_table),
@@ -81,7 +88,7 @@ def ptq(
         "check": check,
     }
     with bar() as tell:
-        result = isolate.call("quant.jobs:ptq", arguments, threads=count, progress=tell)
+        result = isolate.call("quant.suites.commands:ptq", arguments, threads=count, progress=tell)
     for line in result["remarks"]:
         err.print(f"warning: {line}")
     out.print(f"{output}: {result['fake_quantized']} tensors quantized from {result['samples']} samples")
@@ -135,7 +142,7 @@ def qat(
     if (row is None) == (model is None and data is None) or (model is None) != (data is None):
         raise OptionError("give either a row, or --model and --data")
     count = threads or cpu.cores()
-    settings = {"weight_bits": bits_of(pipeline.weight_levels(target)), **_config(config)}
+    settings = {"weight_bits": bits_of(embedded.weight_levels(target)), **_config(config)}
     if row is None:
         arguments = {
             "model": str(model),
@@ -152,7 +159,7 @@ def qat(
             "threads": count,
         }
         with bar() as tell:
-            result = isolate.call("quant.jobs:qat", arguments, threads=count, progress=tell)
+            result = isolate.call("quant.suites.commands:qat", arguments, threads=count, progress=tell)
         _say(result.pop("told"))
         if as_json:
             print_json(result)
@@ -162,20 +169,20 @@ def qat(
     spec = registry.find(row)
     with bar() as tell, scratch_dir("quant-trained") as scratch:
         kept: dict[str, Any] = {"checkpoint": checkpoint, "fresh": fresh}
-        result = pipeline.tune(spec, output, config=settings, **kept, threads=count, progress=tell)
+        result = embedded.tune(spec, output, config=settings, **kept, threads=count, progress=tell)
         _say(result.pop("told"))
         (scratch / "quant").symlink_to(output.resolve())
         arguments = {"quant_model_path": str(output), "output": str(scratch / "int8")}
-        converted = isolate.call("quant.jobs:convert_model", arguments, progress=tell)
-        records = pipeline.judge_tuned(spec, scratch, samples=50_000 if full else None, progress=tell)
-    missed, sizes = report.tuned_misses(records), {**result["bytes"], **converted["bytes"]}
+        converted = isolate.call("quant.suites.commands:convert_model", arguments, progress=tell)
+        records = embedded.judge_tuned(spec, scratch, samples=50_000 if full else None, progress=tell)
+    missed, sizes = tables.tuned_misses(records), {**result["bytes"], **converted["bytes"]}
     if as_json:
         names = ("fp32", "ptq_int8", "quant", "int8")
         scores = {name: record.score(spec.metric) for name, record in zip(names, records, strict=True)}
         print_json({**result, "model": row, "metric": spec.metric, **scores, "bytes": sizes, "missed": missed})
     else:
         out.print(f"{output}: {_trained(result)}")
-        out.print(report.rich_table(report.tuned_table(records, sizes)))
+        out.print(tables.rich_table(tables.tuned_table(records, sizes)))
         for line in missed:
             out.print(f"missed: {line}")
     if missed:
@@ -256,14 +263,16 @@ def convert(
         "op_ids_to_skip": ids(op_ids_to_skip),
         "debug": None if debug is None else str(debug),
         "calibration_file": None if calibration_file is None else str(calibration_file),
-        "weight_levels": pipeline.weight_levels(target),
+        "weight_levels": embedded.weight_levels(target),
         "target": target,
         "check": check,
         "speed": _speed(optimize, time_budget, isa, threads, batch_size, input_shape, fp32_model),
     }
     with bar() as tell:
-        result = isolate.call("quant.jobs:convert_model", arguments, isa=isa, threads=threads or 1, progress=tell)
-        wrong = [] if debug is None else graphviz.draw_all(debug, progress=tell)
+        result = isolate.call(
+            "quant.suites.commands:convert_model", arguments, isa=isa, threads=threads or 1, progress=tell
+        )
+        wrong = [] if debug is None else drawing.draw_all(debug, progress=tell)
     for line in wrong:
         err.print(f"warning: {line}")
     if as_json:
@@ -271,7 +280,7 @@ def convert(
         return
     kinds = sorted({*result["int8"], *result["fp32"]})
     rows = [(kind, str(result["int8"].get(kind, 0)), str(result["fp32"].get(kind, 0))) for kind in kinds]
-    out.print(report.rich_table(report.Table("Converted", ("Op type", "INT8", "FP32"), tuple(rows))))
+    out.print(tables.rich_table(tables.Table("Converted", ("Op type", "INT8", "FP32"), tuple(rows))))
     for kept in result["kept"]:
         out.print(f"FP32: {kept['op_type']}({kept['op_id']}) -> {kept['output']}: {kept['reason']}")
     _print_verdict(result)
@@ -324,7 +333,7 @@ def _speed(
 def _print_decisions(found: Mapping[str, Any]) -> None:
     """What was tried, what was chosen, and how fast that is."""
     if found["tried"]:
-        out.print(report.rich_table(decisions.table(found)))
+        out.print(tables.rich_table(decisions.table(found)))
     for line in decisions.sentences(found):
         out.print(line, soft_wrap=True)
 
@@ -379,10 +388,10 @@ def fetch_command(
 ) -> None:
     """Download what the seeds publish: models and data. A download that was cut off goes on where it stopped."""
     if list_all:
-        for artefact in zoo.ARTEFACTS:
+        for artefact in catalogue.ARTEFACTS:
             out.print(f"{artefact.name:15} {artefact.url}  {artefact.source}", soft_wrap=True)
         return
-    artefacts = [zoo.find_artefact(name) for name in names or []]
+    artefacts = [catalogue.find_artefact(name) for name in names or []]
     if not artefacts:
         raise OptionError("fetch: name what to fetch; --list prints what there is")
     if sha256 is not None and len(artefacts) > 1:

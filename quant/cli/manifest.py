@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
-from quant import isolate, manifest, pipeline
 from quant.cli.shared import app, bar, err, out
 from quant.errors import ModelError, OptionError, OutputError
-from quant.manifest_text import drafts_of, manifest_text
-from quant.places import writable_dir, write_text
+from quant.process import isolate
+from quant.storage.files import writable_dir, write_text
+from quant.suites import embedded
+from quant.suites.manifest import schema
+from quant.suites.manifest.draft import drafts_of, manifest_text
 
 __all__ = ["init"]
 
@@ -33,9 +35,9 @@ def init(
     for option, path in (("--data", data), ("--calibration", calibration)):
         if path is not None and not path.exists():
             raise OptionError(f"{option}: {path}: no such file")
-    arguments = {"directory": str(directory), "weight_levels": pipeline.weight_levels(None)}
+    arguments = {"directory": str(directory), "weight_levels": embedded.weight_levels(None)}
     with bar() as tell:
-        found = isolate.call("quant.inspection:survey", arguments, progress=tell)
+        found = isolate.call("quant.suites.manifest.inspection:survey", arguments, progress=tell)
     unusable = [model["error"] for model in found if "error" in model]
     if len(unusable) == len(found):
         raise ModelError(unusable[0])
@@ -46,7 +48,7 @@ def init(
     names = ", ".join(draft.name for draft in drafts)
     out.print(f"{output}: {len(drafts)} {'model' if len(drafts) == 1 else 'models'}: {names}", soft_wrap=True)
     try:
-        manifest.read(output)
+        schema.read(output)
     except OptionError as error:
         out.print(f"to be filled in: {error}", soft_wrap=True)
     else:

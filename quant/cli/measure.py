@@ -9,8 +9,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from quant import cpu, metrics, pipeline, registry, report, turns
-from quant import instances as throughput
+from quant import cpu
 from quant.cli.shared import (
     BatchNum,
     ClusterAt,
@@ -38,15 +37,20 @@ from quant.cli.shared import (
     shapes_of,
     warn_below_avx512,
 )
-from quant.cluster import Cluster
-from quant.collect import Sequential, chosen
+from quant.datasets.columns import Column, Ragged, values_of
+from quant.datasets.readers import format_of
 from quant.errors import ModelError, OptionError
-from quant.outcomes import Store, default_root
-from quant.places import fresh_file
-from quant.readers import format_of
-from quant.rows import Case
-from quant.sequences import Column, Ragged, values_of
-from quant.sequential import ALPHA
+from quant.evaluation.cluster import Cluster
+from quant.evaluation.collect import Sequential, chosen
+from quant.evaluation.parts import Store, default_root
+from quant.metrics import scores as metrics
+from quant.metrics.sequential import ALPHA
+from quant.reports import tables
+from quant.results.target import Case
+from quant.storage.files import fresh_file
+from quant.suites import embedded, registry
+from quant.timing import instances as throughput
+from quant.timing import rounds
 
 __all__ = ["bench", "compare", "eval_command"]
 
@@ -87,7 +91,7 @@ def eval_command(
         **chosen(output_name or []),
     }
     with bar() as tell:
-        [found] = pipeline.evaluate(
+        [found] = embedded.evaluate(
             [run],
             data,
             format=format,
@@ -156,7 +160,7 @@ def _print_notes(results: Iterable[Mapping[str, Any]]) -> None:
             err.print(f"note: {result['model']}: {result['note']}", soft_wrap=True)
 
 
-def _print_compared(runs: Sequence[pipeline.Evaluated]) -> None:
+def _print_compared(runs: Sequence[embedded.Evaluated]) -> None:
     for sentence in dict.fromkeys(run.result["compared"] for run in runs if run.result["compared"]):
         out.print(sentence, soft_wrap=True)
 
@@ -251,7 +255,7 @@ def compare(
     if sequential:
         until = Sequential(name, acc_diff_threshold, data, [run["model"] for run in runs], format)
     with bar() as tell:
-        evaluated = pipeline.evaluate(
+        evaluated = embedded.evaluate(
             runs,
             data,
             format=format,
@@ -370,16 +374,16 @@ def bench(
 
     def feed(batch: int) -> dict[str, Any]:
         if row is not None:
-            return pipeline.feed_of(registry.find(row), Case(batch))
+            return embedded.feed_of(registry.find(row), Case(batch))
         if data is None:
             return {"batch": batch, "shapes": shapes}
         taken = {"data": str(data), "format": format, "samples": samples}
         return {"batch": batch, "shapes": shapes, "sort": by_length, "repeat": repeat, **taken}
 
     def contender(path: Path, kind: str) -> list[dict[str, Any]]:
-        return pipeline.variants(path, kind, executor_of(executor))
+        return embedded.variants(path, kind, executor_of(executor))
 
-    place = model if row is None else pipeline.timed_of(registry.find(row), own, isa)
+    place = model if row is None else embedded.timed_of(registry.find(row), own, isa)
     assert place is not None
     if instances is not None:
         found = []
@@ -398,9 +402,9 @@ def bench(
     for batch in sizes:
         with bar() as tell:
             if len(counts) > 1:
-                timed = turns.bench(contenders, counts, isa=isa, progress=tell, **feed(batch))
+                timed = rounds.bench(contenders, counts, isa=isa, progress=tell, **feed(batch))
             else:
-                timed = [pipeline.bench(contenders, isa=isa, threads=counts[0], progress=tell, **feed(batch))]
+                timed = [embedded.bench(contenders, isa=isa, threads=counts[0], progress=tell, **feed(batch))]
         first = np.array(timed[0][0]["seconds"])
         for count, both in zip(counts, timed, strict=True):
             taken_s = np.array(both[0]["seconds"])
@@ -436,7 +440,7 @@ def bench(
         tuple(f"{entry[key]:.3f}" if isinstance(entry[key], float) else str(entry[key]) for key in columns)
         for entry in rows
     ]
-    out.print(report.rich_table(report.Table(f"{row or model} {own}", tuple(columns), tuple(cells))))
+    out.print(tables.rich_table(tables.Table(f"{row or model} {own}", tuple(columns), tuple(cells))))
 
 
 def _as_asked(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -447,7 +451,7 @@ def _as_asked(rows: Sequence[Mapping[str, Any]]) -> bool:
 def _print_throughput(title: str, found: Sequence[tuple[int, throughput.Throughput]], tier: str, as_json: bool) -> None:
     """`found`: batch size and what was measured with it."""
     if as_json:
-        print_json({"results": [{"batch": batch, "isa": tier, **report.throughput_json(one)} for batch, one in found]})
+        print_json({"results": [{"batch": batch, "isa": tier, **tables.throughput_json(one)} for batch, one in found]})
         return
     for batch, one in found:
-        out.print(report.rich_table(report.throughput_table(f"{title}, {tier}, batch {batch}", one)))
+        out.print(tables.rich_table(tables.throughput_table(f"{title}, {tier}, batch {batch}", one)))

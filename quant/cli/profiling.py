@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from quant import manifest_suite, profiler, report
 from quant.cli.shared import (
     AnyModel,
     Executor,
@@ -25,8 +24,11 @@ from quant.cli.shared import (
     shapes_of,
     sole_entry,
 )
+from quant.diagnosis import profile as profiler
 from quant.errors import OptionError
-from quant.profile_report import as_json, tables
+from quant.reports import tables as report
+from quant.reports.profile import as_json, tables
+from quant.suites import entries
 
 __all__ = ["profile"]
 
@@ -60,7 +62,7 @@ def profile(
         if manifest_path is not None:
             beside = {"--fp32-model": fp32_model, "--data": data, "--format": format, "--input-shape": input_shape}
             entry = sole_entry(manifest_path, model, beside)
-            made = stack.enter_context(manifest_suite.ready(entry, isa=isa, progress=tell))
+            made = stack.enter_context(entries.ready(entry, isa=isa, progress=tell))
             subject = profiler.Subject(made.int8, {"data": str(entry.data), "format": entry.format}, made.fp32)
         else:
             if shapes and not profiler.is_directory(model):

@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from quant import history, html_report
 from quant.cli.shared import HistoryDir, app, err, out
 from quant.errors import DataError, OutputError
-from quant.html_sections import section_of
-from quant.places import writable_dir, write_text
-from quant.record import Run
-from quant.sheets import Section
+from quant.reports.page import render
+from quant.reports.page.sections import section_of
+from quant.reports.sheet import Section
+from quant.results import history
+from quant.results.record import Run
+from quant.storage.files import writable_dir, write_text
 
 __all__ = ["page", "report"]
 
@@ -25,7 +26,7 @@ _EARLIER = 100  # runs that are read; each takes about a megabyte of memory
 def page(run: Run, history_dir: Path, sections: Sequence[Section] = ()) -> str:
     """A run's page, with lines over the runs of a directory, if it is there. ValueError: records of no use."""
     found = history.runs(history_dir, err.print) if history_dir.is_dir() else ()
-    return html_report.render(run, [earlier for _, earlier in deque(found, _EARLIER)], sections)
+    return render.render(run, [earlier for _, earlier in deque(found, _EARLIER)], sections)
 
 
 @app.command("report")

@@ -18,13 +18,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from quant import cpu, custom, isolate, manifest, manifest_suite, pipeline, registry
+from quant import cpu
 from quant.cli.needs import App
-from quant.digests import digest
+from quant.datasets import user_functions
+from quant.datasets.readers import FORMATS
 from quant.errors import OptionError, check_choice
-from quant.manifest import Entry
-from quant.readers import FORMATS
-from quant.registry import ModelSpec
+from quant.process import isolate
+from quant.storage.digests import digest
+from quant.suites import embedded, registry
+from quant.suites import entries as manifest_suite
+from quant.suites.manifest import schema
+from quant.suites.manifest.schema import Entry
+from quant.suites.registry import ModelSpec
 
 __all__ = [
     "LITERAL",
@@ -80,7 +85,7 @@ out = Console(width=None if sys.stdout.isatty() else 200, **LITERAL)
 def own_function(text: str | None) -> str | None:
     """An option that may name functions of the user's: then modules in the working directory can be imported."""
     if text and ":" in text:
-        custom.importable(Path.cwd())
+        user_functions.importable(Path.cwd())
     return text
 
 
@@ -174,8 +179,8 @@ def specs_of(names: Sequence[str]) -> list[ModelSpec]:
 
 def entries_of(path: Path, names: Sequence[str]) -> list[Entry]:
     """A manifest's entries of these names, all without. What it names of Python can be imported from now on."""
-    found = manifest.read(path)
-    manifest.importable(found)
+    found = schema.read(path)
+    schema.importable(found)
     known = {entry.name: entry for entry in found.models}
     for name in names:
         check_choice(f"model in {path}", name, known)
@@ -200,7 +205,7 @@ def check_save(save: Path | None, manifest_path: Path | None) -> None:
 def given_by_rows(specs: Sequence[ModelSpec]) -> dict[str, Any]:
     """What decides what the models of rows are, and their data: a journal is gone on with only where it is the same."""
     functions = {function for spec in specs for function in (spec.small, spec.full, spec.data) if function}
-    return {"models": digest(pipeline.sources("quant.jobs:prepare", *sorted(functions)))}
+    return {"models": digest(embedded.sources("quant.suites.commands:prepare", *sorted(functions)))}
 
 
 def given_by(entries: Sequence[Entry]) -> dict[str, Any]:

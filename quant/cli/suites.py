@@ -10,9 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from quant import composition, cpu, history, manifest_suite, registry, report, saving, zoo_report, zoo_suite
-from quant import subjects as subjects_of
-from quant.cases import Measured, Subject, journal_of, measure
+from quant import cpu
 from quant.cli.reporting import page
 from quant.cli.shared import (
     Fresh,
@@ -33,15 +31,23 @@ from quant.cli.shared import (
     warn_below_avx512,
 )
 from quant.errors import OptionError
-from quant.isolate import Progress
-from quant.manifest import Entry
-from quant.outcomes import Store, default_root
-from quant.places import writable_dir, write_text
-from quant.ratios import pairs
-from quant.record import Machine, Record
-from quant.registry import ModelSpec
-from quant.rows import Row
-from quant.surroundings import Watch
+from quant.evaluation.parts import Store, default_root
+from quant.process.isolate import Progress
+from quant.reports import composition, published
+from quant.reports import tables as report
+from quant.results import history
+from quant.results.environment import Watch
+from quant.results.record import Machine, Record
+from quant.results.speed_ratio import pairs
+from quant.results.target import Row
+from quant.storage.files import writable_dir, write_text
+from quant.suites import embedded_suite as subjects_of
+from quant.suites import entries as manifest_suite
+from quant.suites import registry, saving
+from quant.suites.manifest.schema import Entry
+from quant.suites.measure import Measured, Subject, journal_of, measure
+from quant.suites.published import located
+from quant.suites.registry import ModelSpec
 
 __all__ = ["cpu_command", "models_command", "suite"]
 
@@ -101,16 +107,16 @@ def _embedded(specs: Sequence[ModelSpec], full: bool) -> _Plan:
 
 
 def _published(directory: Path, specs: Sequence[ModelSpec], full: bool, store: Store, progress: Progress) -> _Plan:
-    found, lacks = zoo_suite.sort_out([spec.name for spec in specs], directory, progress)
+    found, lacks = located.sort_out([spec.name for spec in specs], directory, progress)
 
     def judge(measured: Measured) -> Judged:
         exact, timed = measured.exact, measured.timed
-        tables = zoo_report.tables(exact, timed, lacks, cpu.cores())
-        return tables, zoo_report.misses(exact, timed), zoo_report.passed(exact, timed)
+        tables = published.tables(exact, timed, lacks, cpu.cores())
+        return tables, published.misses(exact, timed), published.passed(exact, timed)
 
-    rows = [zoo_report.recorded(spec) for spec in specs]
-    subjects = [zoo_suite.subject_of(one, full=full, store=store) for one in found]
-    given = {one.row.name: zoo_suite.given_of(one).identity(store.notes, progress) for one in found}
+    rows = [published.recorded(spec) for spec in specs]
+    subjects = [located.subject_of(one, full=full, store=store) for one in found]
+    given = {one.row.name: located.given_of(one).identity(store.notes, progress) for one in found}
     return _Plan(subjects, rows, judge, inputs={"--full": full, "models": given})
 
 

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from quant import charts, metrics, report
 from quant.cli.shared import (
     Format,
     Fresh,
@@ -26,14 +25,17 @@ from quant.cli.shared import (
     print_json,
     warn_below_avx512,
 )
+from quant.datasets.readers import format_of
 from quant.errors import OptionError, check_choice
-from quant.manifest import Entry
-from quant.observers import DEFAULT
-from quant.places import write_text
-from quant.readers import format_of
-from quant.tuning_report import chart, sentences, table
-from quant.tuning_run import ALGORITHMS, Subject
-from quant.tuning_run import tune as tuned
+from quant.metrics import scores
+from quant.quantization.observers import DEFAULT
+from quant.reports import tables
+from quant.reports.page import charts
+from quant.reports.tuning import chart, sentences, table
+from quant.storage.files import write_text
+from quant.suites.manifest.schema import Entry
+from quant.suites.tuning import ALGORITHMS, Subject
+from quant.suites.tuning import tune as tuned
 
 __all__ = ["tune"]
 
@@ -55,7 +57,7 @@ def tune(
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(help=f"Of {', '.join(metrics.METRICS)}, or module:function.", callback=own_function),
+        typer.Option(help=f"Of {', '.join(scores.METRICS)}, or module:function.", callback=own_function),
     ] = None,
     format: Format = None,
     labels: Labels = None,
@@ -96,8 +98,8 @@ def tune(
             raise OptionError(f"{missing[0]} is missing, or --manifest")
         assert fp32_model and calibration and data
         known = format_of(data, format)
-        name = metric or metrics.usual(known)[0]
-        metrics.check_metrics([name], data, known)
+        name = metric or scores.usual(known)[0]
+        scores.check_metrics([name], data, known)
         entry = _entry(fp32_model, calibration, data, name, format, labels)
         entry = replace(entry, algo=algo or DEFAULT, op_ids_to_skip=tuple(ids(op_ids_to_skip)))
         entry = replace(entry, batch_size=batch_size or 50, threads=(threads,), outputs=tuple(output_name or []))
@@ -113,7 +115,7 @@ def tune(
     if json:
         print_json(found)
     else:
-        out.print(report.rich_table(table(found)))
+        out.print(tables.rich_table(table(found)))
         for line in sentences(found, output, resumable=not found["finished"]):
             out.print(line, soft_wrap=True)
     if found["interrupted"]:

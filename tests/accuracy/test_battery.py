@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant import evaluation, pipeline
-from quant.graph import load_dir, save_dir
-from quant.predictor import Predictor, Settings
-from quant.readers import Dataset, Padded, Ragged, open_data
-from quant.registry import ModelSpec
-from quant.sequences import Column, values_of
+from quant.datasets.columns import Column, values_of
+from quant.datasets.readers import Dataset, Padded, Ragged, open_data
+from quant.evaluation import worker
+from quant.ir.graph import load_dir, save_dir
+from quant.runtime.predictor import Predictor, Settings
+from quant.suites import embedded
+from quant.suites.registry import ModelSpec
 
 INT8 = Settings("int8")
 Batch = Mapping[str, Column]
@@ -19,12 +20,12 @@ Batch = Mapping[str, Column]
 
 @pytest.fixture(scope="module")
 def model(measured: ModelSpec) -> Path:
-    return pipeline.small_of(measured) / "int8"
+    return embedded.small_of(measured) / "int8"
 
 
 @pytest.fixture(scope="module")
 def samples(measured: ModelSpec, model: Path) -> Dataset:
-    return open_data(pipeline.data_of(measured, measured.test), evaluation.signature(load_dir(model)), measured.format)
+    return open_data(embedded.data_of(measured, measured.test), worker.signature(load_dir(model)), measured.format)
 
 
 @pytest.fixture(scope="module")

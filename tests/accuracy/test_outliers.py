@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 
 from fixtures import ernie
-from quant import pipeline
-from quant.calibration import calibrate
 from quant.cli import main
-from quant.conversion import convert
-from quant.evaluation import signature
-from quant.graph import Graph, load_dir, run_passes, save_dir
-from quant.metrics import cosine, sqnr
-from quant.passes import NORMALISE, lower_quantizers
-from quant.predictor import Predictor, Settings
-from quant.readers import Dataset, batches, open_data
-from quant.registry import find
+from quant.datasets.readers import Dataset, batches, open_data
+from quant.evaluation.worker import signature
+from quant.ir.graph import Graph, load_dir, run_passes, save_dir
+from quant.ir.passes import NORMALISE, lower_quantizers
+from quant.metrics.scores import cosine, sqnr
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.runtime.predictor import Predictor, Settings
+from quant.suites import embedded
+from quant.suites.registry import find
 from tests.outliers import plant, plant_conv, plantable
 
 SAMPLES = 100
@@ -78,11 +78,11 @@ def test_tuning_mends_a_trained_row_that_plain_calibration_fails(
     if row != "resnet50" and not request.config.getoption("--full"):
         pytest.skip("tuned with --full only")
     spec = find(row)
-    graph = run_passes(load_dir(pipeline.small_of(spec) / "fp32"), NORMALISE)
+    graph = run_passes(load_dir(embedded.small_of(spec) / "fp32"), NORMALISE)
     for place in PLANTED[row]:
         graph = plant_conv(graph, plantable(graph)[place], {0: 3000.0, 1: 60.0})
     save_dir(graph, tmp_path)
-    calibration, test = (pipeline.data_of(spec, which) for which in (spec.calibration, spec.test))
+    calibration, test = (embedded.data_of(spec, which) for which in (spec.calibration, spec.test))
     data = ("--calibration", str(calibration), "--data", str(test), "--format", spec.format)
     limits = ("--max-drop", "0.003", "--time-budget", "300", "--algo", spec.algo)
     capfd.readouterr()

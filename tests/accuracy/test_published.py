@@ -5,9 +5,9 @@ from functools import cache
 
 import pytest
 
-from quant import zoo_suite
-from quant.zoo import ZooRow
-from quant.zoo_report import Line, lines
+from quant.reports.published import Line, lines
+from quant.suites.published import located
+from quant.suites.published.catalogue import ZooRow
 
 Measured = Callable[[ZooRow], list[Line]]
 
@@ -19,9 +19,9 @@ def lines_of(request: pytest.FixtureRequest) -> Measured:
 
     @cache
     def lines_of(row: ZooRow) -> list[Line]:
-        found = zoo_suite.located(row, option("--zoo"))
-        models = zoo_suite.models_of(found, isa=option("--isa"))
-        return lines(zoo_suite.accuracy(found, models, isa=option("--isa"), full=option("--full")))
+        found = located.located(row, option("--zoo"))
+        models = located.models_of(found, isa=option("--isa"))
+        return lines(located.accuracy(found, models, isa=option("--isa"), full=option("--full")))
 
     return lines_of
 

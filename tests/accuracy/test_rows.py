@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from quant import cpu, pipeline
+from quant import cpu
 from quant.errors import QuantError, log_of
-from quant.record import Failure
-from quant.registry import BY_NAME, ModelSpec
-from quant.report import Comparison, comparisons, failed_lines
+from quant.reports.tables import Comparison, comparisons, failed_lines
+from quant.results.record import Failure
+from quant.suites import embedded
+from quant.suites.registry import BY_NAME, ModelSpec
 
 Compare = Callable[[ModelSpec, cpu.Tier], list[Comparison]]
 
@@ -29,11 +30,11 @@ def compared(request: pytest.FixtureRequest) -> Compare:
     def measured(spec: ModelSpec) -> list[Comparison] | QuantError:
         alone = isa or (best.cap.lower() if {tier for one, tier in here if one is spec} == {best} else None)
         try:
-            return comparisons(pipeline.accuracy(spec, isa=alone, samples=samples), BY_NAME)
+            return comparisons(embedded.accuracy(spec, isa=alone, samples=samples), BY_NAME)
         except QuantError as error:
             return error
 
-    rows = dict(zip(specs, pipeline.each(specs, measured), strict=True))
+    rows = dict(zip(specs, embedded.each(specs, measured), strict=True))
 
     def of(spec: ModelSpec, tier: cpu.Tier) -> list[Comparison]:
         found = rows[spec]

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from quant import pipeline
-from quant.graph import model_size
-from quant.registry import MODELS, ModelSpec
-from quant.report import tuned_misses
+from quant.ir.graph import model_size
+from quant.reports.tables import tuned_misses
+from quant.suites import embedded
+from quant.suites.registry import MODELS, ModelSpec
 
 QUICK = ("mobilenet_v1",)  # a minute or two on two cores; the others, up to ten each, with --full
 
@@ -19,7 +19,7 @@ def tuned(request: pytest.FixtureRequest) -> tuple[ModelSpec, Path]:
         pytest.skip("not among --model")
     if spec.name not in QUICK and not option("--full"):
         pytest.skip("trained with --full only")
-    return spec, pipeline.tuned_of(spec)
+    return spec, embedded.tuned_of(spec)
 
 
 @pytest.mark.timeout(1800)
@@ -28,7 +28,7 @@ def test_a_trained_row_is_near_fp32_and_not_below_calibration(
 ) -> None:
     spec, directory = tuned
     samples = 50_000 if request.config.getoption("--full") else min(spec.most, 10_000)
-    records = pipeline.judge_tuned(spec, directory, samples=samples)
+    records = embedded.judge_tuned(spec, directory, samples=samples)
     _, _, quant, int8 = records
     assert tuned_misses(records) == []
     assert int8.int8_share is not None and int8.int8_share >= spec.min_int8_share
@@ -38,5 +38,5 @@ def test_a_trained_row_is_near_fp32_and_not_below_calibration(
 
 def test_a_trained_row_is_stored_as_int8(tuned: tuple[ModelSpec, Path]) -> None:
     spec, directory = tuned
-    fp32 = model_size(pipeline.small_of(spec) / "fp32")
+    fp32 = model_size(embedded.small_of(spec) / "fp32")
     assert model_size(directory / "int8") <= 0.30 * fp32

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from quant import html_report
-from quant.record import Failure
+from quant.reports.page import render
+from quant.results.record import Failure
 from tests import runs
 from tests.unit.test_html_report import HOSTILE, contrast, hostile_run, hostile_sections, past, sections
 
@@ -44,9 +44,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     run = replace(run, records=(*run.records, *runs.speed("mobilenet_v2", 1.0)))  # one that fails
     lost = Failure("Own", "own/int8: died of SIGSEGV", ("oneDNN v3", "a line of the log " * 20)), Failure("Two", "no")
     pages = {
-        "suite": html_report.render(run, past()),
-        "hostile": html_report.render(hostile_run(), (), hostile_sections()),
-        "more": html_report.render(replace(run, failures=lost, passed=False), (), [*sections(), *sections(title=LONG)]),
+        "suite": render.render(run, past()),
+        "hostile": render.render(hostile_run(), (), hostile_sections()),
+        "more": render.render(replace(run, failures=lost, passed=False), (), [*sections(), *sections(title=LONG)]),
     }
     for name, text in pages.items():
         (place / f"{name}.html").write_text(text, encoding="utf-8")

@@ -9,15 +9,15 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from quant.analyze import Subject, analyze, subject_of
-from quant.anatomy import anatomy_of
-from quant.calibration import calibrate
-from quant.conversion import convert
+from quant.diagnosis.composition import anatomy_of
+from quant.diagnosis.drift import Subject, analyze, subject_of
 from quant.errors import OptionError
-from quant.graph import load_dir, save_dir
-from quant.html_sections import section_of
-from quant.passes import lower_quantizers
-from quant.record import Anatomy
+from quant.ir.graph import load_dir, save_dir
+from quant.ir.passes import lower_quantizers
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.reports.page.sections import section_of
+from quant.results.record import Anatomy
 from tests.manifests import write_repository
 
 Call = Callable[..., tuple[int, str, str]]
@@ -123,8 +123,8 @@ def test_bad_input_is_one_line(
 
 
 def test_a_row_knows_its_models_and_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quant.analyze.small_of", lambda spec, progress: Path("small") / spec.name)
-    monkeypatch.setattr("quant.analyze.data_of", lambda spec, which, progress: Path(f"{spec.format}-{which}"))
+    monkeypatch.setattr("quant.diagnosis.drift.small_of", lambda spec, progress: Path("small") / spec.name)
+    monkeypatch.setattr("quant.diagnosis.drift.data_of", lambda spec, which, progress: Path(f"{spec.format}-{which}"))
     subject = subject_of("ernie", 64, "avx512_core_vnni")
     assert (subject.model, subject.quant) == (Path("small/ernie/int8"), Path("small/ernie/quant"))
     assert (subject.fp32, subject.format) == (Path("small/ernie/fp32"), "pairs")

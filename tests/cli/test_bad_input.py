@@ -11,8 +11,8 @@ import pytest
 
 from fixtures import digits
 from quant.cli import main
-from quant.graph import Attr, load_dir, save_dir
-from quant.readers import write_bin
+from quant.datasets.readers import write_bin
+from quant.ir.graph import Attr, load_dir, save_dir
 from tests.nets import Net, residual_net
 
 Fail = Callable[..., str]
@@ -185,7 +185,7 @@ def test_a_fault_of_our_own_is_no_failed_gate(
     def broken(*args: object, **options: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("quant.isolate.call", broken)
+    monkeypatch.setattr("quant.process.isolate.call", broken)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     line = fails("ptq", "--model", model, "--data", images, "--output", tmp_path / "new")
     [file] = tmp_path.iterdir()

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from fixtures import digits, models
-from quant.calibration_table import read_table, write_table
-from quant.graph import load_dir, model_size, save_dir
-from quant.passes import lift_quantizers
-from quant.registry import find
+from quant.ir.graph import load_dir, model_size, save_dir
+from quant.ir.passes import lift_quantizers
+from quant.quantization.calibration_table import read_table, write_table
+from quant.suites.registry import find
 
 ROOT = Path(__file__).parents[2]
 SPEC = find("mobilenet_v1")

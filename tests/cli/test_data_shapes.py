@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant.graph import load_dir, save_dir
-from quant.manifest import read
-from quant.manifest_suite import gated
+from quant.ir.graph import load_dir, save_dir
+from quant.suites.entries import gated
+from quant.suites.manifest.schema import read
 from tests.resizable import CLASSES, convolutional, flattened, images
 
 Call = Callable[..., tuple[int, str, str]]
@@ -42,7 +42,7 @@ def shop(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_data(tmp_path / "calibration.npz", 20, 24, 32, seed=2)
     write_data(tmp_path / "small.npz", 20, 16, 16, seed=3)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("quant.isolate._Told.lines", set())
+    monkeypatch.setattr("quant.process.isolate._Told.lines", set())
     return tmp_path
 
 

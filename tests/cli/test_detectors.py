@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant.manifest import read
-from quant.manifest_suite import gated
+from quant.suites.entries import gated
+from quant.suites.manifest.schema import read
 from tests.detectors import write_detector
 
 Call = Callable[..., tuple[int, str, str]]

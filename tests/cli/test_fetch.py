@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from quant.cli import main
-from quant.zoo import ARTEFACTS
+from quant.suites.published.catalogue import ARTEFACTS
 from tests.http_server import Fault, Server, serving, tarred
 from tests.interrupts import heard
 

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from fixtures import ernie, handwriting_model, lac
-from quant import pipeline
-from quant.calibration_table import write_table
-from quant.formats import write_lac_bin
-from quant.graph import load_dir, save_dir
-from quant.passes import lift_quantizers
-from quant.readers import open_data
-from quant.registry import find
-from quant.sequences import Ragged
-from quant.zoo import find_artefact
+from quant.datasets.columns import Ragged
+from quant.datasets.formats import write_lac_bin
+from quant.datasets.readers import open_data
+from quant.ir.graph import load_dir, save_dir
+from quant.ir.passes import lift_quantizers
+from quant.quantization.calibration_table import write_table
+from quant.suites import embedded
+from quant.suites.published.catalogue import find_artefact
+from quant.suites.registry import find
 from tests.document_place import write_images, write_model
 from tests.documents import SHELL, blocks
 from tests.http_server import Server, serving, tarred
@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, work: Path) -> Iterator[Ser
     for name in ("ernie", "gru", "lstm"):
         (made / name).mkdir()
         save_dir(
-            load_dir(pipeline.small_of(find(name)) / "quant"), made / name, "separate" if name == "gru" else "model"
+            load_dir(embedded.small_of(find(name)) / "quant"), made / name, "separate" if name == "gru" else "model"
         )
     (made / "resnet50").mkdir()
     quantised = load_dir(work / "simulated_before")

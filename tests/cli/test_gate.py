@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from quant import cpu, history
-from quant.cases import Subject, Timing
+from quant import cpu
 from quant.cli import gating as command
 from quant.errors import ChildError
-from quant.record import Load, Machine, Record, Run
-from quant.registry import find
-from quant.rows import Row
+from quant.results import history
+from quant.results.record import Load, Machine, Record, Run
+from quant.results.target import Row
+from quant.suites.measure import Subject, Timing
+from quant.suites.registry import find
 from tests import runs
 from tests.unit.test_gate import speed
 
@@ -77,7 +78,7 @@ def test_bad_input(arguments: tuple[str, ...], told: str, tmp_path: Path, refuse
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which nothing else runs: these figures are invented, and not this machine's."""
-    monkeypatch.setattr("quant.surroundings.Watch.load", lambda _: Load(0.1, 0.0, 0))
+    monkeypatch.setattr("quant.results.environment.Watch.load", lambda _: Load(0.1, 0.0, 0))
 
 
 class Canned:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant.graph import Graph, Op, load_dir, save_dir
+from quant.ir.graph import Graph, Op, load_dir, save_dir
 from tests.manifests import ANY_SPEED
 from tests.nets import CONV, NATIVE, Net, run
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from quant.cli import main
-from quant.graph import save_dir
-from quant.inspection import survey
-from quant.manifest import read
+from quant.ir.graph import save_dir
+from quant.suites.manifest.inspection import survey
+from quant.suites.manifest.schema import read
 from tests.nets import Net
 
 

@@ -12,8 +12,8 @@ import paddle.inference as engine
 import pytest
 
 from fixtures import digits, models
-from quant.graph import load_dir, save_dir
-from quant.registry import ModelSpec, find
+from quant.ir.graph import load_dir, save_dir
+from quant.suites.registry import ModelSpec, find
 
 ROOT = Path(__file__).parents[2]
 

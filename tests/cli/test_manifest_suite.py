@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from quant import history, isolate, pipeline, saving
-from quant.cache import cache_root
 from quant.errors import ModelError
-from quant.graph import load_dir, save_dir
-from quant.manifest import read
-from quant.manifest_suite import models_of, speed
-from quant.record import Failure, Run
+from quant.ir.graph import load_dir, save_dir
+from quant.process import isolate
+from quant.results import history
+from quant.results.record import Failure, Run
+from quant.storage.cache import cache_root
+from quant.suites import embedded, saving
+from quant.suites.entries import models_of, speed
+from quant.suites.manifest.schema import read
 from tests.manifests import CRASHES, SAMPLES, write_repository
 from tests.nets import Net
 from tests.runs import suite_run
@@ -106,7 +108,7 @@ def suite(
     monkeypatch: pytest.MonkeyPatch, repository: Path, tmp_path: Path, call: Call
 ) -> Callable[..., tuple[int, str, Run]]:
     """`quant suite` on a manifest's text: exit code, what was printed, the run."""
-    monkeypatch.setattr(pipeline, "bench", four_times_as_fast)
+    monkeypatch.setattr(embedded, "bench", four_times_as_fast)
     monkeypatch.chdir(tmp_path)
 
     def run(text: str, *args: str) -> tuple[int, str, Run]:
@@ -198,7 +200,7 @@ def test_errors_name_what_was_given(repository: Path, monkeypatch: pytest.Monkey
     def fails(contenders: Sequence[Sequence[Mapping[str, Any]]], **options: Any) -> None:
         raise ModelError(" and ".join(runs[0]["model"] for runs in contenders) + ": broken")
 
-    monkeypatch.setattr(pipeline, "bench", fails)
+    monkeypatch.setattr(embedded, "bench", fails)
     given = f"{repository}/models/quant"
     with pytest.raises(ModelError, match=f"^FP32 of {given} and INT8 of {given}: broken$"):
         speed(entry, models, 1, 1, samples=SAMPLES)
@@ -214,7 +216,7 @@ def test_models_are_made_once_for_what_they_are_made_of(repository: Path, monkey
     assert models_of(replace(entry, name="renamed")) == first
     assert jobs == []
     other = models_of(replace(entry, op_ids_to_skip=(1,)))
-    assert other != first and "quant.jobs:convert_model" in jobs
+    assert other != first and "quant.suites.commands:convert_model" in jobs
     assert load_dir(other.int8).op_counts() != load_dir(first.int8).op_counts()
 
 
@@ -312,7 +314,7 @@ def test_a_gate_saves_what_did_not_regress(
     def fresh(contenders: Sequence[Sequence[Mapping[str, Any]]], **_: Any) -> list[dict[str, Any]]:
         return [{"run": dict(runs[0]), "seconds": [0.01] * 96} for runs in contenders]
 
-    monkeypatch.setattr(pipeline.turns, "in_fresh_processes", fresh)
+    monkeypatch.setattr(embedded.turns, "in_fresh_processes", fresh)
     monkeypatch.chdir(tmp_path)
     (repository / "quant.toml").write_text(SAVED)
     code, out, err = call("gate", "--manifest", repository / "quant.toml", "--save", "deploy", "--json")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from quant.graph import load_dir
-from quant.islands import int8_op
+from quant.ir.graph import load_dir
+from quant.ir.int8_regions import int8_op
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from quant.cli import main
+from quant.datasets.preprocess import MEAN, preprocess
+from quant.datasets.readers import open_data
 from quant.errors import DataError, OptionError, OutputError
-from quant.journal import Journal
-from quant.preprocess import MEAN, preprocess
-from quant.readers import open_data
+from quant.storage.checkpoint import Journal
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -85,7 +85,7 @@ def cut_off(folder: Path, output: Path, side: int = 224, after: int = 1) -> None
 
 @pytest.fixture
 def chunks_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quant.preprocess._CHUNK", 2)
+    monkeypatch.setattr("quant.datasets.preprocess._CHUNK", 2)
 
 
 @pytest.mark.usefixtures("chunks_of_two")
@@ -126,7 +126,7 @@ def another_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def another_mean(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quant.preprocess.MEAN", np.float32(MEAN / 2))
+    monkeypatch.setattr("quant.datasets.preprocess.MEAN", np.float32(MEAN / 2))
 
 
 @pytest.mark.usefixtures("chunks_of_two")

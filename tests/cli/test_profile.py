@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from quant import profiler
-from quant.calibration import calibrate
 from quant.cli import main
-from quant.conversion import convert
-from quant.graph import save_dir
-from quant.passes import lower_quantizers
-from quant.profile_report import as_json
-from quant.registry import find
+from quant.diagnosis import profile
+from quant.ir.graph import save_dir
+from quant.ir.passes import lower_quantizers
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.reports.profile import as_json
+from quant.suites.registry import find
 from tests.manifests import write_repository
 from tests.nets import Net, residual_net
 
@@ -52,8 +52,8 @@ def fails(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
 @pytest.fixture(scope="module")
 def found(place: Path) -> dict[str, Any]:
     """The profile of a small INT8 model beside its FP32 model, run as Paddle runs it; the log counts microseconds."""
-    subject = profiler.Subject(place / "int8", fp32=place / "fp32")
-    result: dict[str, Any] = json.loads(json.dumps(as_json(profiler.profile(subject, executor="paddle", batch=64))))
+    subject = profile.Subject(place / "int8", fp32=place / "fp32")
+    result: dict[str, Any] = json.loads(json.dumps(as_json(profile.profile(subject, executor="paddle", batch=64))))
     return result
 
 
@@ -193,16 +193,16 @@ def test_a_model_without_kernels_of_onednn(fails: Callable[..., str], tmp_path: 
 
 def test_rows_are_found_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The model for the tier, its input, and the FP32 model it was made of; nothing is built here."""
-    monkeypatch.setattr(profiler, "full_of", lambda spec, progress: tmp_path / spec.name)
-    monkeypatch.setattr(profiler, "data_of", lambda spec, which, progress: tmp_path / f"{spec.name}.data")
+    monkeypatch.setattr(profile, "full_of", lambda spec, progress: tmp_path / spec.name)
+    monkeypatch.setattr(profile, "data_of", lambda spec, which, progress: tmp_path / f"{spec.name}.data")
     monkeypatch.chdir(tmp_path)
-    image = profiler.subject_of("resnet50", "avx2")
+    image = profile.subject_of("resnet50", "avx2")
     assert (image.model, image.fp32) == (tmp_path / "resnet50" / "int8", tmp_path / "resnet50" / "fp32")
-    ernie = profiler.subject_of("ernie", "avx2")
+    ernie = profile.subject_of("ernie", "avx2")
     assert ernie.model == tmp_path / "ernie" / "int8-7bit"
     assert ernie.feed == {"full_input": find("ernie").full_input}
-    gru = profiler.subject_of("gru", "avx512_vnni")
+    gru = profile.subject_of("gru", "avx512_vnni")
     assert gru.model == tmp_path / "gru" / "int8"
     assert gru.feed == {"data": str(tmp_path / "gru.data"), "format": "lac"}
     (tmp_path / "vgg16").mkdir()
-    assert profiler.subject_of("vgg16").model == Path("vgg16")  # a directory of that name comes first
+    assert profile.subject_of("vgg16").model == Path("vgg16")  # a directory of that name comes first

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant import isolate
 from quant.cli import main
+from quant.datasets.readers import write_bin
 from quant.errors import OutputError
-from quant.graph import load_dir, save_dir
-from quant.numerics import bits_of
-from quant.pipeline import weight_levels
-from quant.readers import write_bin
+from quant.ir.graph import load_dir, save_dir
+from quant.ir.numerics import bits_of
+from quant.process import isolate
+from quant.suites.embedded import weight_levels
 from tests.nets import residual_net
 
 Run = Callable[..., str]
@@ -78,7 +78,7 @@ def test_a_configuration_file_is_used(place: Path, tmp_path: Path, run: Run) -> 
 def test_a_second_run_goes_on_from_the_checkpoint(
     place: Path, tmp_path: Path, run: Run, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """By the rule of quant.journal. A finished run leaves no checkpoint."""
+    """By the rule of quant.storage.checkpoint. A finished run leaves no checkpoint."""
     point = tmp_path / "checkpoint.npz"
     whole = json.loads(run(*own(place, tmp_path / "one"), "--checkpoint", point, "--json"))
     assert (whole["resumed_from"], len(whole["losses"]), point.exists()) == (0, 4, False)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from quant import history
+from quant.results import history
 from tests import found, runs
 
 Call = Callable[..., tuple[int, str, str]]

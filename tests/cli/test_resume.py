@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quant import isolate, metrics
 from quant.cli import main
+from quant.metrics import scores as metrics
+from quant.process import isolate
 from tests.interrupts import heard
 from tests.models import SAMPLES
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from quant import history
-from quant.journal import Journal
-from quant.record import Run
+from quant.results import history
+from quant.results.record import Run
+from quant.storage.checkpoint import Journal
 from tests import runs
 from tests.interrupts import heard
 from tests.manifests import write_repository
@@ -201,7 +201,7 @@ def test_what_kill_9_leaves_half_made_goes_with_the_next_run(
 
 
 CRASHING = """
-from quant import pipeline
+from quant.suites import embedded
 from quant.errors import ChildError
 from tests import runs
 
@@ -360,7 +360,7 @@ def test_two_suites_in_one_directory_are_told_so(repository: Path, tmp_path: Pat
 
 def test_runs_that_end_at_once_each_have_a_file(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from quant import history; from tests import runs\n"
+        "import sys; from pathlib import Path; from quant.results import history; from tests import runs\n"
         "run = runs.suite_run()\n"
         "for _ in range(10): history.append(Path(sys.argv[1]), run)"
     )

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 
 from fixtures import ernie, handwriting_model, lac
-from quant.formats import write_lac_bin
-from quant.graph import load_dir, save_dir
-from quant.observers import ALGORITHMS
-from quant.passes import lift_quantizers
-from quant.readers import open_data
-from quant.registry import find
-from quant.sequences import Ragged
+from quant.datasets.columns import Ragged
+from quant.datasets.formats import write_lac_bin
+from quant.datasets.readers import open_data
+from quant.ir.graph import load_dir, save_dir
+from quant.ir.passes import lift_quantizers
+from quant.quantization.observers import ALGORITHMS
+from quant.suites.registry import find
 
 ROOT = Path(__file__).parents[2]
 LAC, PAIRS, RECORDS, WORDS = "test.tsv", "dev.bs1", "quant_lstm_input_data", "GRU_eval_data"

@@ -14,12 +14,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from quant import jobs, manifest
-from quant.graph import load_dir, save_dir
-from quant.html_sections import section_of
-from quant.islands import int8_op
-from quant.outcomes import model_digest
-from quant.predictor import Predictor
+from quant.evaluation.parts import model_digest
+from quant.ir.graph import load_dir, save_dir
+from quant.ir.int8_regions import int8_op
+from quant.reports.page.sections import section_of
+from quant.runtime.predictor import Predictor
+from quant.suites import commands
+from quant.suites.manifest import schema
 from tests.interrupts import heard
 from tests.outliers import planted_net
 
@@ -130,7 +131,7 @@ def test_what_is_written_is_as_good_as_the_table_says_and_equals_its_simulation(
 
 
 def test_the_written_manifest_makes_the_same_model(planted: Path, whole: Path, tmp_path: Path) -> None:
-    [entry] = manifest.read(whole / "quant.toml").models
+    [entry] = schema.read(whole / "quant.toml").models
     assert entry.max_drop["top1"] == MAX_DROP
     told = chosen(tuned(whole))
     if told["tensors"]:
@@ -138,7 +139,7 @@ def test_the_written_manifest_makes_the_same_model(planted: Path, whole: Path, t
         return
     assert (entry.algo, list(entry.op_ids_to_skip)) == (told["algo"], told["op_ids"])
     assert entry.fp32 and entry.calibration
-    jobs.ptq(
+    commands.ptq(
         str(entry.fp32),
         str(entry.calibration),
         str(tmp_path / "quant"),
@@ -268,7 +269,7 @@ speedup = {{ avx512_vnni = 1.5 }}
     code, _, err = call("tune", "--manifest", file, "--output", output, "--time-budget", 1)
     assert code == 0, err  # 20 points are lost by nobody
     assert file.read_text() == text
-    [entry] = manifest.read(output / "quant.toml").models
+    [entry] = schema.read(output / "quant.toml").models
     assert entry.name == "planted" and dict(entry.speedup) == {"avx512_vnni": 1.5}
     assert entry.max_drop["top1"] == 0.2
 

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from fixtures import lac
-from quant import isolate, pipeline, zoo, zoo_suite
 from quant.cli import main
-from quant.graph import load_dir, save_dir
-from quant.record import Run as Recorded
-from quant.registry import MODELS
+from quant.ir.graph import load_dir, save_dir
+from quant.process import isolate
+from quant.results.record import Run as Recorded
+from quant.suites import embedded
+from quant.suites.published import catalogue, located
+from quant.suites.registry import MODELS
 from tests.http_server import serving
 from tests.published import IMAGE_ROW, SAMPLES, archives_of_models, files_of_data, publish, write_images
 
@@ -49,7 +51,7 @@ def four_times_as_fast(contenders: Sequence[Sequence[Mapping[str, Any]]], **opti
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.setattr(pipeline, "bench", four_times_as_fast)
+    monkeypatch.setattr(embedded, "bench", four_times_as_fast)
 
     def call(directory: Path, *rows: str, output: Path = tmp_path / "out") -> tuple[int, str, str]:
         capfd.readouterr()
@@ -122,7 +124,7 @@ def test_what_was_fetched_is_measured_and_the_rest_is_listed(run: Run, fetched: 
     assert "resnet101-qat" in out
 
     # GRU is published as Paddle trains it, with layers that aren't rounded; its kernels are INT8 all the same.
-    models = zoo_suite.models_of(zoo_suite.located(zoo.row_of("gru"), fetched))
+    models = located.models_of(located.located(catalogue.row_of("gru"), fetched))
     assert load_dir(models.quant).params.keys() >= {"gru_0.w_0"}
     assert load_dir(models.int8).op_counts()["fusion_gru"] == 4
 
@@ -152,16 +154,16 @@ def test_a_second_run_makes_no_model_again(run: Run, fetched: Path, monkeypatch:
 
 
 def test_a_limit_that_is_not_held_fails(run: Run, fetched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = tuple(replace(row, max_drop={"f1": -0.5}) if row.name == "gru" else row for row in zoo.ROWS)
-    monkeypatch.setattr(zoo, "ROWS", rows)
-    monkeypatch.setattr(zoo_suite, "ROWS", rows)
+    rows = tuple(replace(row, max_drop={"f1": -0.5}) if row.name == "gru" else row for row in catalogue.ROWS)
+    monkeypatch.setattr(catalogue, "ROWS", rows)
+    monkeypatch.setattr(located, "ROWS", rows)
     code, out, _ = run(fetched, "gru")
     assert code == 1
     assert "missed: GRU (LAC) f1: drop " in out and "limit -50.00" in out
 
 
 def test_a_slow_int8_model_fails(run: Run, fetched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "bench", lambda both, **more: four_times_as_fast(both[::-1])[::-1])
+    monkeypatch.setattr(embedded, "bench", lambda both, **more: four_times_as_fast(both[::-1])[::-1])
     code, out, _ = run(fetched, "gru")
     assert code == 1
     assert "missed: GRU (LAC), batch 1, 1 thread(s): FP32 / INT8 0.25, due" in out and "FAILED" in out
@@ -169,7 +171,7 @@ def test_a_slow_int8_model_fails(run: Run, fetched: Path, monkeypatch: pytest.Mo
 
 def test_int8_weights_that_are_damaged_fail(run: Run, fetched: Path, tmp_path: Path) -> None:
     """The simulation is as good as ever; the INT8 model that was made of it has lost its last layer."""
-    int8 = zoo_suite.models_of(zoo_suite.located(zoo.row_of("gru"), fetched)).int8
+    int8 = located.models_of(located.located(catalogue.row_of("gru"), fetched)).int8
     whole = load_dir(int8)
     [last] = (name for name in whole.params if name.startswith("fc_4.w_0") and name.endswith(".stored"))
     damaged = replace(whole, params={**whole.params, last: np.zeros_like(whole.params[last])})

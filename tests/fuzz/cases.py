@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quant.graph import load_dir, save_dir
+from quant.ir.graph import load_dir, save_dir
 from tests.fuzz.corpus import MODELS, QAT, TUNE
 from tests.fuzz.mutations import mutate_arrays, mutate_bytes, mutate_graph, mutate_json, mutate_text
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from quant.graph import save_dir
-from quant.readers import open_data, write_bin
-from quant.sequences import Ragged
+from quant.datasets.columns import Ragged
+from quant.datasets.readers import open_data, write_bin
+from quant.ir.graph import save_dir
 from tests.nets import residual_net
 from tests.runs import accuracy, run, speed
 
@@ -99,12 +99,12 @@ def write_corpus(root: Path, job: Job, command: Command) -> None:
         for split, count in zip(("calibration", "test"), model.samples, strict=True):
             place = root / "data" / (model.data if split == "test" else f"calibration-{model.data}")
             given = {"function": model.write, "split": split, "count": count, "output": str(place)}
-            job("quant.jobs:write_data", given)
+            job("quant.suites.commands:write_data", given)
         (root / name).mkdir()
         how = {"format": model.format, "full_input": "", "algo": "avg", "weight_levels": {"": 127}}
         data = str(root / "data" / f"calibration-{model.data}")
         made = {"function": model.function, "name": model.row, "output": str(root / name), "data": data}
-        job("quant.jobs:prepare", {**made, **how})
+        job("quant.suites.commands:prepare", {**made, **how})
     _write_words(root / "data")
     _write_net(root)
     _write_photos(root / "photos")
@@ -135,7 +135,7 @@ TUNE = (
 
 def _write_words(data: Path) -> None:
     """`GRU_eval_data`: the words of LAC's sentences as ids."""
-    from quant.formats import write_lac_bin
+    from quant.datasets.formats import write_lac_bin
 
     sentences = open_data(data / MODELS["gru"].data, {"words": ((), "int64")})
     words, tags = sentences.inputs["words"], sentences.labels

@@ -1,7 +1,8 @@
 """Runs the command line on a mutated file, in a process of its own, and says what is wrong with how it ended.
 
 A command with its children takes seconds, most of them for Python and Paddle to load. So this process loads them once,
-runs nothing of them, and forks: for each mutation, and there again in place of each child that `quant.isolate` starts.
+runs nothing of them, and forks: for each mutation, and there again in place of each child that `quant.process.isolate`
+starts.
 All else is as in a real command: pipes, messages, time limits, signals, exit codes.
 
 It is single-threaded and has used neither OpenMP nor oneDNN when it forks; what they set up doesn't survive that. So
@@ -23,12 +24,12 @@ from typing import Any, TextIO
 
 import quant.cli
 import quant.cpu
-import quant.finetune
-import quant.isolate
-import quant.journal
-import quant.outcomes
-import quant.predictor
-import quant.timing
+import quant.evaluation.parts
+import quant.process.isolate
+import quant.quantization.training.finetune
+import quant.runtime.predictor
+import quant.storage.checkpoint
+import quant.timing.worker
 from tests.fuzz.cases import Ending
 from tests.fuzz.corpus import copy, listing, write_corpus
 
@@ -41,12 +42,12 @@ _ESCAPED = 70  # exit code for an exception that no command may let through
 
 
 class _ForkedChild:
-    """What quant.isolate needs of subprocess.Popen: the same child, forked instead of loaded anew."""
+    """What quant.process.isolate needs of subprocess.Popen: the same child, forked instead of loaded anew."""
 
     def __init__(
         self, arguments: Sequence[str], *, env: Mapping[str, str], pass_fds: Sequence[int] = (), **_: Any
     ) -> None:
-        assert list(arguments[1:3]) == ["-m", "quant.isolate"]
+        assert list(arguments[1:3]) == ["-m", "quant.process.isolate"]
         self.returncode: int | None = None
         requests, answers = os.pipe(), os.pipe()
         sys.stdout.flush()
@@ -69,7 +70,7 @@ class _ForkedChild:
         deadline = time.monotonic() + timeout
         while self.poll() is None:
             if time.monotonic() > deadline:
-                raise quant.isolate.subprocess.TimeoutExpired("fork", timeout)
+                raise quant.process.isolate.subprocess.TimeoutExpired("fork", timeout)
             time.sleep(0.001)
         assert self.returncode is not None
         return self.returncode
@@ -87,7 +88,7 @@ def _serve(
     sys.argv = list(arguments[2:])
     os.environ.clear()
     os.environ.update(env)
-    quant.isolate._main()
+    quant.process.isolate._main()
     return 0
 
 
@@ -115,14 +116,18 @@ class Harness:
     def __init__(self, root: Path) -> None:
         self.root, self.corpus, self.place = root, root / "corpus", root / "case"
         self.place.mkdir(parents=True)
-        for cached in (quant.cpu.flags, quant.cpu.brand, quant.outcomes.versions):  # what each process would find out
+        for cached in (
+            quant.cpu.flags,
+            quant.cpu.brand,
+            quant.evaluation.parts.versions,
+        ):  # what each process would find out
             cached()
         write_corpus(self.place, self._job, self._command)
         self.place.rename(self.corpus)
 
     def _job(self, name: str, arguments: Mapping[str, Any]) -> None:
         def work() -> int:
-            quant.isolate.call(name, arguments)
+            quant.process.isolate.call(name, arguments)
             return 0
 
         ended = self._forked(work)
@@ -132,7 +137,7 @@ class Harness:
         """A command whose journal stays, as if it had been cut off at its end."""
 
         def work() -> int:
-            quant.journal.Journal.__exit__ = lambda *_: None  # type: ignore[method-assign, assignment]
+            quant.storage.checkpoint.Journal.__exit__ = lambda *_: None  # type: ignore[method-assign, assignment]
             return quant.cli.main(argv)
 
         ended = self._forked(work)
@@ -178,9 +183,11 @@ class Harness:
         os.chdir(self.place)
         os.environ["QUANT_CACHE"] = str(self.place / "cache")
         os.environ["TMPDIR"] = str(self.root)
-        stand_in = {name: getattr(quant.isolate.subprocess, name) for name in ("PIPE", "STDOUT", "TimeoutExpired")}
-        quant.isolate.subprocess = SimpleNamespace(Popen=_ForkedChild, **stand_in)  # type: ignore[assignment]
-        quant.timing.rounds_in = lambda *_: 2  # type: ignore[assignment]
+        stand_in = {
+            name: getattr(quant.process.isolate.subprocess, name) for name in ("PIPE", "STDOUT", "TimeoutExpired")
+        }
+        quant.process.isolate.subprocess = SimpleNamespace(Popen=_ForkedChild, **stand_in)  # type: ignore[assignment]
+        quant.timing.worker.rounds_in = lambda *_: 2  # type: ignore[assignment]
         return work()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from quant.graph import Attr, Graph, Op, Var
+from quant.ir.graph import Attr, Graph, Op, Var
 
 __all__ = ["PROGRAM_MUTATIONS", "mutate_arrays", "mutate_bytes", "mutate_graph", "mutate_json", "mutate_text"]
 

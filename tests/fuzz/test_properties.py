@@ -17,25 +17,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic_core import to_json
 
-from quant.archives import unpack
-from quant.benchmark_files import extra_info, machine_info
-from quant.calibration import calibrate
-from quant.calibration_table import apply_table, read_table, table_of, write_table
-from quant.conversion import convert
+from quant.datasets.columns import Signature
+from quant.datasets.formats import write_handwriting, write_lac_bin, write_pairs
+from quant.datasets.readers import open_data, write_bin
 from quant.errors import DataError, FetchError, ModelError, OptionError, QuantError
-from quant.formats import write_handwriting, write_lac_bin, write_pairs
-from quant.gate import compare
-from quant.graph import Graph, load_dir, run_passes, save_dir
-from quant.history import load
-from quant.html_report import render
-from quant.journal import Journal
-from quant.manifest import read as read_manifest
-from quant.outcomes import About, Shelf, pack
-from quant.passes import NORMALISE, lower_quantizers
-from quant.readers import open_data, write_bin
-from quant.registry import BY_NAME
-from quant.report import misses, passed
-from quant.sequences import Signature
+from quant.evaluation.parts import About, Shelf, pack
+from quant.ir.graph import Graph, load_dir, run_passes, save_dir
+from quant.ir.passes import NORMALISE, lower_quantizers
+from quant.quantization.calibration import calibrate
+from quant.quantization.calibration_table import apply_table, read_table, table_of, write_table
+from quant.quantization.conversion import convert
+from quant.reports.page.render import render
+from quant.reports.tables import misses, passed
+from quant.results.benchmark_files import extra_info, machine_info
+from quant.results.gate import compare
+from quant.results.history import load
+from quant.storage.checkpoint import Journal
+from quant.storage.unpack import unpack
+from quant.suites.manifest.schema import read as read_manifest
+from quant.suites.registry import BY_NAME
 from tests.fuzz.mutations import mutate_arrays, mutate_bytes, mutate_graph, mutate_json, mutate_text
 from tests.nets import NETS, data
 from tests.runs import accuracy, run, speed

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from quant.calibration import calibrate
-from quant.chains import LOOKUPS
-from quant.conversion import Coverage, convert
+from quant.datasets.columns import values_of
 from quant.errors import ConversionError
-from quant.graph import Graph, run_passes, save_dir
-from quant.numerics import REDUCED, SIGNED
-from quant.observers import Choice
-from quant.passes import CALIBRATE, NORMALISE, fuse_kernels, lift_quantizers, lower_quantizers, quantize_cells
-from quant.predictor import Predictor, Settings
-from quant.rounding import plan_of, roundable, simulate
-from quant.sequences import values_of
+from quant.ir.fusion import LOOKUPS
+from quant.ir.graph import Graph, run_passes, save_dir
+from quant.ir.numerics import REDUCED, SIGNED
+from quant.ir.passes import CALIBRATE, NORMALISE, fuse_kernels, lift_quantizers, lower_quantizers, quantize_cells
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import Coverage, convert
+from quant.quantization.observers import Choice
+from quant.quantization.plan import plan_of, roundable, simulate
+from quant.runtime.predictor import Predictor, Settings
 from tests.fuzz.test_properties import OFTEN, RARELY, SEED, fresh
 from tests.nets import NATIVE
 from tests.published import with_plain_cells

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from quant.sequences import Array, Column, Ragged, values_of
+from quant.datasets.columns import Array, Column, Ragged, values_of
 
 
 def load(

@@ -8,14 +8,14 @@ import numpy as np
 from bench.peers.export import describe
 from bench.peers.paddle_engine import as_8_bits, int8_layers, load, write_as_8_bits
 from bench.peers.protocol import opened
-from quant.calibration import calibrate
-from quant.conversion import convert
-from quant.graph import Graph, Op, load_dir, run_passes, save_dir
-from quant.jobs import sample_input
-from quant.metrics import sqnr
-from quant.passes import NORMALISE, lower_quantizers
-from quant.readers import batches
-from quant.sequences import values_of
+from quant.datasets.columns import values_of
+from quant.datasets.readers import batches
+from quant.ir.graph import Graph, Op, load_dir, run_passes, save_dir
+from quant.ir.passes import NORMALISE, lower_quantizers
+from quant.metrics.scores import sqnr
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.suites.commands import sample_input
 from tests.nets import NETS, data
 
 

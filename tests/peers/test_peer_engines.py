@@ -10,12 +10,13 @@ import pytest
 from bench.peers.compare import Load, take_turns
 from bench.peers.export import describe, export_onnx
 from bench.peers.protocol import opened, thread_environment
-from quant import isolate, pipeline
-from quant.metrics import sqnr
-from quant.outcomes import unpack
-from quant.predictor import Predictor, Settings
-from quant.readers import batches
-from quant.registry import find
+from quant.datasets.readers import batches
+from quant.evaluation.parts import unpack
+from quant.metrics.scores import sqnr
+from quant.process import isolate
+from quant.runtime.predictor import Predictor, Settings
+from quant.suites import embedded
+from quant.suites.registry import find
 
 WHY = "the peers aren't installed: pip install '.[peers]'"
 ENGINES = ("openvino", "onnxruntime")
@@ -28,7 +29,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.importorskip(package, reason=WHY)
     root = tmp_path_factory.mktemp("peers")
     (root / "onnx").mkdir()
-    (root / "fp32").symlink_to(pipeline.small_of(find("mobilenet_v1")) / "fp32")
+    (root / "fp32").symlink_to(embedded.small_of(find("mobilenet_v1")) / "fp32")
     describe(str(root / "fp32"), str(root), generated=True, full_input="")
     export_onnx(str(root / "fp32"), str(root / "onnx"), masked=False)
     return root

@@ -9,14 +9,14 @@ import pytest
 
 from bench.peers.onnx_inputs import arrays_of, copy_decoder, decoder_in, outputs_of
 from bench.peers.recurrent import LENGTHS, Decoder, aligned, export_recurrent, viterbi
-from quant import pipeline
+from quant.datasets.columns import Ragged, values_of
+from quant.datasets.readers import batches, open_data
 from quant.errors import ModelError
-from quant.evaluation import signature
-from quant.graph import Graph, Op, Var, load_dir
-from quant.predictor import Predictor, Settings
-from quant.readers import batches, open_data
-from quant.registry import MODELS, ModelSpec
-from quant.sequences import Ragged, values_of
+from quant.evaluation.worker import signature
+from quant.ir.graph import Graph, Op, Var, load_dir
+from quant.runtime.predictor import Predictor, Settings
+from quant.suites import embedded
+from quant.suites.registry import MODELS, ModelSpec
 
 TEXT = [spec for spec in MODELS if not spec.full]
 # Engine, whether its graph reads the lengths, whether it is loaded for the batches' own shapes.
@@ -93,7 +93,7 @@ def test_mapped_files_become_arrays_that_can_be_written(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def models() -> Callable[[ModelSpec], Path]:
-    return lambda spec: pipeline.small_of(spec) / "fp32"
+    return lambda spec: embedded.small_of(spec) / "fp32"
 
 
 @pytest.mark.parametrize("text", [spec for spec in TEXT if "tags" in spec.max_drop], ids=lambda spec: spec.name)
@@ -102,7 +102,7 @@ def test_viterbi_is_paddles(text: ModelSpec, models: Callable[[ModelSpec], Path]
     graph = load_dir(models(text))
     [decode] = [op for op in graph.ops if op.type == "crf_decoding"]
     transition = graph.params[decode.input("Transition")]
-    data = open_data(pipeline.data_of(text, text.test), signature(graph), text.format)
+    data = open_data(embedded.data_of(text, text.test), signature(graph), text.format)
     with Predictor(models(text), Settings()) as predictor:
         tags, emissions = predictor(next(batches(data, 50))).values()
     for place in range(50):
@@ -120,7 +120,7 @@ def test_an_exported_graph_gives_what_our_fp32_model_gives(
     module = pytest.importorskip(f"bench.peers.{engine}_engine")
     graph = load_dir(models(text))
     export_recurrent(graph, tmp_path, masked=masked)
-    data = open_data(pipeline.data_of(text, text.test), signature(graph), text.format)
+    data = open_data(embedded.data_of(text, text.test), signature(graph), text.format)
     with Predictor(models(text), Settings()) as predictor:
         for batch in batches(data, 50, 2):
             session = module.load(str(tmp_path), "fp32", 1, "onnx", [batch] if shaped else [])

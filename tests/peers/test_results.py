@@ -15,8 +15,8 @@ from bench.peers.compare import Cell, Row
 from bench.peers.contenders import CONTENDERS, ENGINES, GOALS, Contender, contenders_of, engine_of, ours
 from quant import cpu
 from quant.cli.shared import err
-from quant.record import Machine
-from quant.registry import MODELS
+from quant.results.record import Machine
+from quant.suites.registry import MODELS
 
 ROOT = Path(__file__).parents[2]
 PEERS = ("openvino", "nncf", "onnx", "onnxruntime", "paddle2onnx")

@@ -17,8 +17,8 @@ from bench.peers.contenders import CONTENDERS, Contender, Engine, contenders_of,
 from bench.peers.models import Artefacts, Built
 from bench.peers.protocol import Worker, WorkerError, thread_environment
 from quant.errors import ModelError
-from quant.outcomes import unpack
-from quant.registry import MODELS, ModelSpec, find
+from quant.evaluation.parts import unpack
+from quant.suites.registry import MODELS, ModelSpec, find
 
 ENGINE = "tests.peers.fake_engine"
 

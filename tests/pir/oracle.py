@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from quant.graph import Graph, program_bytes
-from quant.pir import read_program
-from quant.pir.reader import PirOp, Program, Value
-from quant.pir.translate import constant
+from quant.ir.graph import Graph, program_bytes
+from quant.ir.pir import read_program
+from quant.ir.pir.reader import PirOp, Program, Value
+from quant.ir.pir.translate import constant
 
 # What both programs may say in two ways.
 _SAME = {"shape64": "shape"}

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quant.calibration import calibrate
 from quant.cli import main
-from quant.conversion import convert
 from quant.errors import ModelError
-from quant.graph import load_dir, model_size
-from quant.passes import lower_quantizers
-from quant.pir import read_program
-from quant.pir.translate import LAYER
-from quant.predictor import Predictor, Settings
+from quant.ir.graph import load_dir, model_size
+from quant.ir.passes import lower_quantizers
+from quant.ir.pir import read_program
+from quant.ir.pir.translate import LAYER
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.runtime.predictor import Predictor, Settings
 from tests.nets import NATIVE, run
 from tests.pir.models import MODELS
 from tests.pir.oracle import differences, translated_back

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant.graph import load_dir
-from quant.pir import read_program
-from quant.pir.special import SPECIAL
-from quant.pir.table import TABLE
-from quant.predictor import Predictor
-from quant.sequences import values_of
+from quant.datasets.columns import values_of
+from quant.ir.graph import load_dir
+from quant.ir.pir import read_program
+from quant.ir.pir.special import SPECIAL
+from quant.ir.pir.table import TABLE
+from quant.runtime.predictor import Predictor
 from tests.nets import NATIVE
 from tests.pir.ops import cases
 from tests.pir.oracle import differences, translated_back

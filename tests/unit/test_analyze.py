@@ -10,20 +10,20 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from quant.analyze import LOCAL_DB, Analysis, OpError, Scale, findings_of
-from quant.analyze_jobs import analyze_model
-from quant.analyze_report import as_json, chart, from_json, tables
-from quant.anatomy_jobs import kept_ops
-from quant.calibration import calibrate
-from quant.chains import numbered
-from quant.charts import standalone
-from quant.conversion import convert
+from quant.datasets.columns import Dataset, Ragged
+from quant.diagnosis.composition_worker import kept_ops
+from quant.diagnosis.drift import LOCAL_DB, Analysis, OpError, Scale, findings_of
+from quant.diagnosis.drift_worker import analyze_model
 from quant.errors import ModelError
-from quant.gaps import MOST_DB, Errors, Gap
-from quant.graph import Graph, Op, load_dir, save_dir
-from quant.islands import int8_op
-from quant.passes import lower_quantizers
-from quant.sequences import Dataset, Ragged
+from quant.ir.fusion import numbered
+from quant.ir.graph import Graph, Op, load_dir, save_dir
+from quant.ir.int8_regions import int8_op
+from quant.ir.passes import lower_quantizers
+from quant.metrics.tensor_error import MOST_DB, Errors, Gap
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.reports.drift import as_json, chart, from_json, tables
+from quant.reports.page.charts import standalone
 from tests.nets import Net, inception_net, inverted_net, residual_net, vgg_net
 from tests.outliers import plant, planted_net
 from tests.unit.test_attention import STEPS, WIDTH, encoder
@@ -338,7 +338,7 @@ def test_recurrent_layers(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name, model in (("fp32", graph), ("quant", lower_quantizers(simulated)), ("int8", convert(simulated)[0])):
         (tmp_path / name).mkdir()
         save_dir(model, tmp_path / name)
-    monkeypatch.setattr("quant.analyze_jobs.opened", lambda *_: Dataset(tmp_path, {"x": x}, None))
+    monkeypatch.setattr("quant.diagnosis.drift_worker.opened", lambda *_: Dataset(tmp_path, {"x": x}, None))
     found = analysis_of(tmp_path)
     assert [finding for finding in found.findings if finding.kind == "engine"] == []
     cells = [op for op in found.ops if op.type == f"fusion_{kind}"]

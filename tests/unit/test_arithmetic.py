@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quant.arithmetic import MULTIPLY, Sizes, arithmetic_of
-from quant.calibration import calibrate
-from quant.conversion import convert
-from quant.evaluation import arithmetic_on, declared
-from quant.graph import Graph, Op, Var
-from quant.passes import lower_quantizers
-from quant.plain_ops import NO_FORMULA, PLAIN
-from quant.profile import Kernel, proof
-from quant.shapes import shapes_for
+from quant.evaluation.worker import arithmetic_on, declared
+from quant.ir.graph import Graph, Op, Var
+from quant.ir.ops.arithmetic import MULTIPLY, Sizes, arithmetic_of
+from quant.ir.ops.plain_ops import NO_FORMULA, PLAIN
+from quant.ir.passes import lower_quantizers
+from quant.ir.shapes import shapes_for
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.runtime.verbose_log import Kernel, proof
 from tests.nets import NETS, Net, data
 
 # Op type -> shapes of what it reads and writes, by slot; attributes; multiply-accumulates.

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from fixtures.programs import Program
-from quant.arithmetic import Sizes, arithmetic_of
-from quant.calibration import calibrate
-from quant.chains import chains_of, numbered
-from quant.conversion import convert
-from quant.graph import Graph, Op, Var, run_passes
-from quant.metrics import sqnr
-from quant.passes import NORMALISE, fold_scale, lower_quantizers
-from quant.predictor import Settings
+from quant.ir.fusion import chains_of, numbered
+from quant.ir.graph import Graph, Op, Var, run_passes
+from quant.ir.ops.arithmetic import Sizes, arithmetic_of
+from quant.ir.passes import NORMALISE, fold_scale, lower_quantizers
+from quant.metrics.scores import sqnr
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.runtime.predictor import Settings
 from tests.nets import NATIVE, run
 
 STEPS, WIDTH, HEADS = 6, 16, 2

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from quant import optimise, pipeline, turns
-from quant.baseline import fp32_variants, worth_timing
-from quant.calibration import calibrate
-from quant.graph import Graph, load_dir, save_dir
-from quant.passes import lower_quantizers
-from quant.rows import Case
+from quant.ir.graph import Graph, load_dir, save_dir
+from quant.ir.passes import lower_quantizers
+from quant.quantization.calibration import calibrate
+from quant.results.target import Case
+from quant.search import for_speed
+from quant.suites import embedded
+from quant.timing import rounds
+from quant.timing.baseline import fp32_variants, worth_timing
 from tests.nets import Net, residual_net
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +39,7 @@ def test_no_other_module_lists_ways_to_run_a_model() -> None:
                 keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
                 if {"onednn", "optimise"} <= keys:
                     found.add(path.relative_to(ROOT).as_posix())
-    assert found == {"quant/baseline.py"}
+    assert found == {"quant/timing/baseline.py"}
 
 
 @pytest.mark.parametrize("how", ["in_pairs", "in_processes"])
@@ -48,8 +50,8 @@ def test_suite_gate_and_bench_take_it(how: str, monkeypatch: pytest.MonkeyPatch)
         seen.extend(contenders)
         raise _Enough
 
-    monkeypatch.setattr(pipeline, "bench", timed)
-    monkeypatch.setattr(turns, "in_fresh_processes", timed)
+    monkeypatch.setattr(embedded, "bench", timed)
+    monkeypatch.setattr(rounds, "in_fresh_processes", timed)
     with pytest.raises(_Enough):
         getattr(pipeline, how)("name", Path("fp32"), Path("int8"), {}, Case())
     assert seen[0] == fp32_variants(Path("fp32"))
@@ -63,11 +65,11 @@ def runs_of(monkeypatch: pytest.MonkeyPatch, own: Path | None) -> list[Mapping[s
         seen.extend({**run, "types": set(load_dir(Path(run["model"])).op_counts())} for run in runs)
         raise _Enough
 
-    monkeypatch.setattr(optimise, "search", lambda propose, race, limits: (frozenset(), []))
-    monkeypatch.setattr(optimise, "_fastest", fastest)
+    monkeypatch.setattr(for_speed, "search", lambda propose, race, limits: (frozenset(), []))
+    monkeypatch.setattr(for_speed, "_fastest", fastest)
     batches = Net().batches(1)
     with pytest.raises(_Enough):
-        optimise.optimise(lower_quantizers(calibrate(residual_net(), batches)), batches[0], budget_s=1.0, own=own)
+        for_speed.optimise(lower_quantizers(calibrate(residual_net(), batches)), batches[0], budget_s=1.0, own=own)
     return seen
 
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from quant import cache
-from quant.cache import Entry, cache_root, cached, entries, held, limit_bytes, remove, trim
 from quant.errors import OptionError
-from quant.outcomes import About, Key, Store, default_root, pack
+from quant.evaluation.parts import About, Key, Store, default_root, pack
+from quant.storage import cache
+from quant.storage.cache import Entry, cache_root, cached, entries, held, limit_bytes, remove, trim
 
 Call = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[2]
 USER = """
 import sys
 from pathlib import Path
-from quant.cache import cached
+from quant.storage.cache import cached
 made = cached("net", [sys.argv[1]], lambda place: (place / "a").write_bytes(bytes(600_000)) and None)
 print(made, flush=True)
 sys.stdin.read()

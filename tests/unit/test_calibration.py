@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant import calibration, jobs, memory
-from quant.calibration import calibrate
-from quant.graph import Graph
-from quant.manifest import ModelKeys
-from quant.models import Given
-from quant.observers import ALGORITHMS, BATCH_SIZE, BEST, DEFAULT
-from quant.registry import MODELS, ModelSpec
-from quant.sequences import Column
+from quant.datasets.columns import Column
+from quant.ir.graph import Graph
+from quant.quantization import batch_memory, calibration
+from quant.quantization.calibration import calibrate
+from quant.quantization.observers import ALGORITHMS, BATCH_SIZE, BEST, DEFAULT
+from quant.suites import commands
+from quant.suites.manifest.schema import ModelKeys
+from quant.suites.prepare import Given
+from quant.suites.registry import MODELS, ModelSpec
 from tests.nets import residual_net
 
 GIB = 1 << 30
@@ -34,9 +35,9 @@ def cut(values: Column, size: int) -> list[dict[str, Column]]:
 
 
 def test_the_default_is_one_for_all() -> None:
-    for function in (calibrate, jobs.ptq):
+    for function in (calibrate, commands.ptq):
         assert inspect.signature(function).parameters["algo"].default == DEFAULT
-    assert inspect.signature(jobs.ptq).parameters["batch_size"].default == BATCH_SIZE
+    assert inspect.signature(commands.ptq).parameters["batch_size"].default == BATCH_SIZE
     assert ModelKeys.model_fields["algo"].default == Given.algo == ModelSpec.algo == DEFAULT
     assert {spec.name: spec.algo for spec in MODELS if spec.algo != DEFAULT} == {"ernie": BEST}
 
@@ -79,18 +80,18 @@ def test_memory_that_is_left(tmp_path: Path) -> None:
     meminfo.write_text("MemTotal: 9 kB\nMemAvailable:    4000 kB\n")
     own.write_text("0::/a/b\n")
     (groups / "a" / "b").mkdir(parents=True)
-    assert memory.available(meminfo, groups, own) == 4_096_000
+    assert batch_memory.available(meminfo, groups, own) == 4_096_000
     (groups / "a" / "b" / "memory.max").write_text("max\n")
     (groups / "a" / "b" / "memory.current").write_text("1000\n")
-    assert memory.available(meminfo, groups, own) == 4_096_000
+    assert batch_memory.available(meminfo, groups, own) == 4_096_000
     (groups / "a" / "memory.max").write_text("5000\n")
     (groups / "a" / "memory.current").write_text("2000\n")
-    assert memory.available(meminfo, groups, own) == 3000
+    assert batch_memory.available(meminfo, groups, own) == 3000
     (groups / "a" / "memory.current").write_text("9000\n")
-    assert memory.available(meminfo, groups, own) == 0
+    assert batch_memory.available(meminfo, groups, own) == 0
     own.write_text("5:cpu:/c\n9:memory:/m\n\n")
     (groups / "memory" / "m").mkdir(parents=True)
     (groups / "memory" / "m" / "memory.limit_in_bytes").write_text("700\n")
     (groups / "memory" / "m" / "memory.usage_in_bytes").write_text("100\n")
-    assert memory.available(meminfo, groups, own) == 600
-    assert memory.available(tmp_path / "absent", groups, tmp_path / "absent") is None
+    assert batch_memory.available(meminfo, groups, own) == 600
+    assert batch_memory.available(tmp_path / "absent", groups, tmp_path / "absent") is None

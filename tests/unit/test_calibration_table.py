@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant.calibration import calibrate
-from quant.calibration_table import apply_table, read_table, table_of, write_table
-from quant.conversion import convert
 from quant.errors import ConversionError, DataError, OptionError, OutputError
-from quant.graph import Graph, Op, load_dir, save_dir
-from quant.passes import lift_quantizers, lower_quantizers
+from quant.ir.graph import Graph, Op, load_dir, save_dir
+from quant.ir.passes import lift_quantizers, lower_quantizers
+from quant.quantization.calibration import calibrate
+from quant.quantization.calibration_table import apply_table, read_table, table_of, write_table
+from quant.quantization.conversion import convert
 from tests.nets import NETS, Net, data, inception_net, residual_net, vgg_net
 from tests.unit.test_attention import batch as tokens
 from tests.unit.test_attention import encoder

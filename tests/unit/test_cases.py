@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from quant.cases import Measured, Subject, Timing, measure
 from quant.errors import ChildError, DataError, OptionError, OutputError
-from quant.journal import Journal
-from quant.record import Anatomy, Record
-from quant.rows import Case
+from quant.results.record import Anatomy, Record
+from quant.results.target import Case
+from quant.storage.checkpoint import Journal
+from quant.suites.measure import Measured, Subject, Timing, measure
 from tests import runs
 
 TIMINGS = (Timing(Case(1), 1, "avx2"), Timing(Case(8), 2, "avx2"))

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quant import predictor
-from quant.calibration import calibrate
-from quant.conversion import convert
 from quant.errors import ConversionError
-from quant.graph import DTYPE_NUMBERS, Graph, Op, Var, run_passes
-from quant.metrics import sqnr
-from quant.passes import NORMALISE, channels_first, fold_parameters, lower_quantizers
-from quant.predictor import Settings
+from quant.ir.graph import DTYPE_NUMBERS, Graph, Op, Var, run_passes
+from quant.ir.passes import NORMALISE, channels_first, fold_parameters, lower_quantizers
+from quant.metrics.scores import sqnr
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.runtime import predictor
+from quant.runtime.predictor import Settings
 from tests.nets import CONV, NATIVE, NETS, Net, data, run
 
 FLOAT = DTYPE_NUMBERS["float32"]
@@ -310,7 +310,7 @@ def test_parameters_without_values_and_fetched_ones_are_left_alone() -> None:
 
 
 def test_paddles_optimisation_breaks_channels_last_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When this fails, Paddle has been mended: let such programs be optimised (quant.predictor)."""
+    """When this fails, Paddle has been mended: let such programs be optimised (quant.runtime.predictor)."""
     graph = last_flat()
     [batch] = data(graph, 1)
     [expected] = run(graph, batch, tmp_path, NATIVE)

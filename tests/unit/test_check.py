@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quant import check, jobs
-from quant.calibration import calibrate
-from quant.check import SAMPLE, check_int8, check_simulation, generated, write_sample
-from quant.conversion import convert
+from quant.datasets.columns import Ragged
+from quant.diagnosis import check
+from quant.diagnosis.check import SAMPLE, check_int8, check_simulation, generated, write_sample
 from quant.errors import ConversionError
-from quant.graph import Graph, load_dir, run_passes, save_dir
-from quant.passes import NORMALISE, PLACE, lower_quantizers
-from quant.sequences import Ragged
+from quant.ir.graph import Graph, load_dir, run_passes, save_dir
+from quant.ir.passes import NORMALISE, PLACE, lower_quantizers
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.suites import commands
 from tests.nets import Net, inception_net, inverted_net, mixed_net, residual_net, shuffle_net, vgg_net
 
 NETS = [residual_net, inverted_net, inception_net, vgg_net, mixed_net, shuffle_net]
@@ -142,12 +143,12 @@ def test_nothing_is_written_of_a_model_that_fails_and_everything_with_no_check(
         name = next(name for name, value in lowered.params.items() if value.dtype == np.int8 and value.ndim == 4)
         return with_param(lowered, name, lowered.params[name][::-1].copy())
 
-    monkeypatch.setattr(jobs, "lower_quantizers", spoiled)
+    monkeypatch.setattr(commands, "lower_quantizers", spoiled)
     places = {"model": str(model), "data": str(tmp_path / "data.npz"), "output": str(tmp_path / "quant")}
     with pytest.raises(ConversionError, match=rf"{model}: the fake-quantized model isn't the FP32 model rounded"):
-        jobs.ptq(**places)
+        commands.ptq(**places)
     assert not (tmp_path / "quant").exists()
-    assert jobs.ptq(**places, check=False)["note"] == ""
+    assert commands.ptq(**places, check=False)["note"] == ""
     assert (tmp_path / "quant" / SAMPLE).stat().st_size < 1000
 
 
@@ -160,11 +161,11 @@ def test_the_same_of_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ops = (op.with_attrs(Scale_out=op.attr("Scale_out") * 0.1) if op is conv else op for op in converted.ops)
         return converted.evolve(ops), coverage
 
-    monkeypatch.setattr(jobs, "convert", spoiled)
+    monkeypatch.setattr(commands, "convert", spoiled)
     with pytest.raises(ConversionError, match=rf"{place}: the INT8 model .* isn't its simulation"):
-        jobs.convert_model(str(place), str(tmp_path / "int8"))
+        commands.convert_model(str(place), str(tmp_path / "int8"))
     assert not (tmp_path / "int8").exists()
-    jobs.convert_model(str(place), str(tmp_path / "int8"), check=False)
+    commands.convert_model(str(place), str(tmp_path / "int8"), check=False)
     assert (tmp_path / "int8").exists()
 
 

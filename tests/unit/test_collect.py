@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quant import collect, cpu, isolate
-from quant.cluster import _check_data, _check_versions, _place
-from quant.collect import Evaluated, Task, evaluate
+from quant import cpu
 from quant.errors import ChildError, ClusterError, DataError, OptionError
-from quant.outcomes import About, Part, Store, pack, parts_of, versions
+from quant.evaluation import collect
+from quant.evaluation.cluster import _check_data, _check_versions, _place
+from quant.evaluation.collect import Evaluated, Task, evaluate
+from quant.evaluation.parts import About, Part, Store, pack, parts_of, versions
+from quant.process import isolate
 
 TOTAL = 3300
 RUNS = [{"model": "fp32", "precision": "fp32"}, {"model": "int8", "precision": "int8"}]
@@ -32,14 +34,14 @@ def made(number: int, part: range) -> tuple[About, bytes]:
 
 
 class Child:
-    """Stands in for isolate.call: runs what quant.evaluation would, and notes the (model, part) that it ran."""
+    """Stands in for isolate.call: runs what quant.evaluation.worker would, and notes the (model, part) that it ran."""
 
     def __init__(self) -> None:
         self.ran: list[tuple[str, int]] = []
         self.dies_before: tuple[str, int] | None = None
 
     def __call__(self, job: str, arguments: Mapping[str, Any], **named: Any) -> Any:
-        if job == "quant.evaluation:count_samples":
+        if job == "quant.evaluation.worker:count_samples":
             return TOTAL
         json.dumps(arguments)
         parts = parts_of(TOTAL, arguments["batch_size"], arguments["batch_num"])

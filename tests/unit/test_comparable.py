@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from quant.comparable import comparable, sized_by_values
 from quant.errors import ModelError, OptionError
-from quant.graph import Graph, Op, Var
+from quant.ir.comparable import comparable, sized_by_values
+from quant.ir.graph import Graph, Op, Var
 from tests.detectors import CELLS, CLASSES, detector
 from tests.nets import residual_net
 

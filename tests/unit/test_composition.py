@@ -5,14 +5,14 @@ from dataclasses import asdict
 
 import pytest
 
-from quant.anatomy import anatomy_of
-from quant.composition import cost_of, tables
-from quant.graph import save_dir
-from quant.html_values import page_of
-from quant.kernel_table import moved
-from quant.profile import kernels
-from quant.record import Anatomy, Run
-from quant.report import markdown
+from quant.diagnosis.composition import anatomy_of
+from quant.diagnosis.kernel_table import moved
+from quant.ir.graph import save_dir
+from quant.reports.composition import cost_of, tables
+from quant.reports.page.values import page_of
+from quant.reports.tables import markdown
+from quant.results.record import Anatomy, Run
+from quant.runtime.verbose_log import kernels
 from tests import runs
 from tests.unit.test_crossings import converted, softmax_between_net
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant.calibration import calibrate
-from quant.chains import is_move, numbered
-from quant.conversion import convert
 from quant.errors import ConversionError, DataError, ModelError, OptionError
-from quant.graph import Graph, run_passes, save_dir
-from quant.metrics import sqnr
-from quant.observers import ALGORITHMS, Choice
-from quant.passes import CALIBRATE, PLACE, lift_quantizers, lower_quantizers
-from quant.predictor import Settings
-from quant.rounding import plan_of, roundable, simulate
+from quant.ir.fusion import is_move, numbered
+from quant.ir.graph import Graph, run_passes, save_dir
+from quant.ir.passes import CALIBRATE, PLACE, lift_quantizers, lower_quantizers
+from quant.metrics.scores import sqnr
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.quantization.observers import ALGORITHMS, Choice
+from quant.quantization.plan import plan_of, roundable, simulate
+from quant.runtime.predictor import Settings
 from tests.nets import NATIVE, NETS, Net, data, pyramid_net, residual_net, run
 
 INT8_OPS = ("fused_conv2d", "fc")

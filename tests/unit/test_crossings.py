@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from quant.arithmetic import Sizes, arithmetic_of
-from quant.calibration import calibrate
-from quant.conversion import convert
-from quant.crossings import crossings_of
-from quant.findings import Crossings
-from quant.graph import Graph, save_dir
-from quant.jobs import convert_model
-from quant.passes import lower_quantizers
+from quant.diagnosis.advice import Crossings
+from quant.diagnosis.crossings import crossings_of
+from quant.ir.graph import Graph, save_dir
+from quant.ir.ops.arithmetic import Sizes, arithmetic_of
+from quant.ir.passes import lower_quantizers
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.suites.commands import convert_model
 from tests.nets import Net, data, inception_net, inverted_net
 
 SIZE = 8 * 8 * 8 * 4  # bytes of a map of 8 channels

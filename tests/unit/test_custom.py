@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quant import custom
+from quant.datasets import user_functions
+from quant.datasets.columns import Padded, Ragged, Signature
+from quant.datasets.readers import batches, check_labels, files_behind, format_of, open_data
 from quant.errors import DataError, OptionError
-from quant.metrics import METRICS, metric_of, paired
-from quant.outcomes import pack, unpack
-from quant.readers import batches, check_labels, files_behind, format_of, open_data
-from quant.record import Record, columns
-from quant.sequences import Padded, Ragged, Signature
+from quant.evaluation.parts import pack, unpack
+from quant.metrics.scores import METRICS, metric_of, paired
+from quant.results.record import Record, columns
 
 MODULE = """
 import numpy as np
@@ -62,7 +62,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (tmp_path / "own_module.py").write_text(MODULE)
     (tmp_path / "damaged_module.py").write_text("def f(:\n")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    custom.importable(tmp_path)
+    user_functions.importable(tmp_path)
     yield "own_module"
     sys.modules.pop("own_module", None)
 
@@ -117,7 +117,7 @@ def test_what_a_metric_may_not_give(module: str, name: str, message: str) -> Non
 
 @pytest.mark.parametrize("name", ["a:", ":f", "a b:f", "a:f(1)", "a:b:c", "../x:f", "a:1f"])
 def test_a_name_has_a_shape(name: str) -> None:
-    assert not custom.is_function_name(name)
+    assert not user_functions.is_function_name(name)
     with pytest.raises(OptionError, match=r"doesn't name a function: package\.module:function"):
         metric_of(name)
     with pytest.raises(OptionError, match="doesn't name a function"):

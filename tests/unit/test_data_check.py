@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from fixtures import lac
-from quant.data_check import check_data
+from quant.datasets.readers import write_bin
 from quant.errors import DataError
-from quant.graph import save_dir
-from quant.readers import write_bin
+from quant.evaluation.data_check import check_data
+from quant.ir.graph import save_dir
 from tests.nets import Net, residual_net
 
 COUNT = 230  # more than two batches

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from fixtures.programs import Program
-from quant.data_shapes import check_taken, resized
+from quant.datasets.columns import Dataset
+from quant.datasets.data_shapes import check_taken, resized
 from quant.errors import DataError
-from quant.graph import Graph, Var
-from quant.sequences import Dataset
+from quant.ir.graph import Graph, Var
 from tests.resizable import CLASSES, convolutional, flattened, images, reshaped
 
 

@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant import onednn, primitives
-from quant.calibration import calibrate
-from quant.conversion import convert
-from quant.direct import Plan, Program
-from quant.direct_ops import _viewable
 from quant.errors import DataError, ModelError, UnsupportedError
-from quant.graph import Graph, Op, Var, run_passes, save_dir
-from quant.passes import NORMALISE, fuse_kernels
-from quant.predictor import Predictor, Settings
+from quant.ir.graph import Graph, Op, Var, run_passes, save_dir
+from quant.ir.passes import NORMALISE, fuse_kernels
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.runtime.direct import onednn, primitives
+from quant.runtime.direct.emit import _viewable
+from quant.runtime.direct.program import Plan, Program
+from quant.runtime.predictor import Predictor, Settings
 from tests.nets import Net, inception_net, inverted_net, mixed_net, residual_net, run, vgg_net
 
 DIRECT = Settings("int8", executor="direct")

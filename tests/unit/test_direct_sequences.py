@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from fixtures.programs import Program as Written
-from quant import isolate
-from quant.calibration import calibrate
-from quant.conversion import convert
-from quant.direct import Program
+from quant.datasets.columns import Column, values_of
+from quant.datasets.readers import Ragged
 from quant.errors import UnsupportedError
-from quant.graph import Graph, Var, run_passes, save_dir
-from quant.passes import NORMALISE, fuse_kernels, lower_quantizers
-from quant.predictor import Predictor, Settings
-from quant.readers import Ragged
-from quant.sequences import Column, values_of
+from quant.ir.graph import Graph, Var, run_passes, save_dir
+from quant.ir.passes import NORMALISE, fuse_kernels, lower_quantizers
+from quant.process import isolate
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.runtime.direct.program import Program
+from quant.runtime.predictor import Predictor, Settings
 from tests.unit.test_recurrent import NATIVE, WIDTH, layers, sequences
 
 DIRECT = Settings("int8", executor="direct")

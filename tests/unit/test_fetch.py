@@ -25,11 +25,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant import archives, download
-from quant.download import Patience, mirrored, part_file
 from quant.errors import FetchError, OptionError, OutputError
-from quant.fetch import Fetched, fetch
-from quant.zoo import ARTEFACTS, Artefact, find_artefact
+from quant.storage import download, unpack
+from quant.storage.download import Patience, mirrored, part_file
+from quant.suites.published.catalogue import ARTEFACTS, Artefact, find_artefact
+from quant.suites.published.fetch import Fetched, fetch
 from tests.http_server import DATE, Fault, Server, entry, serving, tarred, zipped
 
 NOISE = random.Random(0).randbytes(200_000)  # can't be compressed, so archives are as long
@@ -109,7 +109,7 @@ def test_every_archive_unpacks_as_published(server: Server, tmp_path: Path, arte
 
 def test_a_fetched_model_of_many_parameter_files_loads(server: Server, tmp_path: Path) -> None:
     from fixtures.programs import Program
-    from quant.graph import Var, load_dir, save_dir
+    from quant.ir.graph import Var, load_dir, save_dir
 
     program = Program({"x": Var((-1, 4), lod_level=1)})
     weight = program.param("fc_0.w_0", np.arange(12, dtype=np.float32).reshape(4, 3))
@@ -516,11 +516,11 @@ def test_sizes_are_checked_as_told_and_as_written(tmp_path: Path, monkeypatch: p
     archive.write_bytes(zipped({"zeros": bytes(3000)}))
     output.mkdir()
     with pytest.raises(FetchError, match=r"unpacks to more than 2,000 bytes"):
-        archives.unpack(archive, output, "it", max_bytes=2000)
+        unpack.unpack(archive, output, "it", max_bytes=2000)
     assert names(output) == set()  # refused by what it says, before anything is written
-    monkeypatch.setattr(archives, "_zip_chunks", lambda *args: iter([bytes(1500)] * 9))
+    monkeypatch.setattr(unpack, "_zip_chunks", lambda *args: iter([bytes(1500)] * 9))
     with pytest.raises(FetchError, match=r"unpacks to more than 4,000 bytes"):
-        archives.unpack(archive, output, "it", max_bytes=4000)
+        unpack.unpack(archive, output, "it", max_bytes=4000)
     assert (output / "zeros").stat().st_size == 3000
 
 
@@ -528,7 +528,7 @@ def test_too_many_files(tmp_path: Path) -> None:
     (tmp_path / "archive").write_bytes(tarred({f"{number}": b"" for number in range(60)}))
     (tmp_path / "output").mkdir()
     with pytest.raises(FetchError, match="it: refused, it holds more than 50 files"):
-        archives.unpack(tmp_path / "archive", tmp_path / "output", "it", max_members=50)
+        unpack.unpack(tmp_path / "archive", tmp_path / "output", "it", max_members=50)
     assert len(names(tmp_path / "output")) == 50
 
 
@@ -550,7 +550,7 @@ def test_damage_is_always_told_as_such(
     (directory / "archive").write_bytes(body)
     (directory / "output").mkdir()
     try:
-        sums = archives.unpack(directory / "archive", directory / "output", "it", max_bytes=10_000_000)
+        sums = unpack.unpack(directory / "archive", directory / "output", "it", max_bytes=10_000_000)
     except (FetchError, OSError):
         sums = {}
     inside = {str(path.relative_to(directory / "output")) for path in (directory / "output").rglob("*")}
@@ -600,15 +600,15 @@ def test_too_little_room_is_seen_before(server: Server, tmp_path: Path, monkeypa
     def free(count: int) -> object:
         return lambda path: type("Usage", (), {"free": count})
 
-    monkeypatch.setattr("quant.download.shutil.disk_usage", free(1000))
+    monkeypatch.setattr("quant.storage.download.shutil.disk_usage", free(1000))
     with pytest.raises(OutputError, match=r"disk full: 200,\d+ more bytes are needed, 1,000 are free"):
         get(server, tmp_path / "zoo")
     assert names(tmp_path) == set()
-    monkeypatch.setattr("quant.download.shutil.disk_usage", free(10**12))
+    monkeypatch.setattr("quant.storage.download.shutil.disk_usage", free(10**12))
     packed = tarred({**AS_PUBLISHED, "model/zeros": bytes(10**6)})
     server.files[PATH] = packed
     steps = iter([free(10**9), free(1000)])
-    monkeypatch.setattr("quant.download.shutil.disk_usage", lambda path: next(steps)(path))
+    monkeypatch.setattr("quant.storage.download.shutil.disk_usage", lambda path: next(steps)(path))
     with pytest.raises(OutputError, match=r"disk full: .* the download stays in .*resnet50-qat\.part"):
         get(server, tmp_path / "zoo")
     assert names(tmp_path / "zoo") == BEGUN
@@ -623,7 +623,7 @@ def test_a_full_disk_while_unpacking(server: Server, tmp_path: Path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(archives, "_tar_chunks", full)
+        patched.setattr(unpack, "_tar_chunks", full)
         with pytest.raises(OutputError, match=r"\(No space left on device\); the download stays in"):
             get(server, tmp_path)
     assert names(tmp_path) == BEGUN

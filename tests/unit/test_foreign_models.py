@@ -7,10 +7,10 @@ import numpy as np
 import paddle
 import pytest
 
-from quant.conversion import convert
-from quant.graph import load_dir, save_dir
-from quant.metrics import sqnr
-from quant.predictor import Settings
+from quant.ir.graph import load_dir, save_dir
+from quant.metrics.scores import sqnr
+from quant.quantization.conversion import convert
+from quant.runtime.predictor import Settings
 from tests.nets import NATIVE, NETS, data, run
 
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quant.datasets.columns import Ragged
+from quant.datasets.formats import half_width, write_handwriting, write_lac, write_lac_bin, write_pairs, write_q2b
+from quant.datasets.readers import FORMATS, by_length, head, open_data
 from quant.errors import DataError
-from quant.formats import half_width, write_handwriting, write_lac, write_lac_bin, write_pairs, write_q2b
-from quant.readers import FORMATS, by_length, head, open_data
-from quant.sequences import Ragged
 from tests.columns import sequences
 
 PAIR = {"ids": ((-1, 1), "int64"), "mask": ((-1,), "float32")}

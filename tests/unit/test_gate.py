@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant import gate, gate_report, history
 from quant.errors import DataError, OptionError
-from quant.gate import Change
-from quant.history import Baseline
-from quant.record import Load, Record, Run
+from quant.reports import gate as gate_report
+from quant.results import gate, history
+from quant.results.gate import Change
+from quant.results.history import Baseline
+from quant.results.record import Load, Record, Run
 from tests import runs
 
 PROCESSES = 8

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quant.errors import ModelError
-from quant.graph import Attr, Graph, Op, as_today, files_of, load_dir, model_size, save_dir
+from quant.ir.graph import Attr, Graph, Op, as_today, files_of, load_dir, model_size, save_dir
 from tests.nets import Net, data, residual_net, run
 
 LAYOUTS = ["inference", "model", "combined", "separate"]

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant.graph import Graph, Op, Var
-from quant.graphviz import draw_all, quoted
-from quant.jobs import dot
+from quant.ir.drawing import draw_all, quoted
+from quant.ir.graph import Graph, Op, Var
+from quant.suites.commands import dot
 
 # A quoted string of Graphviz's language, in which only \" is an escape: lang.html, "any double-quoted string".
 STRING = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from quant import analyze_report, charts, html_report, report, tuning_report
-from quant.charts import Bar, Spot, Trend
-from quant.html_values import Part, page_of
-from quant.record import Anatomy, Between, Failure, KeptOp, Kernel, Layer, Run
-from quant.rows import Case, Row
-from quant.sheets import Section
+from quant.reports import drift, tables, tuning
+from quant.reports.page import charts, render
+from quant.reports.page.charts import Bar, Spot, Trend
+from quant.reports.page.values import Part, page_of
+from quant.reports.sheet import Section
+from quant.results.record import Anatomy, Between, Failure, KeptOp, Kernel, Layer, Run
+from quant.results.target import Case, Row
 from tests import found, runs
 
-CSS = (Path(html_report.__file__).parent / "templates" / "report.css").read_text()
+CSS = (Path(render.__file__).parent / "templates" / "report.css").read_text()
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(2)>',
@@ -76,7 +77,7 @@ def hostile_run() -> Run:
         for name in HOSTILE
     }
     run = runs.run(exact, timed, rows=rows, anatomy=anatomy, machine=runs.machine(cpu=HOSTILE[0]), commit=HOSTILE[1])
-    missed = tuple(report.misses(run.exact, run.timed, run.rows))
+    missed = tuple(tables.misses(run.exact, run.timed, run.rows))
     failures = tuple(Failure(name, name, HOSTILE) for name in HOSTILE)
     command = f"quant suite --manifest {HOSTILE[0]}"
     return replace(run, command=command, kind=HOSTILE[2], missed=missed, passed=False, failures=failures)
@@ -85,8 +86,8 @@ def hostile_run() -> Run:
 def sections(name: str = "", title: str = "ResNet-50") -> list[Section]:
     """An analysis and a tuning, with `name` in all of their texts."""
     return [
-        analyze_report.section(analyze_report.from_json(found.analysis_json(title, name))),
-        tuning_report.section(tuning_report.from_json(found.tuning_json(title, name))),
+        drift.section(drift.from_json(found.analysis_json(title, name))),
+        tuning.section(tuning.from_json(found.tuning_json(title, name))),
     ]
 
 
@@ -108,9 +109,9 @@ def some_run() -> Run:
 @cache
 def page(kind: str = "suite") -> str:
     pages = {
-        "suite": lambda: html_report.render(some_run(), past()),
-        "hostile": lambda: html_report.render(hostile_run(), (), hostile_sections()),
-        "sections": lambda: html_report.render(some_run(), (), sections()),
+        "suite": lambda: render.render(some_run(), past()),
+        "hostile": lambda: render.render(hostile_run(), (), hostile_sections()),
+        "sections": lambda: render.render(some_run(), (), sections()),
     }
     return pages[kind]()
 
@@ -126,7 +127,7 @@ def test_the_verdict_comes_first_and_in_words() -> None:
     text = Reader(page()).text
     assert text.index("PASSED") < text.index("Largest drop") < text.index("How much of its score")
     run = runs.run(runs.accuracy("resnet50", 40), runs.speed("resnet50", 2.0))
-    missed = tuple(report.misses(run.exact, run.timed, run.rows))
+    missed = tuple(tables.misses(run.exact, run.timed, run.rows))
     failed = page_of(replace(run, missed=missed, passed=False)).headline
     assert failed.sentence == "2 limits or figures were missed:"
     assert failed.missed[0] == "ResNet-50 top1 on avx512_vnni: drop 1.90 points, limit 0.50"
@@ -145,8 +146,8 @@ def test_figures_are_those_of_the_tables() -> None:
     shown = page_of(run)
     assert shown.accuracy is not None and shown.speed is not None
     for sheet, table in (
-        (shown.accuracy, report.accuracy_table(run.exact, run.rows)),
-        (shown.speed, report.speed_table(run.timed, run.rows)),
+        (shown.accuracy, tables.accuracy_table(run.exact, run.rows)),
+        (shown.speed, tables.speed_table(run.timed, run.rows)),
     ):
         assert len(sheet.lines) == len(table.rows)
         titles = [column.title for column in sheet.columns]
@@ -186,7 +187,7 @@ def test_where_a_limit_is_missed_stands_what_to_run_next() -> None:
         "quant analyze resnet50 --manifest quant.toml",
         "quant tune --manifest quant.toml --model resnet50 --output resnet50-tuned",
     )
-    assert f"Why, and how to mend it {' '.join(part.next_steps)}" in Reader(html_report.render(run, ())).text
+    assert f"Why, and how to mend it {' '.join(part.next_steps)}" in Reader(render.render(run, ())).text
 
 
 def test_commands_are_quoted_for_a_shell() -> None:
@@ -208,7 +209,7 @@ def test_commands_are_quoted_for_a_shell() -> None:
     ],
 )
 def test_what_was_not_measured_is_said(run: Run, told: str) -> None:
-    assert told in Reader(html_report.render(run)).text
+    assert told in Reader(render.render(run)).text
 
 
 def test_figures_that_are_no_numbers() -> None:
@@ -223,7 +224,7 @@ def test_figures_that_are_no_numbers() -> None:
         fp32,
         replace(int8, latency_s=fp32.latency_s),
     ]
-    text = html_report.render(runs.run(exact, timed))
+    text = render.render(runs.run(exact, timed))
     read = Reader(text)
     assert "∞" in read.text and "not a number" in read.text
     values = read.of("data-value")
@@ -243,12 +244,12 @@ def test_figures_that_are_no_numbers() -> None:
 )
 def test_records_that_do_not_belong_together(records: list[object], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        html_report.render(runs.run([], records))  # type: ignore[arg-type]
+        render.render(runs.run([], records))  # type: ignore[arg-type]
 
 
 def test_a_model_without_a_row() -> None:
     with pytest.raises(ValueError, match="no row for the model 'resnet50'"):
-        html_report.render(replace(runs.run([], runs.speed("resnet50", 2.0)), rows={}))
+        render.render(replace(runs.run([], runs.speed("resnet50", 2.0)), rows={}))
 
 
 def test_rows_without_limits_are_not_judged() -> None:
@@ -264,7 +265,7 @@ def test_rows_without_limits_are_not_judged() -> None:
 def test_models_that_could_not_be_measured() -> None:
     log = ("oneDNN v3", "", "FatalError: <Segmentation fault>")
     lost = Failure("Own", "own/int8: died of SIGSEGV", log), Failure("Other", "other: no such model directory")
-    text = html_report.render(replace(some_run(), failures=lost, passed=False))
+    text = render.render(replace(some_run(), failures=lost, passed=False))
     read = Reader(text)
     told = "2 models could not be measured; the others keep all limits."
     assert told in read.text and "3 45 scores" not in read.text
@@ -276,7 +277,7 @@ def test_models_that_could_not_be_measured() -> None:
 
 def test_a_run_in_which_nothing_could_be_measured() -> None:
     run = replace(runs.run(), failures=(Failure("Own", "own: not a program"),), passed=False)
-    assert "✗ FAILED No model could be measured." in Reader(html_report.render(run)).text
+    assert "✗ FAILED No model could be measured." in Reader(render.render(run)).text
 
 
 # --- what analyze and tune found
@@ -301,11 +302,11 @@ def test_why_accuracy_drops() -> None:
 
 def test_an_analysis_without_a_simulation_says_nothing_of_the_engine() -> None:
     known = found.analysis(ops=2)
-    sound = analyze_report.section(known)
+    sound = drift.section(known)
     assert "The engine does what the simulation says." in sound.sentences[1]
     assert len(sound.sheets) == 1  # no table of findings
     alone = replace(known, ops=tuple(replace(op, local_db=None) for op in known.ops))
-    assert "engine" not in analyze_report.section(alone).sentences[1]
+    assert "engine" not in drift.section(alone).sentences[1]
 
 
 def test_accuracy_and_latency() -> None:
@@ -330,8 +331,8 @@ def test_a_tuning_of_which_nothing_was_timed_has_no_chart() -> None:
     content = json.loads(found.tuning_json())
     for point in content["points"]:
         point["speedup"] = point["median_ms"] = None
-    tuned = tuning_report.section(tuning_report.from_json(json.dumps(content)))
-    assert tuned.drawings == () and tuning_report.chart(content) is None
+    tuned = tuning.section(tuning.from_json(json.dumps(content)))
+    assert tuned.drawings == () and tuning.chart(content) is None
 
 
 def test_marks_differ_in_shape() -> None:
@@ -431,11 +432,11 @@ def test_it_is_one_file() -> None:
 
 def test_ten_models_with_their_past_are_less_than_two_megabytes() -> None:
     history = [replace(runs.suite_run(), started=f"2026-10-{day + 1:02d}") for day in range(30)]
-    assert len(html_report.render(runs.suite_run(), history).encode()) < 2_000_000
+    assert len(render.render(runs.suite_run(), history).encode()) < 2_000_000
 
 
 def test_the_same_runs_give_the_same_text() -> None:
-    assert html_report.render(some_run(), past()[::-1]) == page()
+    assert render.render(some_run(), past()[::-1]) == page()
 
 
 @pytest.mark.parametrize("kind", ["suite", "hostile", "sections"])

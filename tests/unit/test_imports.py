@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from quant import imports, isolate, outcomes
 from quant.errors import OptionError
-from quant.imports import closure, code_of
+from quant.evaluation import parts
+from quant.process import imports, isolate
+from quant.process.imports import closure, code_of
 from tests.models import write_place
 
-WORKER = ("quant.evaluation", "quant.profile")
+WORKER = ("quant.evaluation.worker", "quant.runtime.verbose_log")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,12 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
     arguments = {"runs": runs, "data": str(place / "data.npz"), "outputs": str(tmp_path_factory.mktemp("outputs"))}
     found: list[str] = isolate.call("tests.loaded:loaded_by", arguments)
-    assert {"quant.evaluation", "quant.direct_ops", "quant.direct_sequences", "quant.predictor"} <= set(found)
+    assert {
+        "quant.evaluation.worker",
+        "quant.runtime.direct.emit",
+        "quant.runtime.direct.emit_sequences",
+        "quant.runtime.predictor",
+    } <= set(found)
     return found
 
 
@@ -55,7 +61,7 @@ def test_the_key_of_outcomes_is_closed(loaded: list[str], copy: Path) -> None:
     """An edit of any module that the worker loads makes another key; an edit of a report doesn't."""
     code_of.cache_clear()
     own = code_of(*WORKER)
-    assert outcomes.versions()["code"] == own == code_of(*WORKER, quant=copy)
+    assert parts.versions()["code"] == own == code_of(*WORKER, quant=copy)
     assert [name for name in loaded if edited(copy, name) == own] == []
     deciding = ["direct_sequences", "chains", "passes.fold_batch_norm", "numerics", "well_formed", "activations", "cpu"]
     assert [name for name in deciding if edited(copy, f"quant.{name}") == own] == []
@@ -89,8 +95,13 @@ def test_imports_in_functions_packages_above_and_jobs_named_by_text_count(tmp_pa
 
 
 def test_a_builder_of_another_package_counts_with_what_it_imports() -> None:
-    found = closure("quant.jobs", "fixtures.models:export_small")
-    assert {"fixtures.models", "fixtures.digits", "quant.conversion", "quant.finetune"} <= found.keys()
+    found = closure("quant.suites.commands", "fixtures.models:export_small")
+    assert {
+        "fixtures.models",
+        "fixtures.digits",
+        "quant.quantization.conversion",
+        "quant.quantization.training.finetune",
+    } <= found.keys()
     telling = {"report", "html_values", "html_report", "cli", "gate", "gate_report", "plugin", "history"}
     assert not {"fixtures.train", *(f"quant.{name}" for name in telling)} & found.keys()
     with pytest.raises(OptionError, match="the embedded models need the package 'nowhere'"):

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from quant import cache, digests, isolate, places
 from quant.errors import ChildError, DataError, OptionError, OutputError, log_of
+from quant.process import isolate
+from quant.storage import cache, digests, files
 
 HERE = "tests.unit.test_isolate"
 
@@ -249,7 +250,7 @@ def test_the_command_line_and_its_children_run_beside_such_modules(way: str, sha
 def test_nothing_outlives_a_parent_that_is_killed() -> None:
     """Neither a child that holds the GIL, nor what it started."""
     script = (
-        f"import os, threading; from quant import isolate; from {HERE} import HERE\n"
+        f"import os, threading; from quant.process import isolate; from {HERE} import HERE\n"
         "def heard(event): print(*event['pids'], flush=True)\n"
         "call = lambda: isolate.call(f'{HERE}:start_others', {}, heard=heard)\n"
         "threading.Thread(target=call).start()"
@@ -350,11 +351,11 @@ def test_outputs_never_overwrite(tmp_path: Path) -> None:
     (tmp_path / "full" / "mine").write_text("precious")
     (tmp_path / "file").write_text("precious")
     for name in ("full", "file"):
-        with pytest.raises(OutputError, match="not an empty directory"), places.fresh_dir(tmp_path / name):
+        with pytest.raises(OutputError, match="not an empty directory"), files.fresh_dir(tmp_path / name):
             pass
     assert (tmp_path / "full" / "mine").read_text() == "precious"
     (tmp_path / "empty").mkdir()
-    with places.fresh_dir(tmp_path / "empty") as staging:
+    with files.fresh_dir(tmp_path / "empty") as staging:
         (staging / "a").touch()
     assert (tmp_path / "empty" / "a").exists()
 

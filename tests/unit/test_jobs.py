@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from fixtures.programs import Program
-from quant.arithmetic import Arithmetic, Sizes, arithmetic_of
-from quant.evaluation import arithmetic_on, sizes_of
-from quant.graph import Graph, Var
-from quant.sequences import Column
+from quant.datasets.columns import Column
+from quant.evaluation.worker import arithmetic_on, sizes_of
+from quant.ir.graph import Graph, Var
+from quant.ir.ops.arithmetic import Arithmetic, Sizes, arithmetic_of
 from tests.columns import ragged
 from tests.nets import Net
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from quant.datasets.readers import open_data
 from quant.errors import DataError, OptionError, QuantError
-from quant.manifest import FileKeys, ModelKeys, ThresholdKeys, importable, read
-from quant.metrics import metric_of
-from quant.readers import open_data
-from quant.rows import Case
+from quant.metrics.scores import metric_of
+from quant.results.target import Case
+from quant.suites.manifest.schema import FileKeys, ModelKeys, ThresholdKeys, importable, read
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from quant.errors import OptionError
-from quant.manifest import Entry, read
-from quant.manifest_text import drafts_of, manifest_text, toml_string
+from quant.suites.manifest.draft import drafts_of, manifest_text, toml_string
+from quant.suites.manifest.schema import Entry, read
 
 Json = dict[str, Any]
 
@@ -23,7 +23,7 @@ IMAGE, SCORES = tensor("image", -1, 3, 8, 8), tensor("scores", -1, 10)
 
 
 def model(path: Path, kind: str, inputs: list[Json] | None = None, outputs: list[Json] | None = None) -> Json:
-    """As quant.inspection.survey tells it, and its directory."""
+    """As quant.suites.manifest.inspection.survey tells it, and its directory."""
     path.mkdir(parents=True, exist_ok=True)
     return {
         "path": str(path),

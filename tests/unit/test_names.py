@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from quant.graph import Graph, Op, Var
-from quant.names import Names
+from quant.ir.graph import Graph, Op, Var
+from quant.ir.names import Names
 
 
 def small_graph() -> Graph:

@@ -10,10 +10,10 @@ import numpy as np
 import paddle.inference as engine
 import pytest
 
-from quant.calibration import calibrate
-from quant.conversion import convert
-from quant.graph import Graph, save_dir
-from quant.predictor import Predictor, Settings
+from quant.ir.graph import Graph, save_dir
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.runtime.predictor import Predictor, Settings
 from tests.nets import NETS, data
 from tests.unit.test_attention import batch, encoder
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quant.calibration import calibrate
-from quant.conversion import Coverage, convert
 from quant.errors import UnsupportedError
-from quant.graph import Attr, Graph, Op, Var, as_today, load_dir, run_passes, save_dir
-from quant.metrics import sqnr
-from quant.passes import NORMALISE, lower_quantizers
-from quant.predictor import Predictor, Settings
+from quant.ir.graph import Attr, Graph, Op, Var, as_today, load_dir, run_passes, save_dir
+from quant.ir.passes import NORMALISE, lower_quantizers
+from quant.metrics.scores import sqnr
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import Coverage, convert
+from quant.runtime.predictor import Predictor, Settings
 from tests.nets import NATIVE, Net, data
 
 FLAT = {"x_num_col_dims": 1, "y_num_col_dims": 1}

@@ -7,18 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quant import decisions, optimise
-from quant.calibration import calibrate
-from quant.chains import numbered
-from quant.conversion import convert
 from quant.errors import ConversionError
-from quant.graph import Graph, run_passes, save_dir
-from quant.islands import int8_op
-from quant.metrics import sqnr
-from quant.op_costs import Costs, op_times
-from quant.optimise import Candidate, Limits, left_float, search, units
-from quant.passes import PLACE, lower_quantizers
-from quant.predictor import Predictor, Settings
+from quant.ir.fusion import numbered
+from quant.ir.graph import Graph, run_passes, save_dir
+from quant.ir.int8_regions import int8_op
+from quant.ir.passes import PLACE, lower_quantizers
+from quant.metrics.scores import sqnr
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.reports import decisions
+from quant.runtime.predictor import Predictor, Settings
+from quant.search import for_speed
+from quant.search.for_speed import Candidate, Limits, left_float, search, units
+from quant.search.op_costs import Costs, op_times
 from tests.nets import NATIVE, NETS, Net, data, inception_net, inverted_net, residual_net, run
 
 Race = Callable[[frozenset[int], frozenset[int]], tuple[float, float, float]]
@@ -207,7 +208,7 @@ def test_a_prediction_adds_up_what_was_measured() -> None:
 
 def optimised(graph: Graph) -> tuple[Graph, Any, dict[str, Any]]:
     feed = data(graph, 1, 1, seed=3)[0]
-    return optimise.optimise(lower_quantizers(calibrate(graph, data(graph), algo="abs_max")), feed, budget_s=3.0)
+    return for_speed.optimise(lower_quantizers(calibrate(graph, data(graph), algo="abs_max")), feed, budget_s=3.0)
 
 
 def test_a_decision_says_what_it_rests_on(tmp_path: Path) -> None:
@@ -215,7 +216,7 @@ def test_a_decision_says_what_it_rests_on(tmp_path: Path) -> None:
     contenders = {"fp32", "int8"} | ({"optimised"} if any(trial["kept"] for trial in found["tried"]) else set())
     assert set(found["median_ms"]) == contenders
     assert found["choice"] in contenders
-    assert len(found["left_in_fp32"]) == sum(kept.reason == optimise.LEFT for kept in coverage.kept)
+    assert len(found["left_in_fp32"]) == sum(kept.reason == for_speed.LEFT for kept in coverage.kept)
     if found["choice"] != "fp32":
         assert found["ratios"][f"fp32/{found['choice']}"]["ratio"] >= 1
     assert np.isfinite(run(result, data(result, 1, 2)[0], tmp_path)[0]).all()
@@ -235,8 +236,8 @@ def test_the_faster_one_is_written_and_never_silently(
     ms: tuple[float, float], choice: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FP32 and INT8 as they were measured -> what is written."""
-    monkeypatch.setattr(optimise, "search", lambda propose, race, limits: (frozenset(), []))
-    monkeypatch.setattr(optimise, "_measured", lambda runners, limits: np.tile(ms, (10, 1)))
+    monkeypatch.setattr(for_speed, "search", lambda propose, race, limits: (frozenset(), []))
+    monkeypatch.setattr(for_speed, "_measured", lambda runners, limits: np.tile(ms, (10, 1)))
     result, coverage, found = optimised(residual_net())
     assert found["choice"] == choice
     int8 = {op.type for op in result.ops if op.attr("mkldnn_data_type") == "int8"}
@@ -244,7 +245,7 @@ def test_the_faster_one_is_written_and_never_silently(
     assert decisions.sentences({**found, **place})[0].startswith(told)
     assert bool(int8) == bool(coverage.int8) == (choice == "int8")
     if choice == "fp32":
-        assert {kept.reason for kept in coverage.kept} == {optimise.NO_INT8}
+        assert {kept.reason for kept in coverage.kept} == {for_speed.NO_INT8}
         assert not any("quantize" in op.type for op in result.ops)
 
 
@@ -263,14 +264,14 @@ def test_what_was_kept_must_be_faster_at_the_end_too(
 ) -> None:
     net = inverted_net()
     deep = next(number for op, number in numbered(simulated(net)).items() if op.type == "depthwise_conv2d")
-    trial = optimise.Trial((deep,), 0.1, 1.1, 1.05, 1.2, True)
-    monkeypatch.setattr(optimise, "search", lambda propose, race, limits: (frozenset({deep}), [trial]))
-    monkeypatch.setattr(optimise, "_measured", lambda runners, limits: np.tile(last, (10, 1)))
+    trial = for_speed.Trial((deep,), 0.1, 1.1, 1.05, 1.2, True)
+    monkeypatch.setattr(for_speed, "search", lambda propose, race, limits: (frozenset({deep}), [trial]))
+    monkeypatch.setattr(for_speed, "_measured", lambda runners, limits: np.tile(last, (10, 1)))
     result, coverage, found = optimised(net)
     left = [(entry["op_id"], entry["op_type"]) for entry in found["left_in_fp32"]]
     assert found["choice"] == choice
     assert left == ([(deep, "depthwise_conv2d")] if choice == "optimised" else [])
-    assert [kept.op_id for kept in coverage.kept if kept.reason == optimise.LEFT] == [number for number, _ in left]
+    assert [kept.op_id for kept in coverage.kept if kept.reason == for_speed.LEFT] == [number for number, _ in left]
     kinds = ("fused_conv2d", "depthwise_conv2d")
     floats = [op for op in result.ops if op.type in kinds and op.attr("mkldnn_data_type") != "int8"]
     assert len(floats) == (1 if choice != "int8" else 0)

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant import digests, outcomes
+from quant.datasets.columns import Column, Ragged, values_of
+from quant.datasets.readers import files_behind
 from quant.errors import DataError, ModelError, OutputError
-from quant.outcomes import About, Key, Part, Shelf, Store, data_digests, model_digest, pack, parts_of, unpack
-from quant.readers import files_behind
-from quant.sequences import Column, Ragged, values_of
+from quant.evaluation import parts as outcomes
+from quant.evaluation.parts import About, Key, Part, Shelf, Store, data_digests, model_digest, pack, parts_of, unpack
+from quant.storage import digests
 from tests.columns import ragged
 
 KEY = Key("model", {"data": "d"}, "npz", {"precision": "int8"}, "avx2", 50, 1, {"numpy": "2"})

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from quant.errors import ModelError
-from quant.graph import save_dir
-from quant.paddle_errors import reason
-from quant.predictor import Predictor
+from quant.ir.graph import save_dir
+from quant.ir.paddle_errors import reason
+from quant.runtime.predictor import Predictor
 from tests.nets import Net
 
 _BROADCAST = "(InvalidArgument) Broadcast dimension mismatch. Received [16] in X is not equal to [8] in Y at i:1."

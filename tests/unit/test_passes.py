@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant.graph import DTYPE_NUMBERS, Graph, Pass, run_passes
-from quant.numerics import channel_thresholds, dequantise, quantise
-from quant.passes import (
+from quant.ir.graph import DTYPE_NUMBERS, Graph, Pass, run_passes
+from quant.ir.numerics import channel_thresholds, dequantise, quantise
+from quant.ir.passes import (
     NORMALISE,
     bias_as_vector,
     drop_identities,

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from quant.cache import cached, giving_up, locked
 from quant.errors import OutputError
-from quant.places import fresh_dir, fresh_file, scratch_dir, write_text
+from quant.storage.cache import cached, giving_up, locked
+from quant.storage.files import fresh_dir, fresh_file, scratch_dir, write_text
 
 
 def test_one_at_a_time_is_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

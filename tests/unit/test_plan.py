@@ -1,4 +1,4 @@
-"""The rules R1 to R6 of quant.rounding.Storage, one by one, and the union-find that they are written into."""
+"""The rules R1 to R6 of quant.quantization.plan.Storage, one by one, and the union-find that they are written into."""
 
 from collections.abc import Callable
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fixtures.programs import Program
-from quant.graph import Graph, Var
-from quant.numerics import SIGNED, STATE_THRESHOLD, UNSIGNED
-from quant.rounding import Plan, ScaleGroups, plan_of, roundable
+from quant.ir.graph import Graph, Var
+from quant.ir.numerics import SIGNED, STATE_THRESHOLD, UNSIGNED
+from quant.quantization.plan import Plan, ScaleGroups, plan_of, roundable
 from tests.nets import Net
 
 

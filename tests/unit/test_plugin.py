@@ -13,13 +13,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from quant import history, plugin
-from quant.benchmark_files import extra_info, from_benchmark, machine_info
+from quant import pytest_plugin
 from quant.errors import DataError
-from quant.graph import save_dir
-from quant.ratios import pairs
-from quant.record import Record
-from quant.rows import Case, Row
+from quant.ir.graph import save_dir
+from quant.results import history
+from quant.results.benchmark_files import extra_info, from_benchmark, machine_info
+from quant.results.record import Record
+from quant.results.speed_ratio import pairs
+from quant.results.target import Case, Row
 from tests.manifests import ANY_SPEED, CRASHES, HANGS, SAMPLES, write_repository
 from tests.nets import residual_net
 
@@ -267,7 +268,7 @@ def test_it_says_why_nothing_is_timed(config: dict[str, bool], why: str) -> None
         getoption=lambda name: config.get(name, False),
         **({"workerinput": {}} if config.get("worker") else {}),
     )
-    assert plugin._why_untimed(found) == why  # type: ignore[arg-type]
+    assert pytest_plugin._why_untimed(found) == why  # type: ignore[arg-type]
 
 
 # --- ratios, with invented times
@@ -293,10 +294,10 @@ def test_a_ratio_is_judged_by_its_interval(ratio: float, spread: float, outcome:
     [pair] = pairs(timed(ratio, spread), {"net": ROW})
     benchmark = SimpleNamespace(extra_info={}, pedantic=lambda once, rounds: [once() for _ in range(rounds)])
     subject: Any = SimpleNamespace(pair=lambda batch, threads: pair)
-    clock = plugin._Clock()
+    clock = pytest_plugin._Clock()
 
     def judge() -> None:
-        plugin._ratio(subject, 1, 1, clock, "quant suite", benchmark)
+        pytest_plugin._ratio(subject, 1, 1, clock, "quant suite", benchmark)
 
     if outcome is None:
         judge()

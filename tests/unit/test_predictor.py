@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant import isolate
 from quant.errors import ChildError, DataError, ModelError
-from quant.graph import Graph, save_dir
-from quant.predictor import BROKEN_ONEDNN, Predictor, Settings
+from quant.ir.graph import Graph, save_dir
+from quant.process import isolate
+from quant.runtime.predictor import BROKEN_ONEDNN, Predictor, Settings
 from tests.nets import NATIVE, Net, data, residual_net, run
 
 
@@ -62,7 +62,7 @@ def test_a_program_that_paddle_refuses(tmp_path: Path) -> None:
     graph = net.graph(net.act("x", "no_such_op"))
     save_dir(graph, tmp_path)
     with pytest.raises((ModelError, ChildError), match=r"no_such_op|can't load|crashed"):
-        isolate.call("quant.timing:bench", {"contenders": [[{"model": str(tmp_path), "precision": "fp32"}]]})
+        isolate.call("quant.timing.worker:bench", {"contenders": [[{"model": str(tmp_path), "precision": "fp32"}]]})
 
 
 def padded() -> Graph:

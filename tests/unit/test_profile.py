@@ -7,16 +7,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant.calibration import calibrate
-from quant.conversion import convert
+from quant.diagnosis.advice import FloatKernel, IslandCost, findings, float_kernels, float_ms_of, island_costs
+from quant.diagnosis.kernel_table import (
+    KINDS,
+    Step,
+    Sums,
+    groups,
+    kind_of,
+    lowest,
+    middle,
+    per_op,
+    steps_of,
+    sums_of,
+    typical,
+)
 from quant.errors import ModelError
-from quant.findings import FloatKernel, IslandCost, findings, float_kernels, float_ms_of, island_costs
-from quant.graph import Attr, Graph, Op, Var, save_dir
-from quant.islands import islands, weighted_before, why_float
-from quant.kernel_table import KINDS, Step, Sums, groups, kind_of, lowest, middle, per_op, steps_of, sums_of, typical
-from quant.passes import lower_quantizers
-from quant.predictor import Predictor, Settings
-from quant.profile import Kernel, kernels
+from quant.ir.graph import Attr, Graph, Op, Var, save_dir
+from quant.ir.int8_regions import islands, weighted_before, why_float
+from quant.ir.passes import lower_quantizers
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.runtime.predictor import Predictor, Settings
+from quant.runtime.verbose_log import Kernel, kernels
 from tests.nets import Net, data, residual_net
 
 # Recorded with oneDNN 3.6.2 (verbose level 2); ERNIE, MobileNetV2, LAC and a transposed convolution.

@@ -10,20 +10,20 @@ import paddle
 import pytest
 from paddle import nn
 
-from quant import finetune
-from quant.chains import state_matrix
-from quant.conversion import convert as to_int8
+from quant.datasets.columns import Ragged
+from quant.datasets.readers import Dataset
 from quant.errors import ConversionError, DataError, ModelError, OptionError
-from quant.finetune import Training, fine_tune
-from quant.graph import Attr, Graph, Op, Var, load_dir, save_dir
-from quant.metrics import sqnr
-from quant.passes import lower_quantizers
-from quant.passes.quantizers import WEIGHT_SLOT
-from quant.predictor import Predictor, Settings
-from quant.qat import Config, convert, quant_aware
-from quant.qat_layers import convert_layer, quant_aware_layer
-from quant.readers import Dataset
-from quant.sequences import Ragged
+from quant.ir.fusion import state_matrix
+from quant.ir.graph import Attr, Graph, Op, Var, load_dir, save_dir
+from quant.ir.passes import lower_quantizers
+from quant.ir.passes.quantizers import WEIGHT_SLOT
+from quant.metrics.scores import sqnr
+from quant.quantization.conversion import convert as to_int8
+from quant.quantization.training import finetune
+from quant.quantization.training.finetune import Training, fine_tune
+from quant.quantization.training.layers import convert_layer, quant_aware_layer
+from quant.quantization.training.program import Config, convert, quant_aware
+from quant.runtime.predictor import Predictor, Settings
 
 random = np.random.default_rng(0)
 IMAGES = random.standard_normal((32, 3, 16, 16)).astype(np.float32)

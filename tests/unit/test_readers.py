@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixtures import digits
+from quant.datasets.readers import batches, check_labels, open_data, write_bin
 from quant.errors import DataError
-from quant.readers import batches, check_labels, open_data, write_bin
 
 SIGNATURE = {"image": ((3, 4, 4), "float32")}
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from fixtures.programs import Program
-from quant import isolate
-from quant.calibration import calibrate
-from quant.chains import chains_of, pack_state_weight, state_matrix
-from quant.conversion import convert
+from quant.datasets.readers import Ragged
 from quant.errors import ChildError, DataError
-from quant.graph import Graph, Var, load_dir, run_passes, save_dir
-from quant.metrics import sqnr
-from quant.passes import NORMALISE, lift_quantizers, lower_quantizers, quantize_cells
-from quant.predictor import Predictor, Settings
-from quant.readers import Ragged
+from quant.ir.fusion import chains_of, pack_state_weight, state_matrix
+from quant.ir.graph import Graph, Var, load_dir, run_passes, save_dir
+from quant.ir.passes import NORMALISE, lift_quantizers, lower_quantizers, quantize_cells
+from quant.metrics.scores import sqnr
+from quant.process import isolate
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.runtime.predictor import Predictor, Settings
 from tests.published import with_plain_cells
 
 WIDTH, HIDDEN = 12, 16
@@ -274,7 +274,7 @@ CUTS = ([12], [6, 6], [4, 4, 4])
 
 def run_cuts_on_one_engine(model: str) -> bool:
     """Run in a child, with Paddle as it comes: as many steps as other numbers of sequences; is every result right?"""
-    from quant import predictor
+    from quant.runtime import predictor
 
     predictor.RECURRENT.clear()  # what Predictor does about it
     steps = np.random.default_rng(0).standard_normal((12, WIDTH)).astype(np.float32)

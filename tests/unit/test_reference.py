@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quant import isolate, pipeline
-from quant.calibration import calibrate
-from quant.conversion import convert
-from quant.graph import Graph, Op, load_dir, run_passes, save_dir
-from quant.isolate import KERNELS, report_kernels
-from quant.metrics import sqnr
-from quant.passes import NORMALISE, lower_quantizers, own_weights
-from quant.predictor import Predictor, Settings
-from quant.reference import Reference, agreement_db
-from quant.sequences import values_of
+from quant.datasets.columns import values_of
+from quant.ir.graph import Graph, Op, load_dir, run_passes, save_dir
+from quant.ir.passes import NORMALISE, lower_quantizers, own_weights
+from quant.metrics.scores import sqnr
+from quant.process import isolate
+from quant.process.isolate import KERNELS, report_kernels
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.runtime.predictor import Predictor, Settings
+from quant.runtime.reference import Reference, agreement_db
+from quant.suites import embedded
 from tests.nets import NATIVE, Net, residual_net, run
 from tests.sharing import inputs
 from tests.unit.test_sharing import layers
@@ -148,7 +149,7 @@ def test_an_evaluation_says_it(tmp_path: Path) -> None:
     [batch] = Net().batches(1)
     np.savez(tmp_path / "data.npz", **batch, label=np.zeros(len(batch["x"]), np.int64))
     runs = [{"model": str(place), "precision": "quant"}, {"model": str(place), "precision": "quant", "onednn": True}]
-    right, asked = pipeline.evaluate(runs, tmp_path / "data.npz")
+    right, asked = embedded.evaluate(runs, tmp_path / "data.npz")
     assert "dB apart" in right.result["note"] and not asked.result["note"]
     with Predictor(place, NATIVE) as predictor:
         due = predictor(batch)

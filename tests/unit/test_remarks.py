@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quant.datasets.columns import Column, Dataset, Padded, Ragged
+from quant.datasets.remarks import calibrating, remarks
 from quant.errors import DataError
-from quant.remarks import calibrating, remarks
-from quant.sequences import Column, Dataset, Padded, Ragged
 
 random = np.random.default_rng(0)
 NOISE = random.standard_normal((240, 3, 8, 8)).astype(np.float32)

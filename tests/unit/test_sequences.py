@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quant.datasets.columns import Dataset, Padded, Ragged
+from quant.datasets.readers import batches, by_length, check_ids, check_labels
 from quant.errors import DataError
-from quant.readers import batches, by_length, check_ids, check_labels
-from quant.sequences import Dataset, Padded, Ragged
 from tests.columns import ragged, sequences
 
 lengths = st.lists(st.integers(0, 5), min_size=1, max_size=8)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from quant import metrics
-from quant.metrics import Verdict, paired, verdict
-from quant.sequential import ALPHA, MOST, boundaries, looks
+from quant.metrics import scores
+from quant.metrics.scores import Verdict, paired, verdict
+from quant.metrics.sequential import ALPHA, MOST, boundaries, looks
 
 LIMIT = 0.01
 
@@ -94,7 +94,7 @@ def test_a_drop_on_the_threshold_is_decided_in_5_of_100_runs(
     outcomes: object, metric: str, trials: int, ends: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three standard errors above 5% are allowed, and the usual interval at every look is beyond that."""
-    monkeypatch.setattr(metrics, "_RESAMPLES", 400)  # a tenth, for the time it takes
+    monkeypatch.setattr(scores, "_RESAMPLES", 400)  # a tenth, for the time it takes
     allowed = ALPHA + 3 * np.sqrt(ALPHA * (1 - ALPHA) / trials)
     assert wrong(outcomes, metric, trials, ends, usual=False) <= allowed
     assert wrong(outcomes, metric, trials, ends, usual=True) > allowed

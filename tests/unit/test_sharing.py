@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from fixtures.programs import Program
-from quant.calibration import calibrate
-from quant.conversion import convert
-from quant.graph import Graph, Var, save_dir
-from quant.passes import lower_quantizers
-from quant.predictor import Predictor, Settings
-from quant.sequences import values_of
+from quant.datasets.columns import values_of
+from quant.ir.graph import Graph, Var, save_dir
+from quant.ir.passes import lower_quantizers
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.runtime.predictor import Predictor, Settings
 from tests.nets import NATIVE, Net
 from tests.sharing import SIZE, inputs
 

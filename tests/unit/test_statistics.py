@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from quant.datasets.columns import Ragged
+from quant.datasets.tagging import numbered_tags
 from quant.errors import ModelError
-from quant.metrics import METRICS, WORDS, agreement, cosine, metric_of, paired, ratio_interval, sqnr, verdict
-from quant.numerics import (
+from quant.ir.numerics import (
     REDUCED,
     SIGNED,
     UNSIGNED,
@@ -19,9 +20,8 @@ from quant.numerics import (
     quantise,
     usable,
 )
-from quant.observers import ALGORITHMS, Sample, choose
-from quant.sequences import Ragged
-from quant.tagging import numbered_tags
+from quant.metrics.scores import METRICS, WORDS, agreement, cosine, metric_of, paired, ratio_interval, sqnr, verdict
+from quant.quantization.observers import ALGORITHMS, Sample, choose
 
 FLOATS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=3), elements=st.floats(-1e3, 1e3, width=32))
 

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
-from quant.calibration import calibrate
-from quant.conversion import convert
-from quant.counterparts import stem
-from quant.graph import Graph, run_passes
-from quant.op_costs import Costs
-from quant.passes import PLACE
+from quant.diagnosis.pairing import stem
+from quant.ir.graph import Graph, run_passes
+from quant.ir.passes import PLACE
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.search.op_costs import Costs
 from tests.nets import NETS, data
 from tests.unit.test_recurrent import layers, sequences
 

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from quant import cpu, registry, report
+from quant import cpu
 from quant.cli import shared
 from quant.errors import DataError, OptionError
-from quant.instances import Instance, Throughput
-from quant.profile import Declared, kernels, proof
-from quant.ratios import pairs as pairs_of
-from quant.record import SCHEMA, Anatomy, Failure, KeptOp, Kernel, Layer, Load, Machine, Record, Run, columns
-from quant.registry import BY_NAME
-from quant.rows import Row
+from quant.reports import tables as report
+from quant.results.record import SCHEMA, Anatomy, Failure, KeptOp, Kernel, Layer, Load, Machine, Record, Run, columns
+from quant.results.speed_ratio import pairs as pairs_of
+from quant.results.target import Row
+from quant.runtime.verbose_log import Declared, kernels, proof
+from quant.suites import registry
+from quant.suites.registry import BY_NAME
+from quant.timing.instances import Instance, Throughput
 from tests import runs
 
 LOG = """onednn_verbose,v1,info,oneDNN v3.6.2 (commit 28d6967)

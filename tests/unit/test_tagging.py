@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quant.datasets.columns import Column, Ragged
+from quant.datasets.readers import files_behind
+from quant.datasets.tagging import TagSet, chunks, numbered_tags, read_tag_set
 from quant.errors import DataError, OptionError, QuantError
-from quant.manifest import read
-from quant.metrics import METRICS, WORDS, check_metrics, counted, fitting, metric_of
-from quant.readers import files_behind
-from quant.sequences import Column, Ragged
-from quant.tagging import TagSet, chunks, numbered_tags, read_tag_set
+from quant.metrics.scores import METRICS, WORDS, check_metrics, counted, fitting, metric_of
+from quant.suites.manifest.schema import read
 
 NAMES = ["B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC", "O"]
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from fixtures import digits, handwriting, lac, pairs
 from fixtures.topologies import WEIGHTS
-from quant.formats import half_width
-from quant.registry import find
+from quant.datasets.formats import half_width
+from quant.suites.registry import find
 
 ROOT = Path(__file__).parents[2]
 SPLITS: tuple[digits.Split, ...] = ("train", "calibration", "test")

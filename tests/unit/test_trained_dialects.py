@@ -9,15 +9,15 @@ import numpy as np
 import paddle
 import pytest
 
-from quant.calibration import calibrate
-from quant.conversion import convert
 from quant.errors import ConversionError
-from quant.graph import Graph, Op, Var, load_dir, run_passes, save_dir
-from quant.inspection import survey
-from quant.metrics import sqnr
-from quant.passes import CALIBRATE, lift_quantizers, lift_weights, lower_quantizers
-from quant.passes.quantizers import WEIGHT_SLOT
-from quant.predictor import Settings
+from quant.ir.graph import Graph, Op, Var, load_dir, run_passes, save_dir
+from quant.ir.passes import CALIBRATE, lift_quantizers, lift_weights, lower_quantizers
+from quant.ir.passes.quantizers import WEIGHT_SLOT
+from quant.metrics.scores import sqnr
+from quant.quantization.calibration import calibrate
+from quant.quantization.conversion import convert
+from quant.runtime.predictor import Settings
+from quant.suites.manifest.inspection import survey
 from tests.nets import CONV, NATIVE, NETS, Net, data, run
 
 

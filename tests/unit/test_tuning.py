@@ -1,4 +1,5 @@
-"""quant.tuning: the search over a bench of which everything is known, worst samples, and what is chosen."""
+"""quant.search.for_accuracy: the search over a bench of which everything is known, worst samples, and what is
+chosen."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant.metrics import METRICS, Paired
-from quant.sequences import Ragged
-from quant.tuning import (
+from quant.datasets.columns import Ragged
+from quant.metrics.scores import METRICS, Paired
+from quant.search.for_accuracy import (
     Guess,
     Kernel,
     Move,

@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quant import cpu, instances, isolate, pipeline, timing, turns
+from quant import cpu
 from quant.errors import ChildError, DataError, OptionError
-from quant.graph import save_dir
-from quant.instances import percentile, work_done
-from quant.ratios import settled
-from quant.record import Record
-from quant.registry import BY_NAME
-from quant.rows import Case
+from quant.ir.graph import save_dir
+from quant.process import isolate
+from quant.results.record import Record
+from quant.results.speed_ratio import settled
+from quant.results.target import Case
+from quant.suites import embedded
+from quant.suites.registry import BY_NAME
+from quant.timing import instances, worker
+from quant.timing import rounds as turns
+from quant.timing.instances import percentile, work_done
 from tests.nets import Net
 
 HERE = "tests.unit.test_turns"
@@ -38,7 +42,7 @@ def collect() -> list[int]:
 
 
 def tell_who(contenders: list[list[Any]], threads: int, cpus: list[int], batch: int) -> None:
-    """As quant.timing.take_turns: takes the last variant, and for seconds the process's number."""
+    """As quant.timing.worker.take_turns: takes the last variant, and for seconds the process's number."""
     isolate.report_event({"runs": [contenders[0][-1]], "cost_s": 0.0})
     for _ in isolate.requests():
         isolate.report_event({"seconds": [float(os.getpid())]})
@@ -46,7 +50,7 @@ def tell_who(contenders: list[list[Any]], threads: int, cpus: list[int], batch: 
 
 def pinned(run: dict[str, Any], cpus: list[int]) -> list[list[int]]:
     """Where all threads may run, after a model took its turns."""
-    timing.take_turns([[run]], threads=2, cpus=cpus, batch=4)
+    worker.take_turns([[run]], threads=2, cpus=cpus, batch=4)
     return [sorted(os.sched_getaffinity(int(task.name))) for task in Path("/proc/self/task").iterdir()]
 
 
@@ -172,7 +176,7 @@ def test_each_round_has_new_processes_and_the_variant_that_was_the_fastest() -> 
 
 def test_all_threads_are_pinned_once_the_models_are_loaded(model: str) -> None:
     run = {"model": model, "precision": "fp32", "executor": "paddle"}
-    records = pipeline.in_processes("row", Path(model), Path(model), {"batch": 4}, Case(4), rounds=2, laps=3)
+    records = embedded.in_processes("row", Path(model), Path(model), {"batch": 4}, Case(4), rounds=2, laps=3)
     fp32, int8 = records
     assert (fp32.processes, int8.processes) == (2, 2)
     assert len(fp32.latency_s) == len(int8.latency_s) == len(int8.twin_s) == 6

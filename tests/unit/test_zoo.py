@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 
 from fixtures.programs import Program
-from quant import pipeline, zoo_report, zoo_suite
+from quant.datasets.columns import Ragged
+from quant.datasets.readers import FORMATS
 from quant.errors import FetchError, ModelError, OptionError
-from quant.graph import Graph, Op, Var, load_dir, save_dir
-from quant.metrics import METRICS, sqnr
-from quant.models import DERIVED, Models
-from quant.passes import drop_judges, lower_quantizers
-from quant.passes.quantizers import without_quantizers
-from quant.profile import Declared, proof
-from quant.readers import FORMATS
-from quant.record import Record, columns
-from quant.registry import MODELS, find
-from quant.sequences import Ragged
-from quant.zoo import ROWS, Timing, ZooRow, find_artefact, row_of
-from quant.zoo_jobs import split
+from quant.ir.graph import Graph, Op, Var, load_dir, save_dir
+from quant.ir.passes import drop_judges, lower_quantizers
+from quant.ir.passes.quantizers import without_quantizers
+from quant.metrics.scores import METRICS, sqnr
+from quant.reports import published
+from quant.results.record import Record, columns
+from quant.runtime.verbose_log import Declared, proof
+from quant.suites import embedded
+from quant.suites.prepare import DERIVED, Models
+from quant.suites.published import located
+from quant.suites.published.catalogue import ROWS, Timing, ZooRow, find_artefact, row_of
+from quant.suites.published.worker import split
+from quant.suites.registry import MODELS, find
 from tests.nets import NATIVE, NETS, data, residual_net, run
 from tests.unit.test_foreign_models import paddles_own_ptq
 
@@ -58,10 +60,10 @@ def test_both_tables_quote_the_seeds_alike(row: ZooRow) -> None:
 
 
 def test_what_is_timed() -> None:
-    ernie = [(timing.threads, timing.ratio) for timing in zoo_suite.cases_of(row_of("ernie"))]
+    ernie = [(timing.threads, timing.ratio) for timing in located.cases_of(row_of("ernie"))]
     assert ernie == [(1, 2.99), (20, 1.76)]  # three documents print both
-    assert [timing.batch for timing in zoo_suite.cases_of(row_of("gru"))] == [1, 50, 50]
-    [googlenet] = zoo_suite.cases_of(row_of("googlenet"))
+    assert [timing.batch for timing in located.cases_of(row_of("gru"))] == [1, 50, 50]
+    [googlenet] = located.cases_of(row_of("googlenet"))
     assert (googlenet.batch, googlenet.threads, googlenet.document) == (1, 1, "")
 
 
@@ -81,7 +83,7 @@ LSTM = ("lstm-quant/lstm_quant/model", "lstm-data/quant_lstm_input_data")
 
 def test_what_is_missing_comes_with_the_way_to_get_it(tmp_path: Path) -> None:
     def lacks(name: str) -> list[tuple[str, str]]:
-        return [(lack.what, lack.how) for lack in zoo_suite.missing(row_of(name), tmp_path)]
+        return [(lack.what, lack.how) for lack in located.missing(row_of(name), tmp_path)]
 
     binary = f"{tmp_path}/int8_full_val.bin"
     assert lacks("vgg16")[0] == ("vgg16-qat", f"quant fetch vgg16-qat --output {tmp_path}")
@@ -102,9 +104,9 @@ def test_what_is_missing_comes_with_the_way_to_get_it(tmp_path: Path) -> None:
 def test_where_the_parts_of_a_row_are(tmp_path: Path) -> None:
     put(tmp_path, *ERNIE)
     with pytest.raises(FetchError, match=r"ernie-data: should hold .*label.xnli.dev, but holds .*fetch it anew"):
-        zoo_suite.located(row_of("ernie"), tmp_path)
+        located.located(row_of("ernie"), tmp_path)
     put(tmp_path, LABELS, *LSTM, "lac/test.tsv", "gru-quant/GRU_quant_acc/__model__")
-    ernie, gru, lstm = (zoo_suite.located(row_of(name), tmp_path) for name in ("ernie", "gru", "lstm"))
+    ernie, gru, lstm = (located.located(row_of(name), tmp_path) for name in ("ernie", "gru", "lstm"))
     assert (ernie.model, ernie.data, ernie.labels) == (
         tmp_path / "ernie-qat/Ernie_qat/float",
         tmp_path / ERNIE[1],
@@ -113,24 +115,24 @@ def test_where_the_parts_of_a_row_are(tmp_path: Path) -> None:
     assert (gru.data, gru.format, gru.labels) == (tmp_path / "lac/test.tsv", "lac", None)
     assert (lstm.fp32, lstm.calibration) == (None, tmp_path / "calibration/lstm")
     put(tmp_path, "lstm-fp32/lstm_fp32_model/model", "gru-data/GRU_eval_data.bin")
-    assert zoo_suite.located(row_of("lstm"), tmp_path).fp32 == tmp_path / "lstm-fp32/lstm_fp32_model"
-    assert zoo_suite.located(row_of("gru"), tmp_path).format == "lac_bin"
+    assert located.located(row_of("lstm"), tmp_path).fp32 == tmp_path / "lstm-fp32/lstm_fp32_model"
+    assert located.located(row_of("gru"), tmp_path).format == "lac_bin"
 
 
 def test_rows_that_can_run_and_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no such directory"):
-        zoo_suite.sort_out([], tmp_path / "none")
+        located.sort_out([], tmp_path / "none")
     with pytest.raises(OptionError, match=r"nothing of gru, lstm is whole; gru needs: quant fetch gru-quant"):
-        zoo_suite.sort_out(["lstm", "gru"], tmp_path)
+        located.sort_out(["lstm", "gru"], tmp_path)
     put(tmp_path, *LSTM)
-    [found], lacks = zoo_suite.sort_out(["lstm", "gru"], tmp_path)
+    [found], lacks = located.sort_out(["lstm", "gru"], tmp_path)
     assert found.row is row_of("lstm")
     assert [(row.name, lack.what) for row, lack in lacks] == [
         ("gru", "gru-quant"),
         ("gru", f"gru-data or {tmp_path}/lac/test.tsv"),
         ("lstm", "lstm-fp32"),
     ]
-    assert {row.name for row, _ in zoo_suite.sort_out([], tmp_path)[1]} == {row.name for row in ROWS}
+    assert {row.name for row, _ in located.sort_out([], tmp_path)[1]} == {row.name for row in ROWS}
 
 
 # --- what is made of a model
@@ -183,7 +185,7 @@ def test_tags_come_out_instead_of_counts_of_chunks() -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_taking_quantizers_out_leaves_the_network(name: str) -> None:
-    from quant.calibration import calibrate
+    from quant.quantization.calibration import calibrate
 
     graph = NETS[name]()
     assert without_quantizers(graph) is graph
@@ -237,24 +239,24 @@ def test_decoded_sequences_may_differ_in_length_but_not_in_kind(
     """FP32 can be a model of its own, so it is looked at before anything is compared."""
     labels = Ragged.of([np.array([digit]) for digit in (0, 1, 2)])
 
-    def ran(precision: str, classes: int, decoded: list[list[int]]) -> pipeline.Evaluated:
+    def ran(precision: str, classes: int, decoded: list[list[int]]) -> embedded.Evaluated:
         digits = Ragged.of([np.array(some, np.int64).reshape(-1, 1) for some in decoded])
         outputs = [np.eye(3, classes, dtype=np.float32), digits]
         told = {"compared": "", "note": "", "overhead": 0.0}
         result = {"model": precision, "precision": precision, "samples": 3, "threads": 1, **told}
-        return pipeline.Evaluated(tmp_path, result, outputs, labels, proof([], Declared()))
+        return embedded.Evaluated(tmp_path, result, outputs, labels, proof([], Declared()))
 
     put(tmp_path, *LSTM, "lstm-fp32/lstm_fp32_model/model")
-    found = zoo_suite.located(row_of("lstm"), tmp_path)
+    found = located.located(row_of("lstm"), tmp_path)
     models = Models(tmp_path, tmp_path, tmp_path, derived=False, weights="")
     runs = [ran("fp32", 10, [[0], [1], [2]]), ran("quant", 10, [[0], [1], [2]]), ran("int8", 10, [[0], [1, 1], [2]])]
-    monkeypatch.setattr(pipeline, "evaluate", lambda *args, **more: runs)
-    records = zoo_suite.accuracy(found, models)
+    monkeypatch.setattr(embedded, "evaluate", lambda *args, **more: runs)
+    records = located.accuracy(found, models)
     assert [record.score("ctc") for record in records] == [1.0, 1.0, pytest.approx(2 / 3)]
     assert [record.variant for record in records] == ["published", "", ""]
     runs[0] = ran("fp32", 12, [[0], [1], [2]])
     with pytest.raises(ModelError, match=r"lstm_fp32_model: gives out float32\[12\], int64\[1\], but .*another model"):
-        zoo_suite.accuracy(found, models)
+        located.accuracy(found, models)
 
 
 # --- verdicts and tables
@@ -289,7 +291,7 @@ def timed(name: str, ratio: float, timing: Timing) -> list[Record]:
 
 
 def told(name: str, *args: int, share: float = 1.0) -> str:
-    return "; ".join(zoo_report.misses(exact(name, *args, share=share), []))
+    return "; ".join(published.misses(exact(name, *args, share=share), []))
 
 
 def test_a_part_of_the_images_fails_by_its_interval_all_of_them_by_the_estimate() -> None:
@@ -304,7 +306,7 @@ def test_a_part_of_the_images_fails_by_its_interval_all_of_them_by_the_estimate(
 def test_lstm_is_judged_against_fp32_by_both_its_scores() -> None:
     text = told("lstm", 950, 930, 1000)
     assert "LSTM hx: drop 2.00 points" in text and "LSTM ctc: drop 2.00 points" in text
-    limits = {(line.metric, line.before.precision): line.limit for line in zoo_report.lines(exact("lstm", 9, 9, 10))}
+    limits = {(line.metric, line.before.precision): line.limit for line in published.lines(exact("lstm", 9, 9, 10))}
     assert limits == {("hx", "quant"): None, ("hx", "fp32"): 0.01, ("ctc", "quant"): None, ("ctc", "fp32"): 0.01}
 
 
@@ -312,18 +314,18 @@ def test_shares_and_scores_that_show_that_something_else_was_measured() -> None:
     assert "INT8 share 60.0%, expected 98%" in told("resnet50", 1500, 1500, 2000, share=0.6)
     assert told("ernie", 80, 80, 100, share=0.93) == ""
     *others, int8 = exact("resnet50", 1500, 1500, 2000)
-    told_of = "; ".join(zoo_report.misses([*others, replace(int8, uncounted=("custom",))], []))
+    told_of = "; ".join(published.misses([*others, replace(int8, uncounted=("custom",))], []))
     assert "INT8 share 100.0%, but not counted is what these ops multiply: custom" in told_of
     assert "0.10% where the seeds print 76.62%" in told("resnet50", 2, 2, 2000)
-    assert not zoo_report.passed(exact("resnet50", 2, 2, 2000), [])
+    assert not published.passed(exact("resnet50", 2, 2, 2000), [])
 
 
 def test_tables_like_the_seeds_with_ours_beside() -> None:
-    ernie = zoo_suite.cases_of(row_of("ernie"))[0]
+    ernie = located.cases_of(row_of("ernie"))[0]
     records = [*exact("resnet50", 1532, 1530, 2000), *exact("ernie", 80, 80, 100)]
     speed = [*timed("resnet50", 4.0, row_of("resnet50").timings[0]), *timed("ernie", 2.0, ernie)]
-    lacks = [(row_of("gru"), zoo_suite.Missing("gru-quant", "quant fetch gru-quant"))]
-    found = {table.title: table for table in zoo_report.tables(records, speed, lacks, cores=2)}
+    lacks = [(row_of("gru"), located.Missing("gru-quant", "quant fetch gru-quant"))]
+    found = {table.title: table for table in published.tables(records, speed, lacks, cores=2)}
     assert [title.partition(" (")[0] for title in found] == [
         "Published models: accuracy, image classification",
         "Published models: speed, image classification",
@@ -348,14 +350,14 @@ def test_tables_like_the_seeds_with_ours_beside() -> None:
     assert by_threads == {"20"}
     assert [row[12:14] for row in text_speed.rows if row[3] == "1"] == [("20.00", "10.00")] * 3  # ms
     assert text_speed.rows[0][-1] == "FAILED"  # 2.0, due 3.0
-    assert zoo_report.passed(records, speed[:2]) and not zoo_report.passed(records, speed)
-    assert "ERNIE, batch 1, 1 thread(s): FP32 / INT8 2.00, due 3.0: FAILED" in zoo_report.misses(records, speed)
+    assert published.passed(records, speed[:2]) and not published.passed(records, speed)
+    assert "ERNIE, batch 1, 1 thread(s): FP32 / INT8 2.00, due 3.0: FAILED" in published.misses(records, speed)
     assert absent.rows == (("GRU (LAC)", "gru-quant", "quant fetch gru-quant"),)
 
 
 def test_a_row_that_no_document_times_is_timed_all_the_same() -> None:
-    [timing] = zoo_suite.cases_of(row_of("googlenet"))
-    _, speed = zoo_report.tables(exact("googlenet", 70, 70, 100), timed("googlenet", 3.0, timing), [], cores=2)
+    [timing] = located.cases_of(row_of("googlenet"))
+    _, speed = published.tables(exact("googlenet", 70, 70, 100), timed("googlenet", 3.0, timing), [], cores=2)
     assert speed.rows[0][4:9] == ("-", "images/s", "-", "-", "-")
     assert speed.rows[0][-1] == "reached"
 
@@ -363,6 +365,6 @@ def test_a_row_that_no_document_times_is_timed_all_the_same() -> None:
 def test_decisions_without_scores_have_no_sqnr() -> None:
     records = exact("gru", 90, 90, 100)
     bare = [replace(record, sqnr_db={}) for record in records]
-    [accuracy, _] = zoo_report.tables(bare, [], [], cores=2)
+    [accuracy, _] = published.tables(bare, [], [], cores=2)
     assert {row[12] for row in accuracy.rows} == {"-"}
     assert math.isfinite(records[-1].sqnr_db["quant"])

@@ -1,0 +1,98 @@
+"""Op types that are no multiply-accumulates, and those that are but can't be counted: data for quant.ir.ops.arithmetic.
+
+The names are those of Paddle 3.3's legacy ops, without gradients and other devices' own ops, plus Paddle 1.x's older
+names. An op type that stands neither here nor in ops.arithmetic is unknown, and whoever tells a share names it.
+"""
+
+__all__ = ["NO_FORMULA", "PLAIN"]
+
+_PLAIN = """
+abs accuracy accuracy_check acos acosh adadelta adagrad adam adamax adamw add_group_norm_silu add_position_encoding
+affine_channel affine_grid all_gather all_reduce all_to_all allclose anchor_generator angle apply_per_channel_scale
+arg_max arg_min argsort as_complex as_real as_strided asgd asin asinh assert assign assign_pos assign_value atan
+atan2 atanh auc average_accumulates barrier batch_norm bce_loss beam_search beam_search_decode bernoulli
+bicubic_interp bicubic_interp_v2 bilinear_interp bilinear_interp_v2 bincount binomial bipartite_match bitwise_and
+bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor blha_get_max_len box_clip box_coder brelu
+broadcast broadcast_tensors build_src_rank_and_local_expert_id cal_aux_loss calc_reduced_attn_scores cast ceil celu
+channel_shuffle check_finite_and_unscale check_numerics chunk_eval class_center_sample clip clip_by_norm
+coalesce_tensor collect_fpn_proposals comm_init_all complex concat conj copysign cos cosh
+create_double_buffer_reader create_py_reader crf_decoding crop crop_tensor cross cross_entropy cross_entropy2
+cross_entropy_with_softmax_bwd_w_downcast ctc_align cummax cummin cumprod cumsum cvm data data_norm decayed_adagrad
+decode_jpeg depend dequantize dequantize_abs_max dequantize_linear dequantize_log dgc dgc_clip_by_norm dgc_momentum
+diag_embed diag_v2 diagonal digamma dirichlet dist dist_concat distribute_fpn_proposals distributed_fused_lamb_init
+dpsgd dropout edit_distance elementwise_add elementwise_div elementwise_floordiv elementwise_fmax elementwise_fmin
+elementwise_heaviside elementwise_max elementwise_min elementwise_mod elementwise_mul elementwise_pow
+elementwise_sub elu embedding_grad_add_to embedding_with_scaled_gradient empty equal equal_all erf erfinv exp expand
+expand_as expand_as_v2 expand_modality_expert_id expand_v2 expm1 exponential eye
+fake_channel_wise_dequantize_max_abs fake_channel_wise_quantize_abs_max
+fake_channel_wise_quantize_dequantize_abs_max fake_dequantize_max_abs fake_quant fake_quantize_abs_max
+fake_quantize_dequantize_abs_max fake_quantize_dequantize_moving_average_abs_max
+fake_quantize_moving_average_abs_max fake_quantize_range_abs_max fast_ln fast_rms_norm faster_tokenizer feed fetch
+fetch_barrier fetch_v2 fill fill_any fill_any_like fill_constant fill_constant_batch_size_like fill_diagonal
+fill_diagonal_tensor fill_zeros_like flatten flatten2 flatten_contiguous_range flip floor fold fp8_quant_blockwise
+fractional_max_pool2d fractional_max_pool3d frame frobenius_norm ftrl full_int_array fused_act_dequant fused_adam
+fused_bias_act fused_bias_dropout_residual_layer_norm fused_bias_residual_layernorm fused_dropout_add
+fused_elementwise_add fused_elementwise_div fused_elementwise_mul fused_elementwise_sub fused_elemwise_activation
+fused_elemwise_add_activation fused_embedding_eltwise_layernorm fused_partial_rope fused_rms_norm_ext
+fused_rms_norm_quant fused_rotary_position_embedding fused_scale_bias_add_relu fused_seqpool_cvm fused_softmax_mask
+fused_softmax_mask_upper_triangle fused_softplus fused_stack_quant fused_stack_transpose_quant
+fused_swiglu_weighted_bwd fused_token_prune fused_transpose fused_transpose_split_quant
+fused_transpose_wlch_split_quant fused_weighted_swiglu_act_quant fusion_seqpool_concat fusion_seqpool_cvm_concat
+fusion_transpose_flatten_concat gammaincc gammaln gather gather_nd gather_tree gaussian_inplace gaussian_random gelu
+generate_proposals generate_proposals_v2 get_tensor_from_selected_rows global_gather global_scatter grad_add
+graph_khop_sampler graph_reindex graph_sample_neighbors graph_send_recv graph_send_uv greater_equal greater_than
+grid_sampler group_norm gumbel_softmax hard_shrink hard_sigmoid hard_swish hash hinge_loss histogram huber_loss i0
+i0e i1 i1e identity_loss im2sequence imag increment index_add index_elementwise_get index_elementwise_put
+index_elementwise_put_with_tensor index_put index_sample index_select index_select_strided instance_norm
+int_bincount interp_antialias is_empty isclose isfinite isfinite_v2 isinf_v2 isnan_v2 kldiv_loss kron kthvalue
+l1_norm label_smooth lamb lars_momentum layer_norm leaky_relu lerp less_equal less_than lgamma limit_by_capacity
+linear_chain_crf linear_interp linear_interp_v2 linspace load load_combine lod_array_length lod_reset log log10
+log1p log2 log_loss log_softmax logcumsumexp logical_and logical_not logical_or logical_xor logit logsigmoid
+logspace logsumexp lookup_table lookup_table_dequant lookup_table_v2 lp_pool2d lrn margin_cross_entropy masked_fill
+masked_select matrix_nms max_pool2d_v2 max_pool2d_with_index max_pool3d_with_index max_with_index maxout mean median
+memcpy memcpy_d2h memcpy_h2d merge_selected_rows merged_adam merged_momentum meshgrid min_with_index mish mode
+moe_combine moe_combine_auto moe_combine_no_weight moe_gate_dispatch moe_gate_dispatch_and_quant
+moe_gate_dispatch_auto moe_gate_dispatch_partial_nosoftmaxtopk moe_gate_dispatch_permute moe_permute moe_unpermute
+momentum moving_average_abs_max_scale mp_allreduce_sum multiclass_nms multiclass_nms3 multinomial multiplex nadam
+nanmedian nansum nearest_interp nearest_interp_v2 nextafter nll_loss nms nop norm not_equal npu_identity
+number_count one_hot one_hot_v2 overlap_add p_norm p_recv p_recv_array p_send p_send_array pad pad3d
+partial_allgather partial_concat partial_recv partial_send partial_sum pixel_shuffle pixel_unshuffle poisson
+polygamma polygon_box_transform pool2d pool3d pow prelu print prior_box prune_gate_by_capacity psroi_pool
+put_along_axis qkv_unpack_mha quantize quantize_linear radam randint random random_routing randperm range range_v2
+read read_file read_from_array real reciprocal recv_v2 reduce reduce_all reduce_amax reduce_amin reduce_any
+reduce_as reduce_max reduce_mean reduce_min reduce_prod reduce_scatter reduce_sum relu relu6 renorm
+repeat_interleave requantize reshape reshape2 restrict_nonzero reverse rint rms_norm rmsprop roi_align roi_pool roll
+round rprop rrelu rsqrt save save_combine scale scatter scatter_nd_add searchsorted seed segment_pool select_input
+select_output selu send_v2 sequence_concat sequence_enumerate sequence_erase sequence_expand sequence_expand_as
+sequence_mask sequence_pad sequence_pool sequence_reshape sequence_reverse sequence_slice sequence_softmax
+sequence_unpad set set_value sgd shadow_output shape shape64 shard_index share_buffer share_data shuffle_batch
+shuffle_channel sigmoid sigmoid_cross_entropy_with_logits sign silu sin sinh size skip_layernorm slice softmax
+softmax_with_cross_entropy softplus softshrink softsign split sqrt square squared_l2_norm squeeze squeeze2 stack
+standard_gamma stanh std strided_slice sum swiglu swish take_along_axis tan tanh tanh_shrink tdm_child tdm_sampler
+temporal_shift tensor_array_to_tensor thresholded_relu tile top_k top_k_v2 top_p_sampling trace transfer_layout
+transpose transpose2 tril_indices tril_triu trilinear_interp trilinear_interp_v2 triu_indices trunc trunc_divide
+truncated_gaussian_random unbind unfold uniform_random uniform_random_batch_size_like uniform_random_inplace unique
+unique_consecutive unpool unpool3d unsqueeze unsqueeze2 unstack update_loss_scaling var variance view_dtype
+view_shape view_slice viterbi_decode warpctc warprnnt weight_dequantize weight_quantize weighted_sample_neighbors
+where where_index write_to_array yolo_box yolo_box_head yolo_box_post yolov3_loss
+"""
+
+_NO_FORMULA = """
+ap_facade ap_trivial_fusion_begin ap_trivial_fusion_end ap_variadic attention_lstm batch_fc batched_gemm
+block_multihead_attention cholesky cholesky_solve conditional_block conditional_block_infer conv2d_transpose_bias
+depthwise_conv2d_bias depthwise_conv3d_bias determinant eig eigh eigvals eigvalsh fft_c2c fft_c2r fft_r2c
+flash_attn_qkvpacked flash_attn_unpadded flash_attn_v3 flash_attn_v3_varlen flash_attn_varlen_qkvpacked
+flashmask_attention flashmask_attention_v2 fp8_fp8_half_gemm_fused fp8_gemm_blockwise fused_dconv_drelu_dbn
+fused_linear_param_grad_add fused_multi_transformer fused_scale_bias_relu_conv_bn fusion_group gemm_epilogue
+graph_send_ue_recv hierarchical_sigmoid inverse linear_v2 llm_int8_linear lstsq lu lu_solve lu_unpack
+masked_multihead_attention match_matrix_tensor matrix_power matrix_rank matrix_rank_atol_rtol nce openvino_engine
+py_func pylayer pyramid_hash qr quant_linear rank_attention resnet_basic_block resnet_unit run_program slogdet_v2
+slogdeterminant solve spectral_norm squeeze_excitation_block stft svd svdvals triangular_solve
+variable_length_memory_efficient_attention weight_only_linear while
+"""
+
+# They sum no products of two tensors: elementwise, reductions, copies, look-ups, sampling, decoding, training.
+PLAIN = frozenset(_PLAIN.split())
+
+# They multiply and accumulate, or run other ops inside; how much isn't known from shapes, or not worked out here.
+NO_FORMULA = frozenset(_NO_FORMULA.split())
