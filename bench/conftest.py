@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from quant.errors import QuantError
+from quant.process import parallel
 from quant.results import benchmark_files
 from quant.suites import embedded
 from quant.suites.registry import ModelSpec
@@ -22,7 +23,7 @@ def models(request: pytest.FixtureRequest) -> None:
     params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     named = [found[key] for found in params for key in ("spec", "measured") if key in found]
     specs = [*named, *(found["timing"][0] for found in params if "timing" in found)]
-    embedded.each(list(dict.fromkeys(specs)), build)
+    parallel.each(list(dict.fromkeys(specs)), build)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -37,7 +37,7 @@ from quant.runtime.predictor import Predictor
 from quant.storage.files import write_text
 from quant.suites import embedded
 from quant.suites.registry import ModelSpec, find
-from quant.timing import rounds, worker
+from quant.timing import rounds, side_by_side, worker
 
 SLOWER = 0.10
 POINTS = 0.01
@@ -95,7 +95,7 @@ def session(spec: ModelSpec, planted: bool) -> list[Run]:
     timed = rounds.in_fresh_processes(
         contenders, isa=isa, job="bench.gate_trials:take_turns", **embedded.feed_of(spec, case)
     )
-    fp32, *others = embedded.timed_records(spec.name, timed, case, cpu.detect(), 1)
+    fp32, *others = side_by_side.timed_records(spec.name, timed, case, cpu.detect(), 1)
 
     def run(one: Record, twin: Record) -> Run:
         pair = [replace(record, processes=rounds.ROUNDS) for record in (fp32, one)]

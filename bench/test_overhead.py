@@ -8,6 +8,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from quant.diagnosis import profile
 from quant.diagnosis.kernel_table import Sums
 from quant.results.speed_ratio import confirmed
+from quant.suites import diagnosed
 from quant.suites.registry import ModelSpec
 
 _SHORT_MS = 5.0
@@ -26,7 +27,7 @@ def test_framework_overhead(benchmark: BenchmarkFixture, measured: ModelSpec, re
     A miss is measured twice; then it is an expected failure, with its figures.
     """
     isa = request.config.getoption("--isa")
-    subject = replace(profile.subject_of(measured.name, isa), fp32=None)
+    subject = replace(diagnosed.to_profile(measured.name, isa), fp32=None)
     batch = max(case.batch for case in measured.cases)
 
     def measure(_: float) -> profile.Profile:

@@ -12,15 +12,14 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from quant import cpu
 from quant.datasets.columns import values_of
 from quant.datasets.readers import open_data
-from quant.evaluation.worker import signature
 from quant.ir.graph import load_dir, model_size
 from quant.results.benchmark_files import extra_info
 from quant.results.record import Record
 from quant.results.speed_ratio import pairs, settled
 from quant.results.target import Case, Row
+from quant.runtime.inputs import sample_input, signature
 from quant.runtime.predictor import Arrays, Precision, Predictor, Settings
 from quant.suites import embedded
-from quant.suites.commands import sample_input
 from quant.suites.registry import ModelSpec
 
 ROUNDS = 8
@@ -69,7 +68,7 @@ def test_int8_against_fp32(benchmark: BenchmarkFixture, timing: tuple[ModelSpec,
 
 
 def check_ratio(benchmark: BenchmarkFixture, row: Row, measure: Callable[..., list[Record]]) -> None:
-    """Judge the ratio of what `measure` (`budget_s` in seconds -> FP32 and INT8 records) times; see results.speed_ratio.
+    """Judge the ratio of what `measure` times (`budget_s` in seconds -> FP32 and INT8 records); see speed_ratio.
 
     One that isn't reached is an expected failure, with its figures in the summary, when it comes close, and a failure
     when it doesn't (see Pair.result) or INT8 is slower.

@@ -23,11 +23,13 @@ from quant.ir.ops.arithmetic import Sizes, arithmetic_of
 from quant.ir.passes import PLACE, lower_quantizers
 from quant.metrics.scores import ratio_interval, sqnr
 from quant.process import isolate
+from quant.quantization import targets
 from quant.quantization.conversion import convert
 from quant.runtime.predictor import Predictor, Settings
 from quant.search.for_speed import DECISIONS, left_float, units
 from quant.storage.cache import cached
 from quant.suites import embedded
+from quant.timing import side_by_side
 
 SMALL = ("encoder", "unet", "mobilenet_v3_small", "shufflenet_v2_x0_25")
 BUDGET_S = 12.0
@@ -48,7 +50,7 @@ def isa(request: pytest.FixtureRequest) -> str | None:
 @pytest.fixture(scope="module")
 def made(topology: str, isa: str | None) -> Path:
     """A directory with a topology's `fp32` and calibrated `quant` model, and `int8` as --optimize speed makes it."""
-    levels = embedded.weight_levels(isa)
+    levels = targets.weight_levels(isa)
 
     def build(staging: Path) -> None:
         shape = OTHERS[topology][1]
@@ -89,7 +91,9 @@ def test_int8_is_not_slower_than_fp32(benchmark: BenchmarkFixture, topology: str
         contenders[1] = embedded.fp32_variants(made / "int8")
 
     def measure(budget_s: float) -> tuple[float, float, float]:
-        fp32, int8 = (np.array(entry["seconds"]) for entry in embedded.bench(contenders, isa=isa, budget_s=budget_s))
+        fp32, int8 = (
+            np.array(entry["seconds"]) for entry in side_by_side.bench(contenders, isa=isa, budget_s=budget_s)
+        )
         return ratio_interval(fp32, int8)
 
     ratio, low, high = benchmark.pedantic(measure, (2.5,), rounds=1)

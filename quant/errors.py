@@ -15,7 +15,8 @@ QuantError              anything a user can cause and mend; the message is one l
 import difflib
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "ChildError",
@@ -28,6 +29,7 @@ __all__ = [
     "OutputError",
     "QuantError",
     "UnsupportedError",
+    "about",
     "check_choice",
     "file_error",
     "log_of",
@@ -124,3 +126,18 @@ def check_choice(kind: str, value: str, valid: Iterable[str]) -> None:
         near = [by_lower[lower] for lower in difflib.get_close_matches(value.lower(), by_lower, 1, 0.4)]
         hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(names)}"
         raise OptionError(f"unknown {kind} {value!r}; {hint}")
+
+
+@contextmanager
+def about(path: str, *kinds: type[QuantError]) -> Iterator[None]:
+    """Errors raised inside name `path`, unless they name it already; or another place, which can't be written.
+
+    `kinds`: only of these.
+    """
+    try:
+        yield
+    except QuantError as error:
+        other = kinds and not isinstance(error, kinds)
+        if other or path in str(error) or isinstance(error, OutputError):
+            raise
+        raise type(error)(f"{path}: {error}") from error

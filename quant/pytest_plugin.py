@@ -28,10 +28,9 @@ import numpy as np
 import pytest
 
 from quant.errors import OutputError, QuantError, log_of
-from quant.reports import tables
-from quant.reports.tables import Comparison, comparisons
-from quant.results import history
+from quant.results import comparison, history
 from quant.results.benchmark_files import extra_info, machine_info
+from quant.results.comparison import Comparison, comparisons
 from quant.results.environment import Watch
 from quant.results.record import Failure, Record
 from quant.results.speed_ratio import Pair, pairs, settled
@@ -118,7 +117,7 @@ class Plugin:
         known = {entry.name: entry.row() for entry in self.manifest.models}
         exact = list(records)
         rows = [row for name, row in known.items() if any(record.model == name for record in exact)]
-        missed = tables.misses(exact, (), known)
+        missed = comparison.misses(exact, (), known)
         run = self.watch.run(rows, exact, missed=missed, passed=not self.failed, failures=tuple(failures))
         try:
             self.told.append(f"accuracy written to {history.append(self.history, run)}")

@@ -17,9 +17,11 @@ from quant import cpu
 from quant.errors import OptionError, QuantError
 from quant.evaluation.collect import counts_of
 from quant.evaluation.parts import unpack
+from quant.process import parallel
 from quant.results.record import columns
 from quant.suites import embedded
 from quant.suites.registry import ModelSpec
+from quant.timing import side_by_side
 from quant.timing.rounds import cycle, in_turn
 
 __all__ = ["Cell", "Load", "Row", "compare", "judge", "measure", "take_turns"]
@@ -191,7 +193,7 @@ def _fastest(artefacts: Artefacts, isa: str | None, threads: int) -> dict[str, A
     given = {"data": artefacts.timing["path"], "format": artefacts.timing["format"]}
     feed = {**given, "samples": artefacts.timing.get("samples", 0), "batch": artefacts.batch}
     ways = embedded.fp32_variants(artefacts.fp32)
-    [timed] = embedded.bench([ways], isa=isa, threads=threads, budget_s=0.1, **feed)
+    [timed] = side_by_side.bench([ways], isa=isa, threads=threads, budget_s=0.1, **feed)
     return {name: value for name, value in timed["run"].items() if name not in ("model", "precision")}
 
 
@@ -293,4 +295,4 @@ def _each(items: Sequence[S], work: Callable[[S], T]) -> dict[S, T | str]:
         except QuantError as error:
             return " ".join(str(error).split())
 
-    return dict(zip(items, embedded.each(items, tried), strict=True))
+    return dict(zip(items, parallel.each(items, tried), strict=True))

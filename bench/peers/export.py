@@ -10,10 +10,9 @@ import numpy as np
 from bench.peers.recurrent import export_recurrent
 from quant.datasets.columns import values_of
 from quant.errors import ModelError
-from quant.evaluation.worker import signature
 from quant.ir.fusion import RECURRENT
 from quant.ir.graph import files_of, load_dir
-from quant.suites.commands import sample_input
+from quant.runtime.inputs import sample_input, signature
 
 __all__ = ["describe", "export_onnx"]
 

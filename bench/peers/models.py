@@ -12,6 +12,7 @@ from quant import cpu
 from quant.errors import QuantError
 from quant.ir.numerics import SIGNED
 from quant.process import isolate
+from quant.quantization import targets
 from quant.results.target import Case
 from quant.storage.cache import cached
 from quant.suites import embedded
@@ -116,7 +117,7 @@ class _Maker:
 
     @property
     def levels(self) -> int:
-        return embedded.weight_levels(self.isa)
+        return targets.weight_levels(self.isa)
 
     @property
     def suffix(self) -> str:

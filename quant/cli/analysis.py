@@ -22,7 +22,7 @@ from quant.cli.shared import (
     print_json,
     sole_entry,
 )
-from quant.diagnosis.drift import Subject, subject_of
+from quant.diagnosis.drift import DriftTarget
 from quant.diagnosis.drift import analyze as analyzed
 from quant.errors import OptionError
 from quant.reports import tables as report
@@ -30,6 +30,7 @@ from quant.reports.drift import as_json, chart, tables
 from quant.reports.page import charts
 from quant.storage.files import write_text
 from quant.suites import entries
+from quant.suites.diagnosed import to_analyze
 
 __all__ = ["analyze"]
 
@@ -69,14 +70,14 @@ def analyze(
             entry = sole_entry(manifest_path, model, {**given, "--format": format})
             made = stack.enter_context(entries.ready(entry, isa=isa, progress=tell))
             sources = made.int8, made.fp32, made.quant, entry.data, entry.format, entry.labels
-            subject = Subject(*sources, title=entry.title)
+            subject = DriftTarget(*sources, title=entry.title)
         elif fp32_model is not None and data is not None:
-            subject = Subject(Path(model), fp32_model, quant_model, data, format)
+            subject = DriftTarget(Path(model), fp32_model, quant_model, data, format)
         elif any(given.values()):
             missing = "--fp32-model" if fp32_model is None else "--data"
             raise OptionError(f"{model}: {missing} is missing; a row of `quant suite` needs none of {', '.join(given)}")
         else:
-            subject = subject_of(model, samples, isa, tell)
+            subject = to_analyze(model, samples, isa, tell)
         found = analyzed(subject, samples=samples, executor=executor, isa=isa, threads=threads, progress=tell)
     if chart_file is not None:
         write_text(chart_file, charts.standalone(chart(found)))

@@ -35,7 +35,7 @@ from quant.evaluation.parts import Store, default_root
 from quant.reports import gate as gate_report
 from quant.reports import history as history_report
 from quant.reports import tables
-from quant.results import gate, history
+from quant.results import comparison, gate, history
 from quant.results.environment import Watch
 from quant.results.gate import Key
 from quant.results.record import Record, Run
@@ -110,9 +110,9 @@ def gate_command(
             run, found, changes = _measured(
                 subjects, watch, history_dir, baseline, journal, at_once=manifest_path is None
             )
-        missed = tables.misses(run.exact, run.timed, run.rows)
+        missed = comparison.misses(run.exact, run.timed, run.rows)
         regressed = any(change.result == "REGRESSED" for change in changes)
-        passed = tables.passed(run.exact, run.timed, run.rows) and not run.failures and (accept or not regressed)
+        passed = comparison.passed(run.exact, run.timed, run.rows) and not run.failures and (accept or not regressed)
         lines = [*gate_report.verdict(changes, missed, found), *gate_report.next_steps(run, changes)]
         if stored is None:
             file = history.append(history_dir, replace(run, missed=tuple(missed), passed=passed))

@@ -38,6 +38,7 @@ from quant.errors import OptionError, check_choice
 from quant.ir import drawing
 from quant.ir.numerics import bits_of
 from quant.process import isolate
+from quant.quantization import targets
 from quant.quantization.observers import ALGORITHMS, BATCH_SIZE, BEST, DEFAULT
 from quant.reports import decisions, tables
 from quant.storage import download
@@ -80,7 +81,7 @@ def ptq(
         "format": format,
         "batch_size": batch_size,
         "batch_num": batch_num,
-        "weight_levels": embedded.weight_levels(target),
+        "weight_levels": targets.weight_levels(target),
         "ops_to_quantize": listed(ops_to_quantize),
         "op_ids_to_skip": ids(op_ids_to_skip),
         "save_table": None if save_calibration_table is None else str(save_calibration_table),
@@ -142,7 +143,7 @@ def qat(
     if (row is None) == (model is None and data is None) or (model is None) != (data is None):
         raise OptionError("give either a row, or --model and --data")
     count = threads or cpu.cores()
-    settings = {"weight_bits": bits_of(embedded.weight_levels(target)), **_config(config)}
+    settings = {"weight_bits": bits_of(targets.weight_levels(target)), **_config(config)}
     if row is None:
         arguments = {
             "model": str(model),
@@ -263,7 +264,7 @@ def convert(
         "op_ids_to_skip": ids(op_ids_to_skip),
         "debug": None if debug is None else str(debug),
         "calibration_file": None if calibration_file is None else str(calibration_file),
-        "weight_levels": embedded.weight_levels(target),
+        "weight_levels": targets.weight_levels(target),
         "target": target,
         "check": check,
         "speed": _speed(optimize, time_budget, isa, threads, batch_size, input_shape, fp32_model),

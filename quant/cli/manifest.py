@@ -9,8 +9,8 @@ import typer
 from quant.cli.shared import app, bar, err, out
 from quant.errors import ModelError, OptionError, OutputError
 from quant.process import isolate
+from quant.quantization import targets
 from quant.storage.files import writable_dir, write_text
-from quant.suites import embedded
 from quant.suites.manifest import schema
 from quant.suites.manifest.draft import drafts_of, manifest_text
 
@@ -35,7 +35,7 @@ def init(
     for option, path in (("--data", data), ("--calibration", calibration)):
         if path is not None and not path.exists():
             raise OptionError(f"{option}: {path}: no such file")
-    arguments = {"directory": str(directory), "weight_levels": embedded.weight_levels(None)}
+    arguments = {"directory": str(directory), "weight_levels": targets.weight_levels(None)}
     with bar() as tell:
         found = isolate.call("quant.suites.manifest.inspection:survey", arguments, progress=tell)
     unusable = [model["error"] for model in found if "error" in model]

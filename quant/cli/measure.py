@@ -50,7 +50,7 @@ from quant.results.target import Case
 from quant.storage.files import fresh_file
 from quant.suites import embedded, registry
 from quant.timing import instances as throughput
-from quant.timing import rounds
+from quant.timing import rounds, side_by_side
 
 __all__ = ["bench", "compare", "eval_command"]
 
@@ -404,7 +404,7 @@ def bench(
             if len(counts) > 1:
                 timed = rounds.bench(contenders, counts, isa=isa, progress=tell, **feed(batch))
             else:
-                timed = [embedded.bench(contenders, isa=isa, threads=counts[0], progress=tell, **feed(batch))]
+                timed = [side_by_side.bench(contenders, isa=isa, threads=counts[0], progress=tell, **feed(batch))]
         first = np.array(timed[0][0]["seconds"])
         for count, both in zip(counts, timed, strict=True):
             taken_s = np.array(both[0]["seconds"])

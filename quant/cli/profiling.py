@@ -28,7 +28,7 @@ from quant.diagnosis import profile as profiler
 from quant.errors import OptionError
 from quant.reports import tables as report
 from quant.reports.profile import as_json, tables
-from quant.suites import entries
+from quant.suites import diagnosed, entries
 
 __all__ = ["profile"]
 
@@ -63,11 +63,11 @@ def profile(
             beside = {"--fp32-model": fp32_model, "--data": data, "--format": format, "--input-shape": input_shape}
             entry = sole_entry(manifest_path, model, beside)
             made = stack.enter_context(entries.ready(entry, isa=isa, progress=tell))
-            subject = profiler.Subject(made.int8, {"data": str(entry.data), "format": entry.format}, made.fp32)
+            subject = profiler.ProfileTarget(made.int8, {"data": str(entry.data), "format": entry.format}, made.fp32)
         else:
             if shapes and not profiler.is_directory(model):
                 raise OptionError(f"--input-shape: not with the row {model!r}, which says what the input is")
-            subject = profiler.subject_of(model, isa, tell)
+            subject = diagnosed.to_profile(model, isa, tell)
         if data is not None:
             subject = replace(subject, feed={"data": str(data), "format": format})
         if fp32_model is not None:

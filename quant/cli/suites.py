@@ -35,7 +35,7 @@ from quant.evaluation.parts import Store, default_root
 from quant.process.isolate import Progress
 from quant.reports import composition, published
 from quant.reports import tables as report
-from quant.results import history
+from quant.results import comparison, history
 from quant.results.environment import Watch
 from quant.results.record import Machine, Record
 from quant.results.speed_ratio import pairs
@@ -97,7 +97,7 @@ def _judged(rows: Sequence[Row], found: Measured, fed: str = "") -> Judged:
     exact, timed = found.exact, found.timed
     speed = report.speed_table(timed, known, fed) if fed else report.speed_table(timed, known)
     tables = [report.accuracy_table(exact, known), speed]
-    return tables, report.misses(exact, timed, known), report.passed(exact, timed, known)
+    return tables, comparison.misses(exact, timed, known), comparison.passed(exact, timed, known)
 
 
 def _embedded(specs: Sequence[ModelSpec], full: bool) -> _Plan:
@@ -185,7 +185,7 @@ def suite(
         history.append(history_dir, run)
         write_text(output_dir / "report.html", page(run, history_dir))
     known = {row.name: row for row in plan.rows}
-    steps = report.next_steps(command, report.comparisons(found.exact, known), pairs(found.timed, known))
+    steps = report.next_steps(command, comparison.comparisons(found.exact, known), pairs(found.timed, known))
     for table in tables:
         out.print(report.rich_table(table))
     for line in (

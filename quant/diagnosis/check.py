@@ -27,12 +27,12 @@ from quant.datasets.columns import Column, Dataset, Ragged, values_of
 from quant.diagnosis.drift import OpError
 from quant.diagnosis.drift_worker import analyze_dataset
 from quant.errors import ConversionError, DataError, ModelError
-from quant.evaluation.worker import signature, vocabularies
 from quant.ir.graph import Graph, load_dir, run_passes, save_dir
 from quant.ir.passes import CALIBRATE, PLACE, lower_quantizers
 from quant.ir.passes.quantizers import WEIGHT_SLOT, without_quantizers
 from quant.metrics.scores import sqnr
 from quant.process.isolate import report_kernels
+from quant.runtime.inputs import signature, vocabularies
 from quant.runtime.predictor import Executor, Predictor, Settings, nameless
 from quant.runtime.reference import agreement_db, native, plain
 

@@ -8,14 +8,11 @@ from quant.diagnosis.advice import Crossings
 from quant.diagnosis.drift import OpError
 from quant.diagnosis.kernel_table import groups, moved
 from quant.diagnosis.profile import added_up
-from quant.ir.numerics import SIGNED
 from quant.process import isolate
 from quant.results.record import Anatomy, KeptOp, Kernel, Layer
 from quant.runtime.verbose_log import Declared, proof
-from quant.suites.embedded import data_of, int8_of, small_of, weight_levels
-from quant.suites.registry import ModelSpec
 
-__all__ = ["anatomy_of", "anatomy_of_row"]
+__all__ = ["anatomy_of"]
 
 _KERNELS = _LAYERS = 12
 
@@ -88,31 +85,3 @@ def _worst(ops: list[OpError]) -> tuple[Layer, ...]:
     layers = [Layer(op.output, op.type, op.fp32_db, op.quant_db) for op in ops if op.types[-1] not in _CARRIERS]
     known = [layer for layer in layers if layer.fp32_db is not None]
     return tuple(sorted(known, key=lambda layer: layer.fp32_db or 0.0)[:_LAYERS])
-
-
-def anatomy_of_row(
-    spec: ModelSpec,
-    *,
-    samples: int = 64,
-    isa: str | None = None,
-    threads: int = 1,
-    progress: isolate.Progress | None = None,
-) -> Anatomy:
-    """Of a registry row: the model that is timed on an ISA, and the layers of its trained one on test samples."""
-    models = small_of(spec, progress)
-    suffix = "" if weight_levels(isa) == SIGNED else "-7bit"
-    data = data_of(spec, (spec.test[0], min(samples, spec.most)), progress)
-    feed = {"full_input": spec.full_input} if spec.full else {"data": str(data), "format": spec.format}
-    return anatomy_of(
-        int8_of(spec, isa),
-        feed,
-        models / "fp32",
-        models / f"quant{suffix}",
-        models / f"int8{suffix}",
-        data,
-        spec.format,
-        samples=samples,
-        isa=isa,
-        threads=threads,
-        progress=progress,
-    )

@@ -12,14 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from quant import cpu
-from quant.errors import OptionError
-from quant.ir.numerics import SIGNED
 from quant.metrics.tensor_error import MOST_DB
 from quant.process import isolate
-from quant.suites.embedded import data_of, small_of, weight_levels
-from quant.suites.registry import find
 
-__all__ = ["LOCAL_DB", "Analysis", "Finding", "OpError", "Scale", "Subject", "analyze", "findings_of", "subject_of"]
+__all__ = ["LOCAL_DB", "Analysis", "DriftTarget", "Finding", "OpError", "Scale", "analyze", "findings_of"]
 
 # Healthy INT8 ops differ from the simulation where a sum of float32 lies beside a rounding boundary: at least 70 dB on
 # the embedded rows. Recurrent kernels round their state from step to step, which no Paddle program can: 40 to 48 dB.
@@ -302,7 +298,7 @@ _RULES: tuple[tuple[str, Callable[[OpError], str]], ...] = (
 
 
 @dataclass(frozen=True)
-class Subject:
+class DriftTarget:
     """An INT8 model, what it was made of (`quant`: its simulation, None if there is none), and data to run it on.
 
     `title`: what it is called where its path says little.
@@ -317,23 +313,8 @@ class Subject:
     title: str = ""
 
 
-def subject_of(name: str, samples: int, isa: str | None = None, progress: isolate.Progress | None = None) -> Subject:
-    """A registry row's trained models for the tier, and its first test samples; built when they aren't there yet.
-
-    Raises OptionError, with the nearest row, for another name.
-    """
-    if Path(name).exists() or len(Path(name).parts) != 1:
-        raise OptionError(f"{name}: --fp32-model and --data say what it was made of and is run on")
-    spec = find(name)
-    models = small_of(spec, progress)
-    suffix = "" if weight_levels(isa) == SIGNED else "-7bit"
-    data = data_of(spec, (spec.test[0], min(samples, spec.most)), progress)
-    int8, simulation = models / f"int8{suffix}", models / f"quant{suffix}"
-    return Subject(int8, models / "fp32", simulation, data, spec.format, title=spec.title)
-
-
 def analyze(
-    subject: Subject,
+    subject: DriftTarget,
     *,
     samples: int = 64,
     executor: str = "auto",

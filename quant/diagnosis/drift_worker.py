@@ -27,7 +27,6 @@ from quant.diagnosis.pairing import (
     twins_of,
 )
 from quant.errors import ModelError
-from quant.evaluation.worker import opened
 from quant.ir.comparable import sized_by_values
 from quant.ir.fusion import numbered
 from quant.ir.graph import Graph, load_dir, run_passes, save_dir
@@ -37,6 +36,7 @@ from quant.ir.passes import NORMALISE, PLACE, lower_quantizers
 from quant.metrics.tensor_error import Errors, Gap, Range
 from quant.process.isolate import report_kernels, report_progress
 from quant.quantization.int8_attributes import Grid
+from quant.runtime.inputs import opened
 from quant.runtime.predictor import Predictor, Settings
 from quant.runtime.reference import native, plain
 

@@ -17,17 +17,14 @@ from quant.diagnosis.advice import (
     island_costs,
 )
 from quant.diagnosis.kernel_table import Step, Sums, kind_of, moved, steps_of, sums_of
-from quant.ir.numerics import SIGNED
 from quant.process import isolate
 from quant.runtime.verbose_log import Kernel
-from quant.suites.embedded import data_of, full_of, weight_levels
-from quant.suites.registry import find
 
-__all__ = ["Profile", "Subject", "added_up", "is_directory", "profile", "subject_of"]
+__all__ = ["Profile", "ProfileTarget", "added_up", "is_directory", "profile"]
 
 
 @dataclass(frozen=True)
-class Subject:
+class ProfileTarget:
     """A model to profile: its directory, what it is fed (arguments of profile_worker.profile_model), and the FP32
     model that it was made of, where that is known."""
 
@@ -39,23 +36,6 @@ class Subject:
 def is_directory(name: str) -> bool:
     """Whether a model is named by its place, and not as a row."""
     return Path(name).exists() or len(Path(name).parts) != 1
-
-
-def subject_of(name: str, isa: str | None = None, progress: isolate.Progress | None = None) -> Subject:
-    """A model directory, or a registry row's full-size INT8 model for the tier, which is built when it isn't there yet.
-
-    Raises OptionError, with the nearest row, for what is neither.
-    """
-    if is_directory(name):
-        return Subject(Path(name))
-    spec, levels = find(name), weight_levels(isa)
-    models = full_of(spec, progress)
-    differs = not spec.full or spec.differs_below_vnni
-    model = models / ("int8" if levels == SIGNED or not differs else "int8-7bit")
-    if spec.full:
-        return Subject(model, {"full_input": spec.full_input}, models / "fp32")
-    data = data_of(spec, (spec.test[0], 50), progress)
-    return Subject(model, {"data": str(data), "format": spec.format}, models / "fp32")
 
 
 @dataclass(frozen=True)
@@ -102,7 +82,7 @@ def added_up(result: Mapping[str, Any]) -> tuple[tuple[Kernel, ...], tuple[Step,
 
 
 def profile(
-    subject: Subject,
+    subject: ProfileTarget,
     *,
     precision: str | None = None,
     executor: str = "auto",

@@ -20,14 +20,14 @@ from quant.datasets.readers import batches
 from quant.diagnosis.crossings import crossings_of
 from quant.diagnosis.kernel_table import Average, lowest, middle, typical
 from quant.errors import ModelError, QuantError
-from quant.evaluation.worker import arithmetic_on, declared, opened, settings_of, sizes_of
+from quant.evaluation.worker import arithmetic_on, declared, settings_of, sizes_of
 from quant.ir.graph import Graph, Op, load_dir
 from quant.ir.int8_regions import int8_op, islands, weighted_before, why_float
 from quant.ir.shapes import sample_shapes
 from quant.process.isolate import report_progress
+from quant.runtime.inputs import opened, sample_input
 from quant.runtime.predictor import Predictor, log_kernels
 from quant.runtime.verbose_log import Kernel, kernels
-from quant.suites.commands import sample_input
 
 __all__ = ["profile_model"]
 

@@ -9,11 +9,11 @@ from quant.datasets.columns import Column, values_of
 from quant.datasets.readers import check_labels
 from quant.datasets.remarks import calibrating, digests, remarks
 from quant.errors import DataError
-from quant.evaluation.worker import opened
 from quant.ir.comparable import sized_by_values
 from quant.ir.graph import Graph, load_dir
 from quant.ir.passes import drop_judges
 from quant.process.isolate import report_progress
+from quant.runtime.inputs import opened
 
 __all__ = ["check_data"]
 

@@ -12,64 +12,20 @@ from typing import Any, Self
 import numpy as np
 
 from quant.datasets.columns import Column, Ragged, joined, values_of
-from quant.datasets.data_shapes import check_taken
-from quant.datasets.readers import Dataset, batches, check_ids, check_labels, open_data
+from quant.datasets.readers import batches, check_labels
 from quant.errors import ModelError, OutputError
 from quant.evaluation.parts import About, pack, parts_of
 from quant.ir.comparable import comparable, sized_by_values
-from quant.ir.fusion import LOOKUPS
 from quant.ir.graph import Graph, load_dir, save_dir
 from quant.ir.ops.arithmetic import MULTIPLY, Arithmetic, Sizes, arithmetic_of
 from quant.ir.shapes import shapes_for
 from quant.process.isolate import report_event, report_progress
+from quant.runtime.inputs import opened
 from quant.runtime.predictor import Predictor, Settings, log_kernels
 from quant.runtime.reference import Reference
 from quant.runtime.verbose_log import Declared
 
-__all__ = [
-    "arithmetic_on",
-    "count_samples",
-    "declared",
-    "evaluate",
-    "opened",
-    "opened_model",
-    "settings_of",
-    "signature",
-    "sizes_of",
-    "vocabularies",
-]
-
-
-def signature(graph: Graph) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Model input -> (shape of one sample, dtype)."""
-    return {name: (graph.vars[name].shape[1:], graph.vars[name].dtype) for name in graph.feeds}
-
-
-def vocabularies(graph: Graph) -> dict[str, int]:
-    """Model input of ids -> the number of rows of the embedding table that it indexes."""
-    writers = graph.writers()
-    found: dict[str, int] = {}
-    for op in graph.ops:
-        if op.type in LOOKUPS:
-            name = op.input("Ids")
-            while name in writers and writers[name].input("X"):
-                name = writers[name].input("X")
-            if name in graph.feeds:
-                found[name] = min(graph.vars[op.input("W")].shape[0], found.get(name, 1 << 62))
-    return found
-
-
-def opened(
-    graph: Graph, data: str, format: str | None = None, labels: str | None = None, *, scored: bool = False
-) -> Dataset:
-    """A data file for a model, its sizes checked against the model's ops and its ids against the vocabularies.
-
-    What has another size than the model declares is told in a line; see `quant.datasets.data_shapes`.
-    """
-    dataset = open_data(Path(data), signature(graph), format, Path(labels) if labels else None, scored=scored)
-    check_taken(graph, dataset)
-    check_ids(dataset, vocabularies(graph))
-    return dataset
+__all__ = ["arithmetic_on", "count_samples", "declared", "evaluate", "opened_model", "settings_of", "sizes_of"]
 
 
 def settings_of(run: Mapping[str, Any], threads: int, cache_capacity: int = 10) -> Settings:

@@ -17,7 +17,7 @@ from quant.storage.digests import digest
 __all__ = ["closure", "code_of", "package_of"]
 
 _JOB = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*):[A-Za-z_]\w*")  # "package.module:function"
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).parents[1]
 
 
 def package_of(name: str) -> Path:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from quant.reports.tables import Table, comparisons, failed, plain, section
+from quant.reports.tables import Table, failed, plain, section
 from quant.reports.tables import next_steps as next_steps_of
+from quant.results.comparison import comparisons
 from quant.results.gate import Change
 from quant.results.history import Baseline
 from quant.results.record import Failure, Run

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from quant.reports import tables
+from quant.results import comparison
 from quant.results.record import SCHEMA, Load, Machine, Record, Run
 from quant.results.target import Row
 
@@ -57,7 +57,7 @@ def from_benchmark(content: Mapping[str, Any]) -> Run:
             "missed": [],
         }
         run = Run.from_json(json.dumps(parts))
-        missed = tuple(tables.misses((), run.timed, run.rows))
-        return replace(run, missed=missed, passed=tables.passed((), run.timed, run.rows))
+        missed = tuple(comparison.misses((), run.timed, run.rows))
+        return replace(run, missed=missed, passed=comparison.passed((), run.timed, run.rows))
     except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(f"not a whole file of pytest-benchmark: {type(error).__name__} {error}") from error

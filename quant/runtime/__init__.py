@@ -1,1 +1,1 @@
-"""ROOM"""
+"""Running one model, by Paddle's executor or on oneDNN directly."""

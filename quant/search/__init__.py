@@ -1,1 +1,1 @@
-"""ROOM"""
+"""Which ops stay in higher precision, for accuracy or for speed."""

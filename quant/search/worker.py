@@ -19,7 +19,7 @@ from quant.datasets.data_shapes import resized
 from quant.datasets.readers import Dataset, batches, format_of, take
 from quant.diagnosis.check import check_int8, check_simulation, write_sample
 from quant.errors import ModelError, OutputError, QuantError
-from quant.evaluation.worker import opened, opened_model
+from quant.evaluation.worker import opened_model
 from quant.ir.comparable import comparable
 from quant.ir.fusion import numbered
 from quant.ir.graph import Graph, load_dir, run_passes, save_dir
@@ -30,6 +30,7 @@ from quant.process.isolate import report_event, report_progress, requests
 from quant.quantization.calibration import Calibration
 from quant.quantization.conversion import convert
 from quant.quantization.observers import BATCH_SIZE
+from quant.runtime.inputs import opened
 from quant.search.for_accuracy import OFFERED, Kernel, Setup, sample_errors
 from quant.search.for_speed import units
 from quant.search.op_costs import Clock, Costs, Feed, both_times

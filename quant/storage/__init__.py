@@ -1,1 +1,1 @@
-"""ROOM"""
+"""Files on disk, whole or absent: outputs, the cache, checkpoints, downloads. Knows nothing of models."""

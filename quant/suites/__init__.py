@@ -1,1 +1,1 @@
-"""ROOM"""
+"""What is measured: embedded models, manifests, published models; and the one loop that measures them."""

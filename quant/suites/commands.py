@@ -6,24 +6,21 @@ import json
 import pkgutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from quant import cpu
-from quant.datasets.columns import Column, Ragged
+from quant.datasets.columns import Column
 from quant.datasets.data_shapes import resized
 from quant.datasets.readers import batches, files_behind
 from quant.datasets.remarks import calibrating
 from quant.diagnosis.check import check_int8, check_simulation, write_sample
 from quant.diagnosis.crossings import crossings_of
-from quant.errors import ConversionError, DataError, ModelError, OptionError, OutputError, QuantError
+from quant.errors import ConversionError, DataError, ModelError, OptionError, OutputError, about
 from quant.evaluation.parts import Store, data_digests, default_root
-from quant.evaluation.worker import opened, signature, vocabularies
 from quant.ir.drawing import quoted
 from quant.ir.fusion import numbered
 from quant.ir.graph import Graph, load_dir, model_size, run_passes, save_dir
@@ -35,36 +32,13 @@ from quant.quantization.calibration import calibrate
 from quant.quantization.calibration_table import Applied, apply_table, read_table, table_of, write_table
 from quant.quantization.conversion import Coverage, convert
 from quant.quantization.observers import BATCH_SIZE, DEFAULT
+from quant.runtime.inputs import opened, sample_input
 from quant.search.for_speed import DECISIONS, SCHEMA, optimise
 from quant.storage.files import fresh_dir
 
-__all__ = [
-    "about",
-    "convert_model",
-    "dot",
-    "prepare",
-    "ptq",
-    "qat",
-    "sample_input",
-    "write_data",
-]
+__all__ = ["convert_model", "dot", "prepare", "ptq", "qat", "write_data"]
 
 Json = dict[str, Any]
-
-
-@contextmanager
-def about(path: str, *kinds: type[QuantError]) -> Iterator[None]:
-    """Errors raised inside name `path`, unless they name it already; or another place, which can't be written.
-
-    `kinds`: only of these.
-    """
-    try:
-        yield
-    except QuantError as error:
-        other = kinds and not isinstance(error, kinds)
-        if other or path in str(error) or isinstance(error, OutputError):
-            raise
-        raise type(error)(f"{path}: {error}") from error
 
 
 # --- making models
@@ -139,7 +113,8 @@ def ptq(
     """FP32 model directory + calibration data -> fake-quantized model directory, and a file with its thresholds.
 
     With `check` it is run once and compared with the FP32 model (quant.diagnosis.check), which may give a `note`.
-    The result: samples, what is odd about them (quant.datasets.remarks), fake-quantized tensors, how many by which algorithm,
+    The result: samples, what is odd about them (quant.datasets.remarks), fake-quantized tensors,
+    how many by which algorithm,
     and bytes of both models. Raises DataError for data of which nothing can be learned.
     """
     table = _table_place(save_table, Path(output))
@@ -379,24 +354,3 @@ def dot(graph: Graph) -> str:
 
 
 # --- input for timing
-
-
-def sample_input(graph: Graph, batch: int, shapes: Mapping[str, Sequence[int]]) -> dict[str, Column]:
-    """Generated input for timing. Raises DataError when a shape is open and not given.
-
-    Ids lie within the vocabulary. An input of sequences (LoD) is one sequence, as long as its shape says.
-    """
-    random = np.random.default_rng(0)
-    words = vocabularies(graph)
-    arrays: dict[str, Column] = {}
-    for name, (shape, dtype) in signature(graph).items():
-        full = tuple(shapes.get(name, (batch, *shape)))
-        if any(size < 1 for size in full) or (graph.vars[name].lod_level and name not in shapes):
-            raise DataError(
-                f"model input {name!r} has no fixed size ({list(full)}): give --data or --input-shape {name}="
-            )
-        values = random.standard_normal(full, dtype=np.float32)
-        ids = random.integers(0, words.get(name, 2), full)
-        array = values if dtype == "float32" else ids.astype(dtype)
-        arrays[name] = Ragged.of([array]) if graph.vars[name].lod_level else array
-    return arrays

@@ -1,9 +1,7 @@
 """The order of steps: what is built from what, which job runs under which ISA, which records come out."""
 
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,26 +16,24 @@ from quant.ir.numerics import REDUCED, SIGNED, bits_of
 from quant.metrics.scores import agreement, cosine, same_rows, sqnr
 from quant.process import isolate
 from quant.process.imports import code_of, package_of
+from quant.quantization.targets import weight_levels
 from quant.results.record import Record, columns
 from quant.results.target import Case, Row
-from quant.storage.cache import cached, giving_up
+from quant.storage.cache import cached
 from quant.suites.registry import MODELS, ModelSpec
 from quant.timing import rounds as turns
 from quant.timing.baseline import fp32_variants, variants
+from quant.timing.side_by_side import in_pairs, timed_records
 
 __all__ = [
     "TUNED",
     "Evaluated",
     "accuracy",
-    "bench",
     "data_of",
-    "each",
     "evaluate",
     "feed_of",
     "fp32_variants",
     "full_of",
-    "in_pairs",
-    "in_processes",
     "int8_of",
     "judge_tuned",
     "loads",
@@ -47,22 +43,15 @@ __all__ = [
     "sources",
     "speed",
     "timed_of",
-    "timed_records",
     "tune",
     "tuned_of",
     "variants",
-    "weight_levels",
 ]
 
 Progress = isolate.Progress
 S = TypeVar("S")
 T = TypeVar("T")
 _SEVEN = "-7bit"
-
-
-def weight_levels(target: str | None) -> int:
-    """Levels of weights for a CPU tier: 7 bits where 16-bit sums could saturate. None: this CPU's tier."""
-    return SIGNED if cpu.tier_of(target).vnni else REDUCED
 
 
 def _suffix(tier: cpu.Tier) -> str:
@@ -72,7 +61,7 @@ def _suffix(tier: cpu.Tier) -> str:
 # --- artefacts of a registry row
 
 
-_CHECKOUT = Path(__file__).parents[1]
+_CHECKOUT = Path(__file__).parents[2]
 
 
 def sources(*functions: str) -> list[str | bytes | Path]:
@@ -297,46 +286,8 @@ def judge_tuned(
     ]
 
 
-def each(specs: Sequence[S], work: Callable[[S], T]) -> list[T]:
-    """`work` for several rows, one on each core at a time. For what isn't timed: models, data, accuracy."""
-    with ThreadPoolExecutor(cpu.cores()) as pool:
-        # The last rows take longest; begun first, they don't leave one core idle at the end.
-        waiting = [pool.submit(work, spec) for spec in reversed(specs)]
-        try:
-            return [future.result() for future in reversed(waiting)]
-        except BaseException:  # also Ctrl-C: don't wait for rows whose result nobody wants
-            pool.shutdown(wait=False, cancel_futures=True)
-            with giving_up():
-                while not all(future.done() for future in waiting):
-                    isolate.end_all()  # again: what was between two children has begun the next one meanwhile
-                    time.sleep(0.05)
-            raise
-
-
 # Samples of a row that is timed on its data: at batch 1, at larger ones, and where each batch runs several times.
 _TIMED_SAMPLES = (60, 300, 100)
-
-
-def bench(
-    contenders: Sequence[Sequence[Mapping[str, Any]]],
-    *,
-    isa: str | None = None,
-    threads: int = 1,
-    budget_s: float = 6.0,
-    progress: Progress | None = None,
-    **feed: Any,
-) -> list[dict[str, Any]]:
-    """Time contenders against each other in one child, on what `feed` describes; see worker.bench and Feed."""
-    arguments = {
-        "contenders": [list(runs) for runs in contenders],
-        "threads": threads,
-        "budget_s": budget_s,
-        **feed,
-    }
-    result: list[dict[str, Any]] = isolate.call(
-        "quant.timing.worker:bench", arguments, isa=isa, threads=threads, progress=progress
-    )
-    return result
 
 
 def int8_of(spec: ModelSpec, isa: str | None = None) -> Path:
@@ -382,49 +333,6 @@ def speed(
     return in_pairs(spec.name, fp32, int8, feed_of(spec, case, progress), case, **how)
 
 
-def in_pairs(
-    name: str,
-    fp32: Path,
-    int8: Path,
-    feed: Mapping[str, Any],
-    case: Case,
-    *,
-    isa: str | None = None,
-    threads: int = 1,
-    budget_s: float = 2.5,
-    progress: Progress | None = None,
-) -> list[Record]:
-    """FP32 (its fastest variant) and INT8 records of two models, measured in pairs; `feed`: see worker.Feed."""
-    contenders = [fp32_variants(fp32), [{"model": str(int8), "precision": "int8"}]]
-    timed = bench(contenders, isa=isa, threads=threads, budget_s=budget_s, progress=progress, **feed)
-    return timed_records(name, timed, case, cpu.tier_of(isa), threads)
-
-
-def in_processes(
-    name: str,
-    fp32: Path,
-    int8: Path,
-    feed: Mapping[str, Any],
-    case: Case,
-    *,
-    isa: str | None = None,
-    threads: int = 1,
-    progress: Progress | None = None,
-    **how: Any,
-) -> list[Record]:
-    """FP32 and INT8 records of two models, the INT8 one with a twin, in fresh processes.
-
-    `how`: rounds, laps and job; see quant.timing.rounds.in_fresh_processes.
-    """
-    quick = variants(int8, "int8")
-    contenders = [fp32_variants(fp32), quick, quick]
-    timed = turns.in_fresh_processes(contenders, threads=threads, isa=isa, progress=progress, **how, **feed)
-    rounds = how.get("rounds", turns.ROUNDS)
-    records = timed_records(name, timed[:2], case, cpu.tier_of(isa), threads)
-    before, after = (replace(record, processes=rounds) for record in records)
-    return [before, replace(after, twin_s=tuple(timed[2]["seconds"]))]
-
-
 def scaling(
     spec: ModelSpec,
     batch: int,
@@ -459,33 +367,3 @@ def loads(
     places = {precision: timed_of(spec, precision, isa) for precision in ("fp32", "int8")}
     runs = [{"model": str(place), "precision": key, "executor": executor} for key, place in places.items()]
     return turns.loads(runs, rounds, isa=isa, **feed_of(spec, Case()))
-
-
-def timed_records(
-    name: str, timed: Sequence[Mapping[str, Any]], case: Case, tier: cpu.Tier, threads: int
-) -> list[Record]:
-    """What `bench` gave for a row."""
-    return [
-        Record(
-            model=name,
-            precision=entry["run"]["precision"],
-            isa=tier.name,
-            threads=threads,
-            ran_threads=entry["run"].get("threads"),
-            batch=case.batch,
-            latency_s=tuple(entry["seconds"]),
-            variant=_variant(entry["run"], threads),
-            repeat=case.repeat,
-            by_length=case.by_length,
-        )
-        for entry in timed
-    ]
-
-
-def _variant(run: Mapping[str, Any], threads: int) -> str:
-    """Who called which kernels, and on how many threads where that isn't what was asked for."""
-    ran = run.get("threads", threads)
-    few = "" if ran == threads else f", {ran} thread{'s' * (ran != 1)}"
-    if run.get("executor") == "direct":
-        return f"oneDNN direct{few}"
-    return ("oneDNN" if run.get("onednn", True) else "native") + " unfused" * (not run.get("optimise", True)) + few

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from functools import partial
 
 from quant import cpu
-from quant.diagnosis.composition import anatomy_of_row
 from quant.evaluation.parts import Store
 from quant.results.record import Anatomy, Record
 from quant.results.speed_ratio import settled
 from quant.results.target import Row
 from quant.suites import embedded
+from quant.suites.diagnosed import anatomy_of_row
 from quant.suites.measure import Progress, Subject, Timing
 from quant.suites.registry import ModelSpec
+from quant.timing import side_by_side
 
 __all__ = ["gated", "whole"]
 
@@ -55,7 +56,7 @@ def gated(spec: ModelSpec, threads: Sequence[int], store: Store | None) -> Subje
     def speed(timing: Timing, progress: Progress) -> list[Record]:
         fp32, int8 = (embedded.timed_of(spec, precision, isa) for precision in ("fp32", "int8"))
         feed = embedded.feed_of(spec, timing.case, progress)
-        return embedded.in_processes(
+        return side_by_side.in_processes(
             spec.name, fp32, int8, feed, timing.case, isa=isa, threads=timing.threads, progress=progress
         )
 

@@ -15,10 +15,10 @@ from quant.process import isolate
 from quant.results.record import Anatomy, Record
 from quant.results.speed_ratio import settled
 from quant.results.target import Case
-from quant.suites import embedded
 from quant.suites.manifest.schema import Entry
 from quant.suites.measure import Subject, Timing
 from quant.suites.prepare import Given, Models, alike, evaluated, made_of, naming, records_of
+from quant.timing import side_by_side
 
 __all__ = [
     "accuracy",
@@ -171,7 +171,7 @@ def speed(
 ) -> list[Record]:
     """FP32 and INT8 records, measured in pairs on whole batches of the entry's own data, which holds `samples`."""
     with _naming(entry, models):
-        return embedded.in_pairs(
+        return side_by_side.in_pairs(
             entry.name,
             models.fp32,
             models.int8,
@@ -197,8 +197,8 @@ def speed_bf16(
     """A record of the FP32 model in bfloat16, measured alone on what `speed` takes."""
     with _naming(entry, models):
         run = {"model": str(models.fp32), "precision": "bf16"}
-        timed = embedded.bench([[run]], threads=threads, budget_s=budget_s, **_feed(entry, batch, samples))
-        [record] = embedded.timed_records(entry.name, timed, Case(batch), cpu.detect(), threads)
+        timed = side_by_side.bench([[run]], threads=threads, budget_s=budget_s, **_feed(entry, batch, samples))
+        [record] = side_by_side.timed_records(entry.name, timed, Case(batch), cpu.detect(), threads)
         return record
 
 
@@ -263,7 +263,7 @@ def gated(entry: Entry, store: Store | None = None) -> Subject:
     def timed(timing: Timing, progress: Progress) -> list[Record]:
         models = ready.models
         with _naming(entry, models):
-            return embedded.in_processes(
+            return side_by_side.in_processes(
                 entry.name,
                 models.fp32,
                 models.int8,

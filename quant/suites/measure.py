@@ -8,12 +8,11 @@ from typing import Any
 
 from quant.errors import ChildError, OutputError, QuantError, log_of
 from quant.evaluation.parts import versions
-from quant.process import isolate
+from quant.process import isolate, parallel
 from quant.process.imports import code_of
 from quant.results.record import Anatomy, Failure, Machine, Record
 from quant.results.target import Case, Row
 from quant.storage.checkpoint import Journal, Tell
-from quant.suites import embedded
 
 __all__ = ["Measured", "Subject", "Timing", "journal_of", "measure"]
 
@@ -168,8 +167,8 @@ def measure(
 
     exact: list[list[Record]] = []
     if only is None:
-        embedded.each(subjects, prepare)
-        exact = embedded.each(subjects, accuracy) if at_once else list(map(accuracy, subjects))
+        parallel.each(subjects, prepare)
+        exact = parallel.each(subjects, accuracy) if at_once else list(map(accuracy, subjects))
     timed = [speed(subject, timing) for subject, timing in timings]
     nothing = only is None and not any(exact) and not any(timed)
     if errors and nothing and not any(isinstance(error, ChildError) for error in errors):

@@ -17,6 +17,7 @@ from quant.evaluation.collect import chosen
 from quant.evaluation.parts import Store, data_digests, default_root, model_digest
 from quant.ir.numerics import REDUCED
 from quant.process import isolate
+from quant.quantization import targets
 from quant.quantization.observers import DEFAULT
 from quant.results.record import Record
 from quant.results.target import Row
@@ -101,7 +102,7 @@ def made_of(given: Given, *, isa: str | None = None, progress: Progress | None =
     Raises DataError for a model that isn't fake-quantized when there is no data to calibrate it with, or when that
     isn't apart from the test data; ModelError for one that isn't what it was given as.
     """
-    levels, fresh = embedded.weight_levels(isa), False
+    levels, fresh = targets.weight_levels(isa), False
     files = [file for place in (given.model, given.fp32) if place for file in _files(place)]
     if given.calibrated and given.calibrated.exists():
         files += files_behind(given.calibrated, given.format).values()

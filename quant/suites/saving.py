@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quant.errors import OptionError, OutputError
-from quant.reports.tables import comparisons, misses, passed
+from quant.results.comparison import comparisons, misses, passed
 from quant.results.record import Record, Run
 from quant.results.speed_ratio import pairs
 from quant.storage.digests import digest

@@ -38,6 +38,7 @@ from quant.evaluation.collect import Evaluated, chosen, evaluate
 from quant.evaluation.parts import Store, data_digests, default_root, model_digest, versions
 from quant.metrics.scores import metric_of, paired, ratio_interval, verdict
 from quant.process import isolate
+from quant.quantization import targets
 from quant.search.for_accuracy import (
     OFFERED,
     Focus,
@@ -58,6 +59,7 @@ from quant.storage.files import fresh_dir
 from quant.suites import embedded
 from quant.suites.manifest.entry_text import entry_text
 from quant.suites.manifest.schema import Entry
+from quant.timing import side_by_side
 
 __all__ = ["ALGORITHMS", "Subject", "tune"]
 
@@ -94,7 +96,7 @@ class Subject:
             "format": entry.format,
             "labels": entry.labels and str(entry.labels),
             "metric": self.metric,
-            "weight_levels": embedded.weight_levels(self.isa),
+            "weight_levels": targets.weight_levels(self.isa),
             "ops_to_quantize": list(entry.ops_to_quantize),
             "batch_size": entry.batch_size,
             "threads": self.threads,
@@ -334,7 +336,7 @@ class _Bench:
         keys = [point.setup.key for point in points]
         int8 = [[{"model": str(self.models(point.setup) / "int8"), "precision": "int8"}] for point in points]
         with contextlib.suppress(ChildError):
-            found = embedded.bench(
+            found = side_by_side.bench(
                 [embedded.fp32_variants(Path(str(entry.fp32))), *int8],
                 isa=self.subject.isa,
                 threads=self.subject.threads,

@@ -17,12 +17,12 @@ import numpy as np
 
 from quant.datasets.columns import Column, values_of
 from quant.datasets.readers import batches, by_length, head
-from quant.errors import DataError, OptionError, UnsupportedError
-from quant.evaluation.worker import opened, settings_of
+from quant.errors import DataError, OptionError, UnsupportedError, about
+from quant.evaluation.worker import settings_of
 from quant.ir.graph import load_dir
 from quant.process.isolate import report_event, report_progress, requests
+from quant.runtime.inputs import opened, sample_input
 from quant.runtime.predictor import Predictor
-from quant.suites.commands import about, sample_input
 from quant.timing.baseline import worth_timing
 from quant.timing.rounds import BLOCK_S, in_turn, rounds_in
 

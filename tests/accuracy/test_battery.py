@@ -8,8 +8,8 @@ import pytest
 
 from quant.datasets.columns import Column, values_of
 from quant.datasets.readers import Dataset, Padded, Ragged, open_data
-from quant.evaluation import worker
 from quant.ir.graph import load_dir, save_dir
+from quant.runtime import inputs
 from quant.runtime.predictor import Predictor, Settings
 from quant.suites import embedded
 from quant.suites.registry import ModelSpec
@@ -25,7 +25,7 @@ def model(measured: ModelSpec) -> Path:
 
 @pytest.fixture(scope="module")
 def samples(measured: ModelSpec, model: Path) -> Dataset:
-    return open_data(embedded.data_of(measured, measured.test), worker.signature(load_dir(model)), measured.format)
+    return open_data(embedded.data_of(measured, measured.test), inputs.signature(load_dir(model)), measured.format)
 
 
 @pytest.fixture(scope="module")

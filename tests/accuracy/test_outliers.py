@@ -9,12 +9,12 @@ import pytest
 from fixtures import ernie
 from quant.cli import main
 from quant.datasets.readers import Dataset, batches, open_data
-from quant.evaluation.worker import signature
 from quant.ir.graph import Graph, load_dir, run_passes, save_dir
 from quant.ir.passes import NORMALISE, lower_quantizers
 from quant.metrics.scores import cosine, sqnr
 from quant.quantization.calibration import calibrate
 from quant.quantization.conversion import convert
+from quant.runtime.inputs import signature
 from quant.runtime.predictor import Predictor, Settings
 from quant.suites import embedded
 from quant.suites.registry import find

@@ -7,7 +7,9 @@ import pytest
 
 from quant import cpu
 from quant.errors import QuantError, log_of
-from quant.reports.tables import Comparison, comparisons, failed_lines
+from quant.process import parallel
+from quant.reports.tables import failed_lines
+from quant.results.comparison import Comparison, comparisons
 from quant.results.record import Failure
 from quant.suites import embedded
 from quant.suites.registry import BY_NAME, ModelSpec
@@ -34,7 +36,7 @@ def compared(request: pytest.FixtureRequest) -> Compare:
         except QuantError as error:
             return error
 
-    rows = dict(zip(specs, embedded.each(specs, measured), strict=True))
+    rows = dict(zip(specs, parallel.each(specs, measured), strict=True))
 
     def of(spec: ModelSpec, tier: cpu.Tier) -> list[Comparison]:
         found = rows[spec]

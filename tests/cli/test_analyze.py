@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from quant.diagnosis.composition import anatomy_of
-from quant.diagnosis.drift import Subject, analyze, subject_of
+from quant.diagnosis.drift import DriftTarget, analyze
 from quant.errors import OptionError
 from quant.ir.graph import load_dir, save_dir
 from quant.ir.passes import lower_quantizers
@@ -18,6 +18,7 @@ from quant.quantization.calibration import calibrate
 from quant.quantization.conversion import convert
 from quant.reports.page.sections import section_of
 from quant.results.record import Anatomy
+from quant.suites.diagnosed import to_analyze
 from tests.manifests import write_repository
 
 Call = Callable[..., tuple[int, str, str]]
@@ -84,8 +85,8 @@ def test_saturated_sums_are_found_where_they_occur(place: Path, tmp_path: Path) 
     for name, model in (("quant", lower_quantizers(simulated)), ("int8", convert(simulated)[0])):
         (tmp_path / name).mkdir()
         save_dir(model, tmp_path / name)
-    wide = analyze(Subject(place / "int8", place / "fp32", place / "quant", data), samples=20, isa="avx2")
-    narrow = analyze(Subject(tmp_path / "int8", place / "fp32", tmp_path / "quant", data), samples=20, isa="avx2")
+    wide = analyze(DriftTarget(place / "int8", place / "fp32", place / "quant", data), samples=20, isa="avx2")
+    narrow = analyze(DriftTarget(tmp_path / "int8", place / "fp32", tmp_path / "quant", data), samples=20, isa="avx2")
     assert [finding for finding in narrow.findings if finding.kind == "engine"] == []
     assert wide.findings[0].kind == "engine" and wide.ranked[0].type == "fused_conv2d"
 
@@ -125,15 +126,15 @@ def test_bad_input_is_one_line(
 def test_a_row_knows_its_models_and_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quant.diagnosis.drift.small_of", lambda spec, progress: Path("small") / spec.name)
     monkeypatch.setattr("quant.diagnosis.drift.data_of", lambda spec, which, progress: Path(f"{spec.format}-{which}"))
-    subject = subject_of("ernie", 64, "avx512_core_vnni")
+    subject = to_analyze("ernie", 64, "avx512_core_vnni")
     assert (subject.model, subject.quant) == (Path("small/ernie/int8"), Path("small/ernie/quant"))
     assert (subject.fp32, subject.format) == (Path("small/ernie/fp32"), "pairs")
     assert subject.title.startswith("ERNIE")
     assert subject.data == Path("pairs-('test', 64)")
-    below = subject_of("ernie", 64, "avx2")
+    below = to_analyze("ernie", 64, "avx2")
     assert (below.model, below.quant) == (Path("small/ernie/int8-7bit"), Path("small/ernie/quant-7bit"))
     with pytest.raises(OptionError, match="unknown model"):
-        subject_of("nothing-like-it", 1)
+        to_analyze("nothing-like-it", 1)
 
 
 def test_an_anatomy(place: Path) -> None:

@@ -18,6 +18,7 @@ from quant.storage.cache import cache_root
 from quant.suites import embedded, saving
 from quant.suites.entries import models_of, speed
 from quant.suites.manifest.schema import read
+from quant.timing import side_by_side
 from tests.manifests import CRASHES, SAMPLES, write_repository
 from tests.nets import Net
 from tests.runs import suite_run
@@ -108,7 +109,7 @@ def suite(
     monkeypatch: pytest.MonkeyPatch, repository: Path, tmp_path: Path, call: Call
 ) -> Callable[..., tuple[int, str, Run]]:
     """`quant suite` on a manifest's text: exit code, what was printed, the run."""
-    monkeypatch.setattr(embedded, "bench", four_times_as_fast)
+    monkeypatch.setattr(side_by_side, "bench", four_times_as_fast)
     monkeypatch.chdir(tmp_path)
 
     def run(text: str, *args: str) -> tuple[int, str, Run]:
@@ -200,7 +201,7 @@ def test_errors_name_what_was_given(repository: Path, monkeypatch: pytest.Monkey
     def fails(contenders: Sequence[Sequence[Mapping[str, Any]]], **options: Any) -> None:
         raise ModelError(" and ".join(runs[0]["model"] for runs in contenders) + ": broken")
 
-    monkeypatch.setattr(embedded, "bench", fails)
+    monkeypatch.setattr(side_by_side, "bench", fails)
     given = f"{repository}/models/quant"
     with pytest.raises(ModelError, match=f"^FP32 of {given} and INT8 of {given}: broken$"):
         speed(entry, models, 1, 1, samples=SAMPLES)

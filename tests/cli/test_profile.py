@@ -15,6 +15,7 @@ from quant.ir.passes import lower_quantizers
 from quant.quantization.calibration import calibrate
 from quant.quantization.conversion import convert
 from quant.reports.profile import as_json
+from quant.suites import diagnosed
 from quant.suites.registry import find
 from tests.manifests import write_repository
 from tests.nets import Net, residual_net
@@ -52,7 +53,7 @@ def fails(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
 @pytest.fixture(scope="module")
 def found(place: Path) -> dict[str, Any]:
     """The profile of a small INT8 model beside its FP32 model, run as Paddle runs it; the log counts microseconds."""
-    subject = profile.Subject(place / "int8", fp32=place / "fp32")
+    subject = profile.ProfileTarget(place / "int8", fp32=place / "fp32")
     result: dict[str, Any] = json.loads(json.dumps(as_json(profile.profile(subject, executor="paddle", batch=64))))
     return result
 
@@ -196,13 +197,13 @@ def test_rows_are_found_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(profile, "full_of", lambda spec, progress: tmp_path / spec.name)
     monkeypatch.setattr(profile, "data_of", lambda spec, which, progress: tmp_path / f"{spec.name}.data")
     monkeypatch.chdir(tmp_path)
-    image = profile.subject_of("resnet50", "avx2")
+    image = diagnosed.to_profile("resnet50", "avx2")
     assert (image.model, image.fp32) == (tmp_path / "resnet50" / "int8", tmp_path / "resnet50" / "fp32")
-    ernie = profile.subject_of("ernie", "avx2")
+    ernie = diagnosed.to_profile("ernie", "avx2")
     assert ernie.model == tmp_path / "ernie" / "int8-7bit"
     assert ernie.feed == {"full_input": find("ernie").full_input}
-    gru = profile.subject_of("gru", "avx512_vnni")
+    gru = diagnosed.to_profile("gru", "avx512_vnni")
     assert gru.model == tmp_path / "gru" / "int8"
     assert gru.feed == {"data": str(tmp_path / "gru.data"), "format": "lac"}
     (tmp_path / "vgg16").mkdir()
-    assert profile.subject_of("vgg16").model == Path("vgg16")  # a directory of that name comes first
+    assert diagnosed.to_profile("vgg16").model == Path("vgg16")  # a directory of that name comes first

@@ -14,7 +14,7 @@ from quant.errors import OutputError
 from quant.ir.graph import load_dir, save_dir
 from quant.ir.numerics import bits_of
 from quant.process import isolate
-from quant.suites.embedded import weight_levels
+from quant.quantization.targets import weight_levels
 from tests.nets import residual_net
 
 Run = Callable[..., str]

@@ -17,9 +17,9 @@ from quant.cli import main
 from quant.ir.graph import load_dir, save_dir
 from quant.process import isolate
 from quant.results.record import Run as Recorded
-from quant.suites import embedded
 from quant.suites.published import catalogue, located
 from quant.suites.registry import MODELS
+from quant.timing import side_by_side
 from tests.http_server import serving
 from tests.published import IMAGE_ROW, SAMPLES, archives_of_models, files_of_data, publish, write_images
 
@@ -51,7 +51,7 @@ def four_times_as_fast(contenders: Sequence[Sequence[Mapping[str, Any]]], **opti
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.setattr(embedded, "bench", four_times_as_fast)
+    monkeypatch.setattr(side_by_side, "bench", four_times_as_fast)
 
     def call(directory: Path, *rows: str, output: Path = tmp_path / "out") -> tuple[int, str, str]:
         capfd.readouterr()
@@ -163,7 +163,7 @@ def test_a_limit_that_is_not_held_fails(run: Run, fetched: Path, monkeypatch: py
 
 
 def test_a_slow_int8_model_fails(run: Run, fetched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "bench", lambda both, **more: four_times_as_fast(both[::-1])[::-1])
+    monkeypatch.setattr(side_by_side, "bench", lambda both, **more: four_times_as_fast(both[::-1])[::-1])
     code, out, _ = run(fetched, "gru")
     assert code == 1
     assert "missed: GRU (LAC), batch 1, 1 thread(s): FP32 / INT8 0.25, due" in out and "FAILED" in out

@@ -28,8 +28,8 @@ from quant.quantization.calibration import calibrate
 from quant.quantization.calibration_table import apply_table, read_table, table_of, write_table
 from quant.quantization.conversion import convert
 from quant.reports.page.render import render
-from quant.reports.tables import misses, passed
 from quant.results.benchmark_files import extra_info, machine_info
+from quant.results.comparison import misses, passed
 from quant.results.gate import compare
 from quant.results.history import load
 from quant.storage.checkpoint import Journal

@@ -15,7 +15,7 @@ from quant.ir.passes import NORMALISE, lower_quantizers
 from quant.metrics.scores import sqnr
 from quant.quantization.calibration import calibrate
 from quant.quantization.conversion import convert
-from quant.suites.commands import sample_input
+from quant.runtime.inputs import sample_input
 from tests.nets import NETS, data
 
 

@@ -12,8 +12,8 @@ from bench.peers.recurrent import LENGTHS, Decoder, aligned, export_recurrent, v
 from quant.datasets.columns import Ragged, values_of
 from quant.datasets.readers import batches, open_data
 from quant.errors import ModelError
-from quant.evaluation.worker import signature
 from quant.ir.graph import Graph, Op, Var, load_dir
+from quant.runtime.inputs import signature
 from quant.runtime.predictor import Predictor, Settings
 from quant.suites import embedded
 from quant.suites.registry import MODELS, ModelSpec

@@ -12,8 +12,7 @@ from quant.ir.passes import lower_quantizers
 from quant.quantization.calibration import calibrate
 from quant.results.target import Case
 from quant.search import for_speed
-from quant.suites import embedded
-from quant.timing import rounds
+from quant.timing import rounds, side_by_side
 from quant.timing.baseline import fp32_variants, worth_timing
 from tests.nets import Net, residual_net
 
@@ -50,10 +49,10 @@ def test_suite_gate_and_bench_take_it(how: str, monkeypatch: pytest.MonkeyPatch)
         seen.extend(contenders)
         raise _Enough
 
-    monkeypatch.setattr(embedded, "bench", timed)
+    monkeypatch.setattr(side_by_side, "bench", timed)
     monkeypatch.setattr(rounds, "in_fresh_processes", timed)
     with pytest.raises(_Enough):
-        getattr(pipeline, how)("name", Path("fp32"), Path("int8"), {}, Case())
+        getattr(side_by_side, how)("name", Path("fp32"), Path("int8"), {}, Case())
     assert seen[0] == fp32_variants(Path("fp32"))
 
 

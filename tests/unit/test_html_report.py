@@ -18,6 +18,7 @@ from quant.reports.page import charts, render
 from quant.reports.page.charts import Bar, Spot, Trend
 from quant.reports.page.values import Part, page_of
 from quant.reports.sheet import Section
+from quant.results import comparison
 from quant.results.record import Anatomy, Between, Failure, KeptOp, Kernel, Layer, Run
 from quant.results.target import Case, Row
 from tests import found, runs
@@ -77,7 +78,7 @@ def hostile_run() -> Run:
         for name in HOSTILE
     }
     run = runs.run(exact, timed, rows=rows, anatomy=anatomy, machine=runs.machine(cpu=HOSTILE[0]), commit=HOSTILE[1])
-    missed = tuple(tables.misses(run.exact, run.timed, run.rows))
+    missed = tuple(comparison.misses(run.exact, run.timed, run.rows))
     failures = tuple(Failure(name, name, HOSTILE) for name in HOSTILE)
     command = f"quant suite --manifest {HOSTILE[0]}"
     return replace(run, command=command, kind=HOSTILE[2], missed=missed, passed=False, failures=failures)
@@ -127,7 +128,7 @@ def test_the_verdict_comes_first_and_in_words() -> None:
     text = Reader(page()).text
     assert text.index("PASSED") < text.index("Largest drop") < text.index("How much of its score")
     run = runs.run(runs.accuracy("resnet50", 40), runs.speed("resnet50", 2.0))
-    missed = tuple(tables.misses(run.exact, run.timed, run.rows))
+    missed = tuple(comparison.misses(run.exact, run.timed, run.rows))
     failed = page_of(replace(run, missed=missed, passed=False)).headline
     assert failed.sentence == "2 limits or figures were missed:"
     assert failed.missed[0] == "ResNet-50 top1 on avx512_vnni: drop 1.90 points, limit 0.50"

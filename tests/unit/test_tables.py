@@ -16,6 +16,7 @@ from quant import cpu
 from quant.cli import shared
 from quant.errors import DataError, OptionError
 from quant.reports import tables as report
+from quant.results import comparison
 from quant.results.record import SCHEMA, Anatomy, Failure, KeptOp, Kernel, Layer, Load, Machine, Record, Run, columns
 from quant.results.speed_ratio import pairs as pairs_of
 from quant.results.target import Row
@@ -99,8 +100,8 @@ def test_near_misses_in_the_registry() -> None:
 
 
 pairs = partial(pairs_of, rows=registry.BY_NAME)
-passed = partial(report.passed, rows=registry.BY_NAME)
-misses = partial(report.misses, rows=registry.BY_NAME)
+passed = partial(comparison.passed, rows=registry.BY_NAME)
+misses = partial(comparison.misses, rows=registry.BY_NAME)
 accuracy_table = partial(report.accuracy_table, known=registry.BY_NAME)
 speed_table = partial(report.speed_table, known=registry.BY_NAME)
 MACHINE = Machine(("avx2",), "avx2", 2, "3.11", {"paddlepaddle": "3.3.1"})
@@ -300,7 +301,7 @@ def test_what_to_run_next_where_limits_are_missed(command: str, expected: dict[s
     exact = [*runs.accuracy("resnet50", lost=50, won=0), *runs.accuracy("gru"), *runs.accuracy("mobilenet_v1")]
     timed = [*runs.speed("vgg16", 2.0), *runs.speed("mobilenet_v1", 4.0)]
     found = report.next_steps(
-        command, report.comparisons(exact, BY_NAME), pairs_of(timed, BY_NAME), inexact=["gru"], slower=["vgg16"]
+        command, comparison.comparisons(exact, BY_NAME), pairs_of(timed, BY_NAME), inexact=["gru"], slower=["vgg16"]
     )
     steps = {name: [line.removeprefix("quant ") for line in lines] for name, lines in found.items()}
     assert steps == expected
@@ -329,9 +330,9 @@ def test_a_side_that_is_missing_is_told_and_ends_nothing_in_a_trace(precision: s
     records = [record for record in runs.accuracy("resnet50") if record.precision != precision]
     if precision == "fp32":
         with pytest.raises(DataError, match="INT8 has no record of its FP32 model"):
-            report.comparisons(records, BY_NAME)
+            comparison.comparisons(records, BY_NAME)
     else:
-        found = report.comparisons(records, BY_NAME)
+        found = comparison.comparisons(records, BY_NAME)
         assert [one.quant for one in found] == ([None] if precision == "quant" else [])
 
 

@@ -13,7 +13,7 @@ from quant.process import isolate
 from quant.quantization import calibration
 from quant.results.target import Case
 from quant.runtime.predictor import Settings
-from quant.suites import embedded
+from quant.timing import side_by_side
 from tests.nets import data, residual_net
 
 HERE = len(os.sched_getaffinity(0))
@@ -112,6 +112,6 @@ def test_calibration_runs_on_what_is_asked_for_or_all(monkeypatch: pytest.Monkey
 def test_records_tell_what_was_asked_for_and_what_ran() -> None:
     run = {"model": "m", "precision": "int8", "executor": "direct"}
     timed = [{"run": {**run, "threads": count}, "seconds": [1.0]} for count in (1, 2)]
-    few, all_ = embedded.timed_records("m", timed, Case(1), detect(), 2)
+    few, all_ = side_by_side.timed_records("m", timed, Case(1), detect(), 2)
     assert (few.threads, few.ran_threads, few.variant) == (2, 1, "oneDNN direct, 1 thread")
     assert (all_.threads, all_.ran_threads, all_.variant) == (2, 2, "oneDNN direct")

@@ -18,9 +18,8 @@ from quant.process import isolate
 from quant.results.record import Record
 from quant.results.speed_ratio import settled
 from quant.results.target import Case
-from quant.suites import embedded
 from quant.suites.registry import BY_NAME
-from quant.timing import instances, worker
+from quant.timing import instances, side_by_side, worker
 from quant.timing import rounds as turns
 from quant.timing.instances import percentile, work_done
 from tests.nets import Net
@@ -176,7 +175,7 @@ def test_each_round_has_new_processes_and_the_variant_that_was_the_fastest() -> 
 
 def test_all_threads_are_pinned_once_the_models_are_loaded(model: str) -> None:
     run = {"model": model, "precision": "fp32", "executor": "paddle"}
-    records = embedded.in_processes("row", Path(model), Path(model), {"batch": 4}, Case(4), rounds=2, laps=3)
+    records = side_by_side.in_processes("row", Path(model), Path(model), {"batch": 4}, Case(4), rounds=2, laps=3)
     fp32, int8 = records
     assert (fp32.processes, int8.processes) == (2, 2)
     assert len(fp32.latency_s) == len(int8.latency_s) == len(int8.twin_s) == 6

@@ -1,1 +1,1 @@
-"""ROOM"""
+"""Tables of op types: what Paddle says of them, activations, arithmetic."""

@@ -1,1 +1,1 @@
-"""ROOM"""
+"""Quantization-aware training of programs, layers and inference models."""

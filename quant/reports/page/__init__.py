@@ -1,1 +1,1 @@
-"""ROOM"""
+"""Values to the HTML page."""

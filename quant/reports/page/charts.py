@@ -137,7 +137,7 @@ def _themed(style: str) -> str:
 
 def standalone(drawing: str) -> str:
     """The text of an .svg file: what `svg` gives, with the page's colours, light or dark as the viewer is."""
-    style = files("quant").joinpath("templates/report.css").read_text()
+    style = files("quant.reports.page").joinpath("templates/report.css").read_text()
     colours = style[: style.index("* {")]  # the variables alone
     rules = f"{colours} svg {{ background: var(--panel); font-family: sans-serif; }}"
     return drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(

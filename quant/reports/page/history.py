@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from quant.reports.page.charts import Trend
 from quant.reports.sheet import Cell, Chart, Line, Sheet, counted, figure, heads
-from quant.reports.tables import Comparison
 from quant.results import run_scores
+from quant.results.comparison import Comparison
 from quant.results.record import Run
 from quant.results.speed_ratio import Pair
 

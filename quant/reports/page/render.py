@@ -27,7 +27,7 @@ def render(run: Run, history: Sequence[Run] = (), sections: Sequence[Section] = 
 
     Raises ValueError for records that don't belong together.
     """
-    loader = PackageLoader("quant")
+    loader = PackageLoader("quant.reports.page")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

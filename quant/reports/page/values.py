@@ -26,7 +26,8 @@ from quant.reports.sheet import (
     points,
     times,
 )
-from quant.reports.tables import Comparison, compared_lines, comparisons, next_steps, skipped_tiers
+from quant.reports.tables import compared_lines, next_steps, skipped_tiers
+from quant.results.comparison import Comparison, comparisons
 from quant.results.record import Anatomy, Failure, Run
 from quant.results.speed_ratio import Pair, pairs
 

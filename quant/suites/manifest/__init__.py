@@ -1,1 +1,1 @@
-"""ROOM"""
+"""`quant.toml`: its keys, its drafts, what a directory of models holds."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from quant.errors import ConversionError, ModelError
-from quant.evaluation.worker import vocabularies
 from quant.ir.fusion import PRODUCTS, RECURRENT
 from quant.ir.graph import Graph, Var, files_of, load_dir, model_size, run_passes
 from quant.ir.passes import CALIBRATE, drop_judges, lift_quantizers
@@ -16,6 +15,7 @@ from quant.quantization.conversion import Coverage, convert
 from quant.quantization.observers import Choice
 from quant.quantization.plan import plan_of, roundable, simulate
 from quant.quantization.reasons import all_faults
+from quant.runtime.inputs import vocabularies
 
 __all__ = ["survey"]
 

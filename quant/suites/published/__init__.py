@@ -1,1 +1,1 @@
-"""ROOM"""
+"""The models that Paddle's INT8 tutorials publish: catalogue, download, layouts."""

@@ -19,13 +19,13 @@ from quant.process import isolate
 from quant.results.record import Record
 from quant.results.speed_ratio import settled
 from quant.results.target import Case, Row
-from quant.suites import embedded
 from quant.suites.measure import Subject, Timing
 from quant.suites.prepare import Given, Models, alike, evaluated, made_of, records_of
 from quant.suites.published import fetch
 from quant.suites.published.catalogue import ROWS, Source, ZooRow, find_artefact
 from quant.suites.published.catalogue import Timing as Printed
 from quant.suites.registry import ModelSpec, find
+from quant.timing import side_by_side
 
 __all__ = [
     "ORIGIN",
@@ -240,7 +240,7 @@ def speed(
         feed |= {**data, "repeat": timing.repeat}
     case = Case(timing.batch, repeat=timing.repeat)
     how: dict[str, Any] = {"isa": isa, "threads": timing.threads, "budget_s": budget_s, "progress": progress}
-    records = embedded.in_pairs(found.spec.name, models.fp32, models.int8, feed, case, **how)
+    records = side_by_side.in_pairs(found.spec.name, models.fp32, models.int8, feed, case, **how)
     return [replace(record, origin=ORIGIN) for record in records]
 
 
