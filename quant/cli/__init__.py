@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-from quant.cli import analysis, caching, gating, make, manifest, measure, profiling, reporting, suites, tuning
+from quant.cli import analysis, caching, gating, make, manifest, measure, profiling, quantize, reporting, suites, tuning
 from quant.cli.shared import app, err
 from quant.errors import QuantError, file_error
 from quant.storage.files import write_text
@@ -29,6 +29,7 @@ __all__ = [
     "manifest",
     "measure",
     "profiling",
+    "quantize",
     "reporting",
     "suites",
     "tuning",

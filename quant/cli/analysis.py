@@ -59,7 +59,7 @@ def analyze(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
     json: Json = False,
 ) -> None:
-    """Why did accuracy drop? Each executed INT8 op against the simulation and the FP32 model, worst first."""
+    """Tell why accuracy dropped: each executed INT8 op against the simulation and the FP32 model, worst first."""
     executor = executor_of(executor)
     given = {"--fp32-model": fp32_model, "--quant-model": quant_model, "--data": data}
     for option, file in (("--chart", chart_file), ("--output", output)):

@@ -141,7 +141,7 @@ def history_command(
     history_dir: HistoryDir = history.DEFAULT,
     as_json: Json = False,
 ) -> None:
-    """The runs that suites and gates recorded, or what became of one model from run to run."""
+    """Show the runs that suites and gates recorded, or what became of one model from run to run."""
     found = list(history.runs(history_dir, err.print))
     if model is not None:
         check_choice(f"model in {history_dir}", model, {name for _, run in found for name in run.models()})

@@ -13,8 +13,10 @@ from rich.progress import (
 
 from quant import cpu
 from quant.cli.shared import (
+    Algo,
     AllThreads,
     BatchNum,
+    CalibrationBatch,
     Check,
     Format,
     Fresh,
@@ -24,6 +26,7 @@ from quant.cli.shared import (
     Model,
     OpIds,
     OpTypes,
+    Target,
     app,
     bar,
     err,
@@ -40,7 +43,7 @@ from quant.ir.numerics import bits_of
 from quant.process import isolate
 from quant.quantization import targets
 from quant.quantization.observers import ALGORITHMS, BATCH_SIZE, BEST, DEFAULT
-from quant.reports import decisions, tables
+from quant.reports import decisions, quantized, tables
 from quant.storage import download
 from quant.storage.files import scratch_dir
 from quant.suites import embedded, registry
@@ -56,12 +59,10 @@ def ptq(
     model: Model,
     data: Annotated[Path, typer.Option(help="Calibration data, in one of the formats of --format.")],
     output: Annotated[Path, typer.Option(help="Where the fake-quantized model goes: absent, or an empty directory.")],
-    algo: Annotated[
-        str, typer.Option(help="abs_max, min_max, avg, hist, KL, mse, or best: of these, by tensor.")
-    ] = DEFAULT,
-    target: Annotated[str | None, typer.Option(help="CPU tier the model is for; default: this CPU's.")] = None,
+    algo: Algo = DEFAULT,
+    target: Target = None,
     format: Format = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = BATCH_SIZE,
+    batch_size: CalibrationBatch = BATCH_SIZE,
     batch_num: BatchNum = None,
     ops_to_quantize: OpTypes = "",
     op_ids_to_skip: OpIds = "",
@@ -95,19 +96,13 @@ def ptq(
     out.print(f"{output}: {result['fake_quantized']} tensors quantized from {result['samples']} samples")
     if algo == BEST:
         out.print("algorithms: " + ", ".join(f"{name} {count}" for name, count in sorted(result["algorithms"].items())))
-    out.print(_sizes(result["bytes"]))
+    out.print(quantized.on_disk(result["bytes"]))
     _print_note(output, result["note"])
 
 
 def _print_note(model: Path, note: str) -> None:
     if note:
         err.print(f"note: {model}: {note}", soft_wrap=True)
-
-
-def _sizes(sizes: Mapping[str, int]) -> str:
-    """A line on what two models take on disk, given as precision -> bytes."""
-    (was, before), (now, after) = sizes.items()
-    return f"on disk: {before:,} bytes {was}, {after:,} bytes {now} ({100 * after / before:.1f}%)"
 
 
 @app.command()
@@ -130,7 +125,7 @@ def qat(
     steps: Annotated[int, typer.Option(min=1, help="Of --model.")] = 100,
     batch_size: Annotated[int, typer.Option(min=1, help="Of --model.")] = 64,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Of --model; Adam's, falling to 0.")] = 1e-4,
-    target: Annotated[str | None, typer.Option(help="CPU tier the model is for; default: this CPU's.")] = None,
+    target: Target = None,
     threads: AllThreads = None,
     full: Annotated[bool, typer.Option("--full", help="Judge a row on all its test data.")] = False,
     check: Check = True,
@@ -287,7 +282,7 @@ def convert(
     _print_verdict(result)
     if "table" in result:
         _print_table_use(calibration_file, result["table"], "fp32" in result["bytes"])
-    out.print(_sizes(result["bytes"]))
+    out.print(quantized.on_disk(result["bytes"]))
     _print_note(int8_model_save_path, result["note"])
     if "decisions" in result:
         _print_decisions(result["decisions"])
@@ -295,11 +290,9 @@ def convert(
 
 def _print_verdict(result: Mapping[str, Any]) -> None:
     """How much of the arithmetic is INT8, what lies between INT8 ops, and what changes its type."""
-    share, between = result["int8_mac_share"], result["crossings"]["between"]
-    told = "no multiply-accumulate is counted" if share is None else f"{100 * share:.1f}% of multiply-accumulates"
-    left_out = f" (not counted: {', '.join(result['uncounted'])})" if result["uncounted"] else ""
+    between = result["crossings"]["between"]
     crossing = f"{result['crossings']['bytes']:,} bytes a sample cross quantize and dequantize ops"
-    out.print(f"INT8: {told}{left_out}; {crossing}", soft_wrap=True)
+    out.print(f"INT8: {quantized.arithmetic(result)}; {crossing}", soft_wrap=True)
     if between:
         out.print(f"{len(between)} FP32 ops stand between INT8 ops; those that move most bytes:")
     for entry in between[:_SHOWN]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from quant.errors import OptionError
 
-__all__ = ["NEEDS", "App", "Need", "faults"]
+__all__ = ["GROUPS", "NEEDS", "App", "Need", "faults"]
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -126,8 +126,35 @@ def _shown(param: Any) -> str:
     return str(max(param.opts, key=len))
 
 
+# What `quant --help` lists: title -> commands.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Make": ("quantize", "ptq", "convert", "qat", "tune", "preprocess", "fetch"),
+    "Measure": ("suite", "eval", "compare", "bench", "cpu", "models"),
+    "Understand": ("analyze", "profile", "report"),
+    "Gate": ("init", "gate", "history"),
+}
+
+
+class _Group(TyperGroup):
+    """The program, whose help lists the commands by GROUPS, each with the first sentence of its own help."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = max(map(len, self.commands))  # the same column in all groups
+        for title, names in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), _sentence(self.commands[name].help or "")) for name in names])
+
+
+def _sentence(text: str) -> str:
+    """Text up to the end of its first sentence, on one line."""
+    return " ".join(text.split()).partition(". ")[0].removesuffix(".") + "."
+
+
 class App(typer.Typer):
-    """A Typer app whose commands refuse what NEEDS says."""
+    """A Typer app whose commands refuse what NEEDS says, and whose help groups them."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(cls=_Group, **more)
 
     def command(self, name: str | None = None, **more: Any) -> Callable[[F], F]:
         return super().command(name, cls=_Command, **more)

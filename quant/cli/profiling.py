@@ -55,7 +55,7 @@ def profile(
     each: Annotated[bool, typer.Option("--each", help="Also list every kernel, with its shape and its op.")] = False,
     json: Json = False,
 ) -> None:
-    """Why is it not faster? Kernels, conversions, overhead and INT8 islands of a model, by the time that they take."""
+    """Tell why it is not faster: kernels, conversions, overhead and INT8 islands of a model, by the time they take."""
     shapes = shapes_of(input_shape or [])
     precision = None if precision is None else precision_of(precision)
     with bar() as tell, ExitStack() as stack:

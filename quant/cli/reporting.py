@@ -47,7 +47,7 @@ def report(
     output: Annotated[Path, typer.Option(help="The page.")] = Path("out/report.html"),
     show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """One HTML page of a run, which needs no network: verdict, accuracy, speed, models, history, environment."""
+    """Make one HTML page of a run, which needs no network: verdict, accuracy, speed, models, history, environment."""
     if history_dir != history.DEFAULT and not history_dir.is_dir():
         raise DataError(f"{history_dir}: no such directory")
     path = run or (_LAST if _LAST.is_file() else history.newest(history_dir))

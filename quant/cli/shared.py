@@ -33,9 +33,11 @@ from quant.suites.registry import ModelSpec
 
 __all__ = [
     "LITERAL",
+    "Algo",
     "AllThreads",
     "AnyModel",
     "BatchNum",
+    "CalibrationBatch",
     "Check",
     "ClusterAt",
     "ClusterWait",
@@ -53,6 +55,7 @@ __all__ = [
     "OpTypes",
     "OutputNames",
     "SaveDir",
+    "Target",
     "Threads",
     "app",
     "bar",
@@ -133,6 +136,9 @@ Labels = Annotated[Path | None, typer.Option(help="File of labels, for data with
 Check = Annotated[
     bool, typer.Option("--check/--no-check", help="Run what is written once, and write nothing that differs.")
 ]
+Algo = Annotated[str, typer.Option(help="abs_max, min_max, avg, hist, KL, mse, or best: of these, by tensor.")]
+Target = Annotated[str | None, typer.Option(help="CPU tier the model is for; default: this CPU's.")]
+CalibrationBatch = Annotated[int, typer.Option("--batch-size", min=1)]
 BatchNum = Annotated[int | None, typer.Option(min=1, help="Use only this many batches.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew: what earlier runs kept or left unfinished goes.")]
 ClusterAt = Annotated[

@@ -35,6 +35,7 @@ from quant.evaluation.parts import Store, default_root
 from quant.process.isolate import Progress
 from quant.reports import composition, published
 from quant.reports import tables as report
+from quant.reports.terminal import WIDTH
 from quant.results import comparison, history
 from quant.results.environment import Watch
 from quant.results.record import Machine, Record
@@ -54,7 +55,7 @@ __all__ = ["cpu_command", "models_command", "suite"]
 
 @app.command("cpu")
 def cpu_command(as_json: Json = False) -> None:
-    """What this CPU is, what it can stand for, and what to expect of INT8."""
+    """Show what this CPU is, what it can stand for, and what to expect of INT8."""
     machine, tier = Machine.here(), cpu.detect()
     if as_json:
         reach = [other.name for other in cpu.reachable()]
@@ -68,7 +69,7 @@ def cpu_command(as_json: Json = False) -> None:
 
 @app.command("models")
 def models_command() -> None:
-    """The models that the suite knows."""
+    """List the models that the suite knows."""
     for spec in registry.MODELS:
         limits = ", ".join(f"{100 * limit:.1f} points of {metric}" for metric, limit in spec.max_drop.items())
         out.print(f"{spec.name:14} {spec.title:14} drop at most {limits}")
@@ -145,7 +146,7 @@ def suite(
     save: SaveDir = None,
     fresh: Fresh = False,
 ) -> None:
-    """Accuracy and speed of the embedded models, of published ones, or of one's own, and a report of them.
+    """Measure accuracy and speed of the embedded models, of published ones, or of one's own, and report them.
 
     A model that can't be measured fails, and the others go on.
     """
@@ -187,7 +188,7 @@ def suite(
     known = {row.name: row for row in plan.rows}
     steps = report.next_steps(command, comparison.comparisons(found.exact, known), pairs(found.timed, known))
     for table in tables:
-        out.print(report.rich_table(table))
+        out.print(report.rich_table(table, min(WIDTH, out.width)), crop=False)
     for line in (
         *report.skipped_tiers(run.machine),
         *plan.skipped,
@@ -201,6 +202,8 @@ def suite(
     if save is not None:
         for line in saving.hand_over(save, entries, run, saving.unfit(run, [entry.name for entry in entries])):
             out.print(line, soft_wrap=True)
+    places = f"{output_dir / 'report.html'}, {output_dir / 'report.md'}"
+    out.print(f"all columns, charts and history: {places}", soft_wrap=True)
     if not passed:
         raise typer.Exit(1)
 

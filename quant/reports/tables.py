@@ -15,6 +15,7 @@ from rich.text import Text
 
 from quant.cpu import TIERS
 from quant.metrics.scores import paired
+from quant.reports.terminal import WIDTH, fit
 from quant.results.comparison import Comparison, comparisons
 from quant.results.record import Failure, Machine, Record
 from quant.results.speed_ratio import Pair, pairs
@@ -46,6 +47,16 @@ _SHARES = (0.5, 0.9, 0.99)
 _GENERATED = (
     "Full size, generated weights and input; GRU and LSTM: trained weights, over test samples of unequal lengths."
 )
+_ACCURACY_SHOWN = {
+    **{title: title for title in ("Model", "ISA", "Metric", "FP32", "INT8", "Drop [95%]")},
+    "INT8 share of MACs": "INT8 share",
+    "Verdict": "Verdict",
+}
+_SPEED_SHOWN = {
+    **{title: title for title in ("Model", "ISA", "Threads", "Batch", "FP32 ms", "INT8 ms")},
+    "FP32 / INT8 [95%]": "Ratio [95%]",
+    **{title: title for title in ("Due", "Result")},
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,8 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    terminal: Mapping[str, str] | None = None  # columns shown on a terminal -> their titles there; None: all
+    terminal_note: str | None = None  # None: `note`
 
 
 def _percent(value: float) -> str:
@@ -118,7 +131,6 @@ def accuracy_table(records: Sequence[Record], known: Mapping[str, Row]) -> Table
     rows = []
     for c in comparisons(records, known):
         seeds = c.row.published.get(c.metric)
-        found = f"{100 * (c.int8.int8_share or 0):.1f}% {'+'.join(c.int8.kernel_isas)}"
         same = f"{100 * c.int8.agreement['fp32']:.2f}%" if c.int8.agreement else "-"
         rows.append(
             (
@@ -135,12 +147,14 @@ def accuracy_table(records: Sequence[Record], known: Mapping[str, Row]) -> Table
                 _number(c.int8.cosine.get("quant"), 4),
                 f"{100 * (c.fp32.score('top5') - c.int8.score('top5')):+.2f}" if "top5" in c.int8.outcomes else "-",
                 same,
-                found,
+                f"{100 * (c.int8.int8_share or 0):.1f}%",
+                "+".join(c.int8.kernel_isas),
                 f"{100 * (c.int8.overhead or 0):.1f}%",
                 "-" if seeds is None else f"{seeds[0]:.2f} {seeds[0] - seeds[1]:+.2f}",
                 "; ".join(["MISSED", *c.missed()]) if c.missed() else str(c.verdict),
             )
         )
+    compared = "".join(f" {line}." for line in compared_lines(records, known))
     return Table(
         "Accuracy (percent; drops in points, positive is worse)",
         (
@@ -159,7 +173,8 @@ def accuracy_table(records: Sequence[Record], known: Mapping[str, Row]) -> Table
             "Cosine to sim.",
             "Top-5 drop",
             "Same tags as FP32",
-            "MACs in INT8 kernels",
+            "INT8 share of MACs",
+            "Kernels",
             "Eval. overhead",
             "Seeds: FP32, drop",
             "Verdict",
@@ -168,7 +183,9 @@ def accuracy_table(records: Sequence[Record], known: Mapping[str, Row]) -> Table
         "Drop: FP32 - INT8 on the same samples. Shares of samples: Newcombe's paired interval, McNemar's exact p. "
         "Scores of words and steps: bootstrap and permutation over sentences. SQNR of the scores, cosine of the last "
         "output. Verdict: by the interval against the row's limit; 'pass on the point' when only the estimate is "
-        f"within it.{''.join(f' {line}.' for line in compared_lines(records, known))}",
+        f"within it.{compared}",
+        _ACCURACY_SHOWN,
+        f"Drop: FP32 - INT8 on the same samples.{compared}",
     )
 
 
@@ -225,6 +242,8 @@ def speed_table(records: Sequence[Record], known: Mapping[str, Row], fed: str = 
         "ms a batch, medians; ratio: median of alternating rounds with a bootstrap interval. FP32 is the fastest "
         f"variant found. {fed} Seeds: their ratio on a Xeon Gold 6271, one core, and whether ours is at or above it. "
         "Due: the row's floor for the tier and the threads.",
+        _SPEED_SHOWN,
+        "ms a batch, medians; ratio: FP32 / INT8. Due: the row's floor for the tier and the threads.",
     )
 
 
@@ -364,12 +383,21 @@ def plain(text: str) -> str:
     return " ".join(text.replace("\\", "\\\\").replace("`", "\\`").replace("<", "&lt;").split())
 
 
-def rich_table(table: Table) -> RichTable:
-    """The table for a terminal; cells are plain text, never markup."""
-    result = RichTable(title=table.title, caption=table.note or None, header_style="bold")
-    for column in table.columns:
-        result.add_column(column, overflow="fold")
+def rich_table(table: Table, width: int = WIDTH) -> RichTable:
+    """The table for a terminal, with the columns that are meant for one; cells are plain text, never markup.
+
+    A table with columns chosen for a terminal fits into `width`; where words are too long for that it is wider.
+    """
+    titles = table.columns if table.terminal is None else tuple(table.terminal.values())
+    places = [table.columns.index(title) for title in table.terminal or titles]
+    note = table.note if table.terminal_note is None else table.terminal_note
+    result = RichTable(title=table.title, caption=note or None, header_style="bold")
+    for title in titles:
+        result.add_column(title, overflow="fold")
     for row in table.rows:
         style = "red" if row[-1].startswith(("MISSED", "FAILED")) else None
-        result.add_row(*(Text(cell) for cell in row), style=style)
+        result.add_row(*(Text(row[place]) for place in places), style=style)
+    if table.terminal:
+        cells = [(title, *(row[place] for row in table.rows)) for place, title in zip(places, titles, strict=True)]
+        fit(result, cells, width)
     return result

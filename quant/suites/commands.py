@@ -36,7 +36,7 @@ from quant.runtime.inputs import opened, sample_input
 from quant.search.for_speed import DECISIONS, SCHEMA, optimise
 from quant.storage.files import fresh_dir
 
-__all__ = ["convert_model", "dot", "prepare", "ptq", "qat", "write_data"]
+__all__ = ["convert_model", "dot", "prepare", "ptq", "qat", "quantize", "write_data"]
 
 Json = dict[str, Any]
 
@@ -113,9 +113,8 @@ def ptq(
     """FP32 model directory + calibration data -> fake-quantized model directory, and a file with its thresholds.
 
     With `check` it is run once and compared with the FP32 model (quant.diagnosis.check), which may give a `note`.
-    The result: samples, what is odd about them (quant.datasets.remarks), fake-quantized tensors,
-    how many by which algorithm,
-    and bytes of both models. Raises DataError for data of which nothing can be learned.
+    The result: samples, what is odd about them (quant.datasets.remarks), fake-quantized tensors, how many by which
+    algorithm, and bytes of both models. Raises DataError for data of which nothing can be learned.
     """
     table = _table_place(save_table, Path(output))
     graph = load_dir(Path(model))
@@ -240,6 +239,7 @@ def convert_model(
     target: str | None = None,
     speed: Mapping[str, Any] | None = None,
     check: bool = True,
+    called: str | None = None,
 ) -> Json:
     """Fake-quantized model directory -> INT8 model directory; with `debug`, a .dot of the graph after each step.
 
@@ -249,6 +249,7 @@ def convert_model(
     on this CPU, and `decisions.json` (quant.search.for_speed); `debug` is then not taken.
     With `check` an INT8 model is run once and compared with its simulation (quant.diagnosis.check), which may give a
     `note`.
+    `called`: what errors call the model; default: its path.
     The result: op counts by type, ops that stayed FP32, bytes of both models, what became of the file's entries, and
     the decisions.
     """
@@ -274,7 +275,7 @@ def convert_model(
     with ExitStack() as stack:
         drawings = stack.enter_context(fresh_dir(Path(debug))) if debug is not None else None
         staging = stack.enter_context(fresh_dir(Path(output)))
-        stack.enter_context(about(quant_model_path))
+        stack.enter_context(about(called or quant_model_path))
         if speed is not None:
             own = quant_model_path if applied and applied.was_fp32 else speed.get("fp32_model")
             result, coverage, decisions = _fastest(graph, {**speed, "fp32_model": own}, ops_to_quantize, op_ids_to_skip)
@@ -298,6 +299,49 @@ def convert_model(
     report_progress("convert", 3, 3)
     told = {**({"table": _table_json(applied)} if applied else {}), **({"decisions": decisions} if decisions else {})}
     return {**_coverage_json(coverage), **_verdict(result), "bytes": sizes, "note": note, **told}
+
+
+def quantize(
+    model: str,
+    data: str,
+    output: str,
+    *,
+    ops_to_quantize: Sequence[str] = (),
+    op_ids_to_skip: Sequence[int] = (),
+    check: bool = True,
+    **calibration: Any,
+) -> Json:
+    """FP32 model directory + calibration data -> output/quant as `ptq` makes it and output/int8 as `convert_model`
+    does of that. Both are there, or none.
+
+    `calibration`: further arguments of `ptq`. The result: those of both, sizes of all three models.
+    """
+    with fresh_dir(Path(output)) as staging:
+        simulation = str(staging / "quant")
+        calibrated = ptq(
+            model,
+            data,
+            simulation,
+            ops_to_quantize=ops_to_quantize,
+            op_ids_to_skip=op_ids_to_skip,
+            check=check,
+            **calibration,
+        )
+        converted = convert_model(
+            simulation,
+            str(staging / "int8"),
+            ops_to_quantize=ops_to_quantize,
+            op_ids_to_skip=op_ids_to_skip,
+            called=model,
+            check=check,
+        )
+    notes = "; ".join(note for note in (calibrated["note"], converted["note"]) if note)
+    return {
+        **calibrated,
+        **converted,
+        "note": notes,
+        "bytes": {**calibrated["bytes"], **converted["bytes"]},
+    }
 
 
 def _fastest(

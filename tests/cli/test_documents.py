@@ -18,6 +18,7 @@ ELSEWHERE = {"from-the-seeds.md": "test_from_the_seeds.py, with a server of smal
 OWN = {
     "FP32_DIR": "models/resnet50",
     "QUANT_DIR": "simulated",
+    "QUANTIZED_DIR": "quantized",
     "QAT_DIR": "trained",
     "INT8_DIR": "int8_model",
     "QAT_INT8_DIR": "int8_trained",

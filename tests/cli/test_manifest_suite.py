@@ -128,6 +128,8 @@ def test_a_manifest_is_measured(suite: Callable[..., tuple[int, str, Run]], repo
     code, out, run = suite(GOOD)
     assert code == 0, out
     assert "Made here: not timed: 64 threads, but only" in out
+    assert all(len(line) <= 100 for line in out.partition("not timed")[0].splitlines()[:-1])  # the tables
+    assert out.splitlines()[-1] == "all columns, charts and history: out/report.html, out/report.md"
     assert (run.passed, run.missed, run.kind) == (True, (), "suite")
     assert run.command == f"quant suite --manifest {repository}/quant.toml"
     assert [(record.model, record.precision) for record in run.exact] == [

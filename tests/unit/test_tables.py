@@ -259,6 +259,49 @@ def test_tables_say_the_same_in_markdown() -> None:
     assert all(len(row) == len(table.columns) for table in tables for row in table.rows)
 
 
+def printed(table: report.Table, width: int = 100) -> list[str]:
+    """The lines that a terminal shows, where a log's width is 200."""
+    console = Console(file=io.StringIO(), width=200, **shared.LITERAL)
+    console.print(report.rich_table(table, width), crop=False)
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+SHOWN = {
+    "accuracy": ("Model", "ISA", "Metric", "FP32", "INT8", "Drop [95%]", "INT8 share", "Verdict"),
+    "speed": ("Model", "ISA", "Threads", "Batch", "FP32 ms", "INT8 ms", "Ratio [95%]", "Due", "Result"),
+}
+
+
+@pytest.mark.parametrize("width", [100, 80])
+@pytest.mark.parametrize("kind", SHOWN)
+def test_a_terminal_shows_what_fits_and_breaks_no_word(kind: str, width: int) -> None:
+    run = runs.suite_run()
+    table = accuracy_table(run.exact) if kind == "accuracy" else speed_table(run.timed)
+    lines = printed(table, width)
+    assert all(len(line) <= width for line in lines)
+    told = {word for line in lines for word in line.split()}
+    shown = [table.columns.index(title) for title in table.terminal or ()]
+    assert len(shown) == len(SHOWN[kind]) < len(table.columns)
+    assert {word for title in SHOWN[kind] for word in title.split()} <= told
+    for row in table.rows:
+        assert {word for place in shown for word in row[place].split()} <= told
+    if width == 100:
+        titles = next(line for line in lines if line.startswith("Model"))
+        assert titles.split() == " ".join(SHOWN[kind]).split()
+        for row in table.rows:  # only verdicts take several lines
+            assert any(" ".join(row[place] for place in shown[:-1]) in " ".join(line.split()) for line in lines)
+    text = report.section(table)
+    assert all(title in text.splitlines()[2] for title in table.columns) and table.note in text
+
+
+def test_names_too_long_for_a_terminal_stay_whole() -> None:
+    name = "a_model_of_which_somebody_chose_the_name_without_a_thought_for_tables_or_for_terminals_" * 2
+    table = report.Table("T", ("Name", "Two", "Hidden"), ((name, "x y", "hidden"),), "", {"Name": "Name", "Two": "2"})
+    lines = printed(table)
+    assert any(name in line for line in lines)
+    assert "hidden" not in " ".join(lines)
+
+
 def test_what_could_not_be_measured_is_in_the_markdown_with_its_log() -> None:
     failure = Failure("A <net>", "Paddle crashed `on` it", ("| not a table", "# no heading"))
     text = report.markdown(MACHINE, [], [], [failure])
