@@ -244,7 +244,7 @@ def _head(graph: Graph, op: Op, after: Op | None) -> Chain | None:
             return _pair(graph, op)
     else:
         return None
-    if not fits or weight not in graph.params:
+    if not fits or weight not in graph.params or data in graph.params:
         return None
     channels = graph.params[weight].shape[0 if op.type in CONVS else 1]
     if after is not None and after.type == "elementwise_add" and after.input("X") == out:

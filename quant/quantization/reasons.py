@@ -40,6 +40,8 @@ def _of_product(graph: Graph, op: Op) -> str:
     flipped = [name for name in ("trans_x", "trans_y", "transpose_X", "transpose_Y") if op.attr(name, False)]
     if weight not in graph.params:
         return "" if data not in graph.params else "its constant factor is the first one"
+    if data in graph.params:
+        return "both its factors are constants"
     if flipped:
         return f"it transposes a factor ({flipped[0]})"
     if len(graph.vars[weight].shape) != 2 or op.attr("y_num_col_dims", 1) != 1:

@@ -175,6 +175,25 @@ def looked_up(plan: Plan, ids: list[int]) -> np.ndarray:
     return plan.outputs["out"]
 
 
+@pytest.mark.parametrize(
+    ("type", "attrs", "shape"),
+    [
+        ("assign", {}, (-1, 8, 8, 8)),
+        ("dropout", {"dropout_implementation": "upscale_in_train", "is_test": True}, (-1, 8, 8, 8)),
+        ("transpose2", {"axis": [0, 2, 3, 1]}, (-1, 8, 8, 8)),
+        ("flatten_contiguous_range", {"start_axis": 1, "stop_axis": -1}, (-1, 512)),
+    ],
+)
+def test_an_input_is_given_out_as_it_came(type: str, attrs: dict, shape: tuple[int, ...], tmp_path: Path) -> None:
+    net = Net()
+    save_dir(net.graph(net.op(type, {"X": "x"}, shape=shape, **attrs), net.act("x")), tmp_path)
+    with Predictor(tmp_path, DIRECT) as direct, Predictor(tmp_path, PADDLE) as paddle:
+        for seed in range(3):
+            batch = images(2, seed)
+            for mine, its in zip(direct(batch).values(), paddle(batch).values(), strict=True):
+                np.testing.assert_array_equal(mine, its)
+
+
 def test_ids_are_looked_up_anew_at_each_run() -> None:
     graph = lookup_graph()
     plan = Program(graph).plan({"ids": np.array([[0, 0, 0]])})

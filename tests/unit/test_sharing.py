@@ -10,10 +10,11 @@ from fixtures.programs import Program
 from quant.datasets.columns import values_of
 from quant.ir.graph import Graph, Var, save_dir
 from quant.ir.passes import lower_quantizers
+from quant.metrics.scores import sqnr
 from quant.quantization.calibration import calibrate
 from quant.quantization.conversion import convert
 from quant.runtime.predictor import Predictor, Settings
-from tests.nets import NATIVE, Net
+from tests.nets import NATIVE, Net, run
 from tests.sharing import SIZE, inputs
 
 
@@ -63,16 +64,13 @@ def layers(kind: str) -> Graph:
     return program.graph([program.linear(out, param(f"w{out}", SIZE, 3), param(f"b{out}", 3)) for out in outs])
 
 
+PADDLE = Settings("int8", executor="paddle")
 NETS: dict[str, Callable[[], Graph]] = {
     "convolutions": convolutions,
     "products": products,
     "gru": lambda: layers("gru"),
     "lstm": lambda: layers("lstm"),
 }
-
-
-def stored(graph: Graph) -> list[str]:
-    return [name for name, value in graph.params.items() if value.dtype == np.int8]
 
 
 @pytest.mark.parametrize("levels", [127, 63])
@@ -84,7 +82,7 @@ def test_kernels_that_share_a_weight_agree_with_the_simulation(name: str, levels
     simulated = lower_quantizers(calibrate(graph, [batch], algo="abs_max", weight_levels=levels))
     int8, _ = convert(simulated)
     found = []
-    for model, how in ((simulated, NATIVE), (int8, Settings("int8", executor="paddle")), (int8, Settings("int8"))):
+    for model, how in ((simulated, NATIVE), (int8, PADDLE), (int8, Settings("int8"))):
         place = tmp_path / str(len(found))
         place.mkdir()
         save_dir(model, place)
@@ -94,3 +92,17 @@ def test_kernels_that_share_a_weight_agree_with_the_simulation(name: str, levels
     for expected, by_paddle, directly in zip(*found, strict=True):
         np.testing.assert_allclose(by_paddle, expected, atol=0.03 * np.abs(expected).max())
         np.testing.assert_array_equal(directly, by_paddle)
+
+
+def test_a_product_of_two_parameters_is_left_as_it_is(tmp_path: Path) -> None:
+    """Learnt queries times a weight: there is no activation to round, and nothing that writes one."""
+    net = Net()
+    factors = {"X": net.param(4, 8), "Y": net.param(8, 8)}
+    constant = net.op("matmul_v2", factors, shape=(4, 8), trans_x=False, trans_y=False)
+    graph = net.graph(net.op("matmul_v2", {"X": net.head(net.conv("x", 4), 4), "Y": constant}, shape=(-1, 8)))
+    [batch] = net.batches(1)
+    int8, coverage = convert(lower_quantizers(calibrate(graph, [batch], algo="abs_max")))
+    [kept] = [kept for kept in coverage.kept if kept.output == constant]
+    assert "both its factors are constants" in kept.reason
+    due, found = (run(model, batch, tmp_path, how) for model, how in ((graph, NATIVE), (int8, PADDLE)))
+    assert sqnr(due[0], found[0]) > 25

@@ -106,8 +106,8 @@ def _ids_are_known() -> Iterator[None]:
 class Plan:
     """The kernels for one set of input shapes, in order: `feed`, `run`, `outputs`.
 
-    `outputs` are overwritten by the next run. What is fed isn't copied, but for the ids of lookups: it must stay
-    unchanged until `run` is over.
+    `outputs` are overwritten by the next run. What is fed isn't copied, but for the ids of lookups and what is given
+    out as it came: it must stay unchanged until `run` is over.
     """
 
     def __init__(self, program: Program, inputs: Mapping[str, Array], sequences: Collection[str] = ()) -> None:
@@ -128,7 +128,7 @@ class Plan:
                 work.sequences.update((*op.writes, *last.writes))
             work.release(op)
         self.work = work
-        self.outputs = {name: work.value(name) for name in program.graph.fetches}
+        self.outputs = {name: work.steady(name) for name in program.graph.fetches}
         self.steps = work.finished()
 
     def read(self) -> dict[str, Column]:
