@@ -1,0 +1,1 @@
+"""The documents, tested: what they name exists, what is generated is current."""
