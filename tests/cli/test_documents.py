@@ -50,6 +50,7 @@ calibration = "train.bin"
 
 # What is only looked at (that its options, targets and paths exist), and why.
 NOT_RUN = {
+    r"pip (install|wheel)": "installs; tests/cli/test_wheel.py does, into an environment of its own",
     r"make \w+": "installs, and measures for minutes or hours",
     r"quant fetch": "downloads; tests/cli/test_fetch.py and test_from_the_seeds.py do, from servers of their own",
     r"quant suite --zoo": "needs what quant fetch downloads; tests/cli/test_from_the_seeds.py runs it",
@@ -89,6 +90,8 @@ def look_at(line: str, pytest_help: str) -> None:
     for program, *arguments in commands_in(line):
         if program == "quant":
             parse_quant(arguments)
+        elif program == "pip":
+            assert arguments[0] in ("install", "wheel"), line
         elif program == "make":
             done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{line}: {done.stderr}"
