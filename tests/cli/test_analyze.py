@@ -124,8 +124,8 @@ def test_bad_input_is_one_line(
 
 
 def test_a_row_knows_its_models_and_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quant.diagnosis.drift.small_of", lambda spec, progress: Path("small") / spec.name)
-    monkeypatch.setattr("quant.diagnosis.drift.data_of", lambda spec, which, progress: Path(f"{spec.format}-{which}"))
+    monkeypatch.setattr("quant.suites.diagnosed.small_of", lambda spec, progress: Path("small") / spec.name)
+    monkeypatch.setattr("quant.suites.diagnosed.data_of", lambda spec, which, progress: Path(f"{spec.format}-{which}"))
     subject = to_analyze("ernie", 64, "avx512_core_vnni")
     assert (subject.model, subject.quant) == (Path("small/ernie/int8"), Path("small/ernie/quant"))
     assert (subject.fp32, subject.format) == (Path("small/ernie/fp32"), "pairs")

@@ -194,8 +194,8 @@ def test_a_model_without_kernels_of_onednn(fails: Callable[..., str], tmp_path: 
 
 def test_rows_are_found_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The model for the tier, its input, and the FP32 model it was made of; nothing is built here."""
-    monkeypatch.setattr(profile, "full_of", lambda spec, progress: tmp_path / spec.name)
-    monkeypatch.setattr(profile, "data_of", lambda spec, which, progress: tmp_path / f"{spec.name}.data")
+    monkeypatch.setattr(diagnosed, "full_of", lambda spec, progress: tmp_path / spec.name)
+    monkeypatch.setattr(diagnosed, "data_of", lambda spec, which, progress: tmp_path / f"{spec.name}.data")
     monkeypatch.chdir(tmp_path)
     image = diagnosed.to_profile("resnet50", "avx2")
     assert (image.model, image.fp32) == (tmp_path / "resnet50" / "int8", tmp_path / "resnet50" / "fp32")
