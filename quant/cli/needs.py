@@ -129,7 +129,7 @@ def _shown(param: Any) -> str:
 # What `quant --help` lists: title -> commands.
 GROUPS: dict[str, tuple[str, ...]] = {
     "Make": ("quantize", "ptq", "convert", "qat", "tune", "preprocess", "fetch"),
-    "Measure": ("suite", "eval", "compare", "bench", "cpu", "models"),
+    "Measure": ("suite", "eval", "compare", "bench", "cpu", "models", "cache"),
     "Understand": ("analyze", "profile", "report"),
     "Gate": ("init", "gate", "history"),
 }

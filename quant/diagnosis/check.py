@@ -27,6 +27,7 @@ from quant.datasets.columns import Column, Dataset, Ragged, values_of
 from quant.diagnosis.drift import OpError
 from quant.diagnosis.drift_worker import analyze_dataset
 from quant.errors import ConversionError, DataError, ModelError
+from quant.ir.comparable import comparable, sized_by_values
 from quant.ir.graph import Graph, load_dir, run_passes, save_dir
 from quant.ir.passes import CALIBRATE, PLACE, lower_quantizers
 from quant.ir.passes.quantizers import WEIGHT_SLOT, without_quantizers
@@ -130,6 +131,10 @@ def check_simulation(exported: Graph, directory: Path, batch: Arrays, *, compare
     """
     report_kernels("")  # a crash from here on isn't one that other kernels help against
     sample, simulation = first_of(batch), load_dir(directory)
+    if _sized_by_values(exported):  # that all of it runs, too; compared is what decides how many rows come out
+        _ran(exported, sample)
+        _ran(simulation, sample)
+        exported, simulation = comparable(exported), comparable(simulation)
     due = _ran(exported, sample)
     try:
         found = _ran(simulation, sample)
@@ -241,6 +246,14 @@ def check_int8(simulation: Graph, directory: Path, source: Path, *, threads: int
     placed = run_passes(simulation, PLACE)
     sample = generated(placed, source)
     lowered = lower_quantizers(placed)
+    if _sized_by_values(lowered):
+        with tempfile.TemporaryDirectory(prefix="quant-check-") as scratch:
+            save_dir(comparable(load_dir(directory)), Path(scratch))
+            return _check_int8(comparable(placed), comparable(lowered), Path(scratch), source, sample, threads)
+    return _check_int8(placed, lowered, directory, source, sample, threads)
+
+
+def _check_int8(placed: Graph, lowered: Graph, directory: Path, source: Path, sample: Arrays, threads: int) -> str:
     try:
         due = _ran(lowered, sample)
     except (ModelError, DataError) as error:
@@ -263,6 +276,11 @@ def check_int8(simulation: Graph, directory: Path, source: Path, *, threads: int
         if min(apart, default=np.inf) < _NEAR_DB:
             notes.append(_op_by_op(placed, lowered, directory, sample, executor, min(apart)))
     return next(filter(None, notes), "")
+
+
+def _sized_by_values(graph: Graph) -> bool:
+    """Whether an output has a row for each thing found, so that two models can't be compared by it."""
+    return not sized_by_values(graph).isdisjoint(graph.fetches)
 
 
 def _executors(directory: Path, sample: Arrays, threads: int) -> tuple[Executor, ...]:
