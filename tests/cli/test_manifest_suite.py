@@ -98,7 +98,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def four_times_as_fast(contenders: Sequence[Sequence[Mapping[str, Any]]], **options: Any) -> list[dict[str, Any]]:
-    """In place of pipeline.bench: timing has tests of its own."""
+    """In place of side_by_side.bench: timing has tests of its own."""
     assert options["samples"] % options["batch"] == 0 and Path(options["data"]).is_file()
     both = zip(contenders, (0.04, 0.01), strict=True)
     return [{"run": dict(runs[0]), "seconds": [seconds] * 20} for runs, seconds in both]

@@ -212,7 +212,7 @@ def accuracy(spec, **options):
     return runs.accuracy(spec.name, isas=["avx2"])
 
 
-pipeline.accuracy = accuracy
+embedded.accuracy = accuracy
 """
 
 
