@@ -44,7 +44,7 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def four_times_as_fast(contenders: Sequence[Sequence[Mapping[str, Any]]], **options: Any) -> list[dict[str, Any]]:
-    """In place of side_by_side.bench: timing has tests of its own, and small models don't reach what full-size ones do."""
+    """In place of its bench: timing has tests of its own, and small models don't reach what full-size ones do."""
     both = zip(contenders, (0.04, 0.01), strict=True)
     return [{"run": dict(runs[0]), "seconds": [seconds] * 20} for runs, seconds in both]
 
