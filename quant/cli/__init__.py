@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-from quant.cli import analysis, caching, gating, make, manifest, measure, profiling, quantize, reporting, suites, tuning
+from quant.cli import analysis, caching, gating, make, measure, profiling, quantize, reporting, suites, tuning
 from quant.cli.shared import app, err
 from quant.errors import QuantError, file_error
 from quant.storage.files import write_text
@@ -26,7 +26,6 @@ __all__ = [
     "gating",
     "main",
     "make",
-    "manifest",
     "measure",
     "profiling",
     "quantize",

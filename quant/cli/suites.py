@@ -1,5 +1,6 @@
 """What this machine is, which rows there are, and all of them at once."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -30,9 +31,11 @@ from quant.cli.shared import (
     specs_of,
     warn_below_avx512,
 )
-from quant.errors import OptionError
+from quant.errors import ModelError, OptionError, OutputError
 from quant.evaluation.parts import Store, default_root
+from quant.process import isolate
 from quant.process.isolate import Progress
+from quant.quantization import targets
 from quant.reports import composition, published
 from quant.reports import tables as report
 from quant.reports.terminal import WIDTH
@@ -45,12 +48,14 @@ from quant.storage.files import writable_dir, write_text
 from quant.suites import embedded_suite as subjects_of
 from quant.suites import entries as manifest_suite
 from quant.suites import registry, saving
+from quant.suites.manifest import schema
+from quant.suites.manifest.draft import drafts_of, manifest_text
 from quant.suites.manifest.schema import Entry
 from quant.suites.measure import Measured, Subject, journal_of, measure
 from quant.suites.published import located
 from quant.suites.registry import ModelSpec
 
-__all__ = ["cpu_command", "models_command", "suite"]
+__all__ = ["cpu_command", "init", "models_command", "suite"]
 
 
 @app.command("cpu")
@@ -212,3 +217,41 @@ def _tell(record: Record) -> None:
     if not sys.stderr.isatty():
         what = "accuracy" if record.outcomes else "speed"
         err.print(f"{what}: {record.model} {record.precision} {record.isa} {record.threads} threads: measured")
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(help="A model directory, or one that holds several.")],
+    output: Annotated[Path, typer.Option(help="The manifest to write; one that exists is left alone.")] = Path(
+        "quant.toml"
+    ),
+    data: Annotated[Path | None, typer.Option(help="Test data with labels, if you have it.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Calibration data, if you have it.")] = None,
+) -> None:
+    """Look at models, and write a commented manifest for them: inputs, ops, what will be INT8, and keys to fill in."""
+    if os.path.lexists(output):
+        raise OutputError(f"{output}: exists already; nothing was written")
+    if not output.parent.is_dir():
+        raise OutputError(f"{output}: can't be written (No such directory)")
+    writable_dir(output.parent)
+    for option, path in (("--data", data), ("--calibration", calibration)):
+        if path is not None and not path.exists():
+            raise OptionError(f"{option}: {path}: no such file")
+    arguments = {"directory": str(directory), "weight_levels": targets.weight_levels(None)}
+    with bar() as tell:
+        found = isolate.call("quant.suites.manifest.inspection:survey", arguments, progress=tell)
+    unusable = [model["error"] for model in found if "error" in model]
+    if len(unusable) == len(found):
+        raise ModelError(unusable[0])
+    drafts = drafts_of(found, directory)
+    write_text(output, manifest_text(drafts, found, output, data, calibration))
+    for line in unusable:
+        err.print(f"warning: {line}")
+    names = ", ".join(draft.name for draft in drafts)
+    out.print(f"{output}: {len(drafts)} {'model' if len(drafts) == 1 else 'models'}: {names}", soft_wrap=True)
+    try:
+        schema.read(output)
+    except OptionError as error:
+        out.print(f"to be filled in: {error}", soft_wrap=True)
+    else:
+        out.print(f"next: quant suite --manifest {output}", soft_wrap=True)

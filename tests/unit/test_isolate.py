@@ -225,8 +225,8 @@ def shadows(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("before", ["", "sys.path.insert(0, '')", "sys.path.insert(0, os.getcwd())"])
 def test_no_module_beside_a_manifest_or_a_script_stands_for_pythons_own(before: str, shadows: Path) -> None:
     script = (
-        "import os, sys, pathlib; from quant import custom, isolate\n"
-        "custom.importable(pathlib.Path.cwd())\n"
+        "import os, sys, pathlib; from quant.datasets import user_functions; from quant.process import isolate\n"
+        "user_functions.importable(pathlib.Path.cwd())\n"
         f"{before}\n"
         "print(isolate.call('quant.cpu:cores', {}))"
     )
