@@ -152,10 +152,14 @@ def plan_of(graph: Graph, chains: Mapping[Op, Chain]) -> Plan:
     known = {group[name]: STATE_THRESHOLD for name in storage.states}
     for chain in chains.values():
         if chain.cell and _looked_up(graph, chain.data) and "" not in tables[group[chain.data]]:
-            known[group[chain.data]] = max(
-                float(np.abs(graph.params[table]).max()) for table in tables[group[chain.data]]
-            )
+            known[group[chain.data]] = max(_reach(table, graph.params[table]) for table in tables[group[chain.data]])
     return Plan(group, levels, storage.residual, known, storage.states)
+
+
+def _reach(name: str, table: NDArray[Any]) -> float:
+    """The largest magnitude in a table. Raises ModelError where it isn't finite."""
+    peaks_of(name, table, 1)
+    return float(np.abs(table).max())
 
 
 def _looked_up(graph: Graph, name: str) -> str:

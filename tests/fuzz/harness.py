@@ -47,7 +47,7 @@ class _ForkedChild:
     def __init__(
         self, arguments: Sequence[str], *, env: Mapping[str, str], pass_fds: Sequence[int] = (), **_: Any
     ) -> None:
-        assert list(arguments[1:3]) == ["-m", "quant.process.isolate"]
+        assert list(arguments[1:4]) == ["-P", "-m", "quant.process.isolate"]
         self.returncode: int | None = None
         requests, answers = os.pipe(), os.pipe()
         sys.stdout.flush()
@@ -85,7 +85,7 @@ def _serve(
     for begin, end in pairwise([2, *sorted(pass_fds), 1024]):
         os.closerange(begin + 1, end)
     sys.stdin = os.fdopen(0)
-    sys.argv = list(arguments[2:])
+    sys.argv = list(arguments[3:])
     os.environ.clear()
     os.environ.update(env)
     quant.process.isolate._main()
@@ -134,9 +134,15 @@ class Harness:
         assert ended.code == 0, ended.err
 
     def _command(self, *argv: str) -> None:
-        """A command whose journal stays, as if it had been cut off at its end."""
+        """A command whose journal and checkpoint stay, as if it had been cut off at its end."""
+        unlink = Path.unlink
+
+        def keeping(path: Path, missing_ok: bool = False) -> None:
+            if path.name != "checkpoint.npz":
+                unlink(path, missing_ok)
 
         def work() -> int:
+            Path.unlink = keeping  # type: ignore[method-assign, assignment]
             quant.storage.checkpoint.Journal.__exit__ = lambda *_: None  # type: ignore[method-assign, assignment]
             return quant.cli.main(argv)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from quant.ir.fusion import LOOKUPS, RECURRENT
 from quant.ir.graph import Graph, Op
-from quant.ir.numerics import usable
+from quant.ir.passes.quantizers import peaks_of
 
 __all__ = ["equalise_embeddings"]
 
@@ -35,7 +35,7 @@ def equalise_embeddings(graph: Graph) -> Graph:
             continue
         if any(op.attr("weight_thresholds") for op in products) or not np.isfinite(graph.params[table]).all():
             continue
-        peaks = usable(np.abs(graph.params[table]).max(0))
+        peaks = peaks_of(table, graph.params[table], 1)
         if (peaks == 1).all():
             continue
         new_table = names.param(f"{table}.equalised", np.clip(graph.params[table] / peaks, -1, 1).astype(np.float32))
